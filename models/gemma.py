@@ -1,0 +1,153 @@
+"""Gemma-2 as SANA's text encoder: instruction, token positions, attention soft-capping.
+
+Source: SANA, arXiv 2410.10629 section 3.3; Gemma 2, arXiv 2408.00118 section 2. The host's Gemma-2 classes do the work; what they lack
+is added here by subclasses: logit soft-capping, the choice of positions, and a one-file tokenizer.
+"""
+
+from typing import Any
+
+import comfy.sd1_clip
+import torch
+from comfy.text_encoders import llama
+from comfy.text_encoders.lumina2 import Gemma2BTokenizer
+from torch import Tensor
+
+# The text SANA was trained with, character for character; the quotes and the trailing space matter.
+INSTRUCTION = "\n".join(
+    [
+        'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for image generation. '
+        "Evaluate the level of detail in the user prompt:",
+        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial relationships to "
+        "create vivid and concrete scenes.",
+        "- If the prompt is already detailed, refine and enhance the existing details slightly without overcomplicating.",
+        "Here are examples of how to transform or refine prompts:",
+        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping peacefully on a warm "
+        "sunny windowsill, surrounded by pots of blooming red flowers.",
+        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing street lamps, a diverse "
+        "crowd of people in colorful clothing, and a double-decker bus passing by towering glass skyscrapers.",
+        "Please generate only the enhanced description for the prompt below and avoid including any additional commentary or evaluations:",
+        "User Prompt: ",
+    ]
+)
+CONTEXT_LENGTH = 300  # positions the transformer is given: BOS and the last 299
+ATTENTION_SOFTCAP = 50.0
+CLIP_NAME = "gemma2_2b"  # the host's prefix for this encoder in saved files
+
+
+def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs) -> Tensor:
+    """Softmax attention whose logits are bent to +-50 by tanh. q (B, h, L, d), k, v (B, g, L, d), h a multiple of g -> (B, L, h * d)."""
+    groups = heads // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = torch.tanh(scores / ATTENTION_SOFTCAP) * ATTENTION_SOFTCAP
+    if mask is not None:
+        scores = scores + mask
+    out = torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+class SoftcapAttention(llama.Attention):
+    """The host's attention layer with Gemma-2's soft-capping, whatever attention function it is handed."""
+
+    def forward(self, *args, optimized_attention=None, **kwargs):  # noqa: ARG002 - replaced on purpose
+        return super().forward(*args, optimized_attention=softcap_attention, **kwargs)
+
+
+class Gemma2(llama.Gemma2_2B):
+    """Gemma-2 with soft-capped attention; the width and depth come from `config_dict`."""
+
+    def __init__(self, config_dict: dict, dtype, device, operations):
+        super().__init__(config_dict, dtype, device, operations)
+        for layer in self.model.layers:
+            layer.self_attn = SoftcapAttention(self.model.config, device=device, dtype=dtype, ops=operations)
+
+
+class GemmaModel(comfy.sd1_clip.SDClipModel):
+    """Last hidden state after the final norm, with the attention mask."""
+
+    def __init__(self, device="cpu", dtype=None, model_options: dict[str, Any] = {}, **kwargs):  # noqa: ARG002, B006 - the host's signature
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            layer="last",
+            textmodel_json_config={},
+            special_tokens={"start": 2, "pad": 0},
+            layer_norm_hidden_state=False,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_class=Gemma2,
+            model_options=model_options,
+        )
+
+
+class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
+    """SentencePiece tokens of [instruction +] prompt, right-padded so that the last 299 positions are the prompt's."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data: dict = {}):  # noqa: B006 - the host's signature
+        super().__init__(embedding_directory, tokenizer_data, name=CLIP_NAME, tokenizer=Gemma2BTokenizer)
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        instruction: str | None = None,
+        lower_case: bool = False,
+        skip_template: bool | None = None,
+        **kwargs,
+    ) -> dict[str, list]:
+        """Token pairs of a prompt.
+
+        instruction: text put before the prompt; "" for none; None for the trained one, except before an empty prompt, which is how stock
+            text encode nodes reach us: an empty text there is a negative prompt, and negatives were never trained with it.
+        lower_case: lower the prompt's case as diffusers does. skip_template: given by the host's text generation, which wants plain tokens.
+        """
+        if skip_template is not None:
+            return super().tokenize_with_weights(text, return_word_ids, disable_weights=True, **kwargs)
+        text = text.replace("<end_of_turn>", "").strip()  # the host's tokenizer loses BOS when it meets this token
+        if lower_case:
+            text = text.lower()
+        if instruction is None:
+            instruction = INSTRUCTION if text else ""
+        length = CONTEXT_LENGTH
+        if instruction:
+            # BOS is counted twice and the instruction's last space merges with the prompt: hence the 2.
+            length += len(self.gemma2_2b.tokenizer(instruction)["input_ids"]) - 2
+        options = kwargs | {"disable_weights": True, "min_length": length}
+        tokens = super().tokenize_with_weights(instruction + text, return_word_ids, **options)
+        tokens[CLIP_NAME] = [tokens[CLIP_NAME][0][:length]]
+        return tokens
+
+    def state_dict(self) -> dict[str, Tensor]:
+        # With the encoder's own prefix CLIPSave writes weights and tokenizer into one file.
+        return {f"{CLIP_NAME}.{key}": value for key, value in super().state_dict().items()}
+
+
+class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
+    """Gemma-2 states at BOS and the last 299 positions: context (1, 300, C) and attention_mask (1, 300)."""
+
+    def __init__(self, device="cpu", dtype=None, model_options: dict[str, Any] = {}):  # noqa: B006 - the host's signature
+        super().__init__(device=device, dtype=dtype, name=CLIP_NAME, clip_model=GemmaModel, model_options=model_options)
+
+    def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None, dict[str, Tensor]]:
+        context, pooled, extra = super().encode_token_weights(token_weight_pairs)
+        if context.shape[1] > CONTEXT_LENGTH:
+            last = 1 - CONTEXT_LENGTH
+            context = torch.cat([context[:, :1], context[:, last:]], dim=1)
+            mask = extra["attention_mask"]
+            extra = extra | {"attention_mask": torch.cat([mask[:, :1], mask[:, last:]], dim=1)}
+        return context, pooled, extra
+
+
+def encode_prompts(clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False) -> tuple[list, list]:
+    """Host conditioning of a prompt and a negative prompt; only the prompt is given the instruction.
+
+    instruction: None for the trained one, "" for none. Raises ValueError when the CLIP is not SANA's text encoder.
+    """
+    if not isinstance(clip.tokenizer, SanaTokenizer):
+        raise ValueError(f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: load it with SANA Gemma Loader.")
+    before = INSTRUCTION if instruction is None else instruction
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=own, lower_case=lower_case))
+        for text, own in ((prompt, before), (negative_prompt, ""))
+    )
+    return positive, negative

@@ -1,0 +1,39 @@
+"""Layers that the linear DiT and DC-AE share: ReLU linear attention and the gated depthwise convolution.
+
+Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 section 3.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
+    """ReLU linear attention: o_n = sum_m (k_m.q_n) v_m / (sum_m k_m.q_n + eps) over non-negative q and k.
+
+    q, k, v: (B, h, d, N), computed in float32 because the sums over N overflow 16-bit formats. Returns (B, h, d, N) in float32.
+    """
+    q, k, v = F.relu(q).float(), F.relu(k).float(), v.float()
+    v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones carries the normaliser: (B, h, d + 1, N)
+    out = (v @ k.transpose(-1, -2)) @ q
+    return out[:, :, :-1] / (out[:, :, -1:] + eps)
+
+
+class GLUMBConv(nn.Module):
+    """Inverted bottleneck with a 3x3 depthwise convolution and a SiLU gate (the Mix-FFN of SANA).
+
+    forward: (B, C, H, W) -> (B, C, H, W), without norm or residual.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, dtype=None, device=None, operations: Any = None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        inner = 2 * hidden_channels
+        self.conv_inverted = operations.Conv2d(channels, inner, 1, **kw)
+        self.conv_depth = operations.Conv2d(inner, inner, 3, padding=1, groups=inner, **kw)
+        self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
+        return self.conv_point(x * F.silu(gate))

@@ -1,0 +1,232 @@
+"""Paths -> MODEL, CLIP and VAE owned by the host's memory manager: read, detect, convert, check, load strictly.
+
+The only file that logs. Every function takes `disable_dynamic`, with which the host reloads a model for its training, compile and
+multi-device nodes.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterable
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from . import convert
+from . import model_detection as detection
+from .checkpoint import Checkpoint, read_beside, read_checkpoint
+from .config import SANA_LATENT_SCALE, SanaConfig
+from .gemma import CLIP_NAME, SanaTextEncoder, SanaTokenizer
+from .supported_models import CONFIG_KEY, SanaSupported, read_config_tensor
+from .vae import SanaVAE
+
+logger = logging.getLogger(__name__)
+
+MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
+TEXT_PREFIXES = ("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "text_encoders.gemma2_2b.")
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+
+
+def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None:
+    """Raises ValueError that counts and names missing and unexpected tensors."""
+    expected, found = set(expected), set(found)
+    problems = [
+        f"{len(keys)} {kind}, such as {min(keys)}" for kind, keys in (("missing", expected - found), ("unexpected", found - expected)) if keys
+    ]
+    if problems:
+        raise ValueError(f"{name} does not fit its architecture ({'; '.join(problems)} of {len(expected)} tensors): download it again.")
+
+
+def check_shapes(name: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raises ValueError for the first tensor whose shape differs."""
+    for key, tensor in expected.items():
+        if tensor.shape != found[key].shape:
+            raise ValueError(
+                f"{name} does not fit its architecture: {key} has shape {tuple(found[key].shape)}, expected {tuple(tensor.shape)}."
+            )
+
+
+def refuse(checkpoint: Checkpoint, expected: str) -> ValueError:
+    found = detection.describe(checkpoint.state_dict)
+    return ValueError(f"{checkpoint.name} is {found}, not {expected}.")
+
+
+def prepare_sana(checkpoint: Checkpoint) -> tuple[SanaConfig, dict[str, Tensor]]:
+    """Configuration and tensors in the internal layout. Raises ValueError when the file is not a SANA transformer."""
+    state_dict = convert.strip_prefix(checkpoint.state_dict, MODEL_PREFIXES)
+    positions = state_dict["pos_embed"].shape[1] if "pos_embed" in state_dict else None
+    saved = state_dict.pop(CONFIG_KEY, None)
+    if convert.is_nvidia_sana(state_dict):
+        state_dict = convert.convert_nvidia_sana(state_dict)
+    if not detection.is_sana(state_dict):
+        raise refuse(checkpoint, "a SANA transformer")
+    source = dict(checkpoint.config)
+    scheduler = read_beside(checkpoint.path, "scheduler", "scheduler_config.json")
+    if "flow_shift" in scheduler:
+        source["flow_shift"] = scheduler["flow_shift"]
+    if saved is not None:
+        source |= read_config_tensor(saved)
+    return detection.detect_sana(state_dict, checkpoint.name, source, positions), state_dict
+
+
+def inference_dtypes(config: SanaConfig) -> list[torch.dtype]:
+    """Formats to compute in, best first: float16 for what was trained in it, else bfloat16; float32 where neither is fast."""
+    return [torch.float16 if config.clamp_attention else torch.bfloat16, torch.float32]
+
+
+def load_sana(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """SANA transformer from a file or folder.
+
+    options: "dtype" torch.dtype of the weights or None, "shift" flow shift or None, "clamp" bool or None; None is the checkpoint's own.
+    Raises ValueError or FileNotFoundError with one sentence for what cannot be loaded.
+    """
+    options = options or {}
+    checkpoint = read_checkpoint(path, "transformer")
+    config, state_dict = prepare_sana(checkpoint)
+    if options.get("shift") is not None:
+        config = dataclasses.replace(config, shift=options["shift"])
+    if options.get("clamp") is not None:
+        config = dataclasses.replace(config, clamp_attention=options["clamp"])
+
+    state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
+    supported = SanaSupported(config, inference_dtypes(config))
+    supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    load_device = comfy.model_management.get_torch_device()
+    dtype = options.get("dtype")
+    if dtype is None:
+        weight_dtype = None if supported.quant_config else comfy.utils.weight_dtype(state_dict)
+        dtype = comfy.model_management.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(state_dict),
+            supported_dtypes=list(supported.supported_inference_dtypes),
+            weight_dtype=weight_dtype,
+        )
+    cast_from = None if supported.quant_config else dtype
+    manual_cast = comfy.model_management.unet_manual_cast(cast_from, load_device, supported.supported_inference_dtypes)
+    supported.set_inference_dtype(dtype, manual_cast, device=load_device)
+
+    offload_device = comfy.model_management.unet_offload_device()
+    model = supported.get_model(state_dict)
+    expected = model.diffusion_model.state_dict()
+    if supported.quant_config is None:
+        check_keys(checkpoint.name, expected, state_dict)
+        check_shapes(checkpoint.name, expected, state_dict)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_sana, (path, options))
+    family = "SANA-Sprint" if config.guidance_embeds else "SANA-1.5" if config.qk_norm else "SANA"
+    logger.info(
+        "SANA: %s is %s, width %d, depth %d, native %d px, weights %s, computed in %s",
+        checkpoint.name, family, config.hidden_size, config.depth, 32 * config.sample_size, dtype, model.get_dtype_inference(),
+    )  # fmt: skip
+    return patcher
+
+
+def find_tokenizer(path: str) -> Tensor | None:
+    """Bytes of the tokenizer.model beside the weights or in the tokenizer folder of a diffusers model, as a uint8 tensor."""
+    folder = os.path.dirname(path)
+    for candidate in (os.path.join(folder, "tokenizer.model"), os.path.join(os.path.dirname(folder), "tokenizer", "tokenizer.model")):
+        if os.path.isfile(candidate):
+            with open(candidate, "rb") as file:
+                return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    return None
+
+
+def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """SANA's text encoder from a file or folder.
+
+    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with one sentence.
+    """
+    options = options or {}
+    checkpoint = read_checkpoint(path, "text_encoder")
+    spiece = find_spiece(checkpoint.state_dict)
+    state_dict = convert.strip_prefix(checkpoint.state_dict, TEXT_PREFIXES)
+    ignored = ("spiece_model", "logit_scale", "lm_head.weight")
+    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(ignored)}
+    if "embed_tokens.weight" in state_dict:
+        state_dict = {f"model.{key}": tensor for key, tensor in state_dict.items()}
+    if not detection.is_gemma2(state_dict):
+        raise refuse(checkpoint, "a Gemma-2 text encoder")
+    spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
+    if spiece is None:
+        raise FileNotFoundError(
+            f"{checkpoint.name} has no tokenizer inside, and there is no tokenizer.model beside it: put Gemma's tokenizer.model in its folder."
+        )
+
+    state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
+    model_config = detection.detect_gemma2(state_dict)
+    found = comfy.sd.llama_detect([state_dict])
+    model_options = {
+        "dtype": options.get("dtype") or found.get("dtype_llama", torch.bfloat16),
+        f"{CLIP_NAME}_model_config": model_config,
+        "quantization_metadata": found.get("llama_quantization_metadata"),
+    }
+    target = comfy.supported_models_base.ClipTarget(SanaTokenizer, SanaTextEncoder)
+    clip = comfy.sd.CLIP(
+        target,
+        tokenizer_data={"spiece_model": spiece},
+        parameters=comfy.utils.calculate_parameters(state_dict),
+        model_options=model_options,
+        disable_dynamic=disable_dynamic,
+    )
+    if model_options["quantization_metadata"] is None:
+        expected = clip.cond_stage_model.gemma2_2b.transformer.state_dict()
+        check_keys(checkpoint.name, expected, state_dict)
+        check_shapes(checkpoint.name, expected, state_dict)
+    clip.load_sd(state_dict)
+    vocab_size = clip.tokenizer.gemma2_2b.tokenizer.tokenizer.get_piece_size()
+    if vocab_size > model_config["vocab_size"]:
+        raise ValueError(
+            f"The tokenizer of {checkpoint.name} has {vocab_size} pieces but the model embeds {model_config['vocab_size']}: "
+            "put the tokenizer.model of this very model beside it."
+        )
+    clip.patcher.cached_patcher_init = (load_gemma_patcher, (path, options))
+    logger.info("SANA: %s is Gemma-2, width %d, weights %s", checkpoint.name, model_config["hidden_size"], model_options["dtype"])
+    return clip
+
+
+def find_spiece(state_dict: dict[str, Tensor]) -> Tensor | None:
+    return next((tensor for key, tensor in state_dict.items() if key.endswith("spiece_model")), None)
+
+
+def load_gemma_patcher(path: str, options: dict | None = None, disable_dynamic: bool = False):
+    return load_gemma(path, options, disable_dynamic).patcher
+
+
+def load_dc_ae(path: str, options: dict | None = None, device=None) -> SanaVAE:
+    """DC-AE from a file or folder.
+
+    options: "dtype" torch.bfloat16, torch.float32 or None for the device's best. Raises ValueError or FileNotFoundError with one sentence.
+    """
+    options = options or {}
+    checkpoint = read_checkpoint(path, "vae")
+    state_dict = convert.strip_prefix(checkpoint.state_dict, VAE_PREFIXES)
+    if convert.is_original_dc_ae(state_dict):
+        state_dict = convert.convert_original_dc_ae(state_dict)
+    if not detection.is_dc_ae(state_dict):
+        raise refuse(checkpoint, "a DC-AE autoencoder")
+    config = detection.detect_dc_ae(state_dict, checkpoint.config)
+    if abs(config.scaling_factor - SANA_LATENT_SCALE) > 1e-6 or config.latent_channels != 32:
+        raise ValueError(
+            f"{checkpoint.name} is a DC-AE with {config.latent_channels} latent channels and scaling factor {config.scaling_factor}; "
+            f"SANA's has 32 and {SANA_LATENT_SCALE}: use dc-ae-f32c32-sana-1.0 or 1.1."
+        )
+    with torch.device("meta"):
+        expected = SanaVAE.network(config).state_dict()
+    check_keys(checkpoint.name, expected, state_dict)
+    check_shapes(checkpoint.name, expected, state_dict)
+    vae = SanaVAE(config, state_dict, options.get("dtype"), device)
+    vae.patcher.cached_patcher_init = (load_dc_ae_patcher, (path, options))
+    logger.info("SANA: %s is DC-AE f32c32, computed in %s", checkpoint.name, vae.vae_dtype)
+    return vae
+
+
+def load_dc_ae_patcher(path: str, options: dict | None = None, device=None, disable_dynamic: bool = False):  # noqa: ARG001 - the host's call
+    return load_dc_ae(path, options, device).patcher

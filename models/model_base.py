@@ -1,0 +1,70 @@
+"""SANA as a host model: which conditioning reaches the network, and what is refused on the way in and out."""
+
+import comfy.conds
+import comfy.model_base
+import torch
+from comfy.model_base import BaseModel, ModelType
+from torch import Tensor
+
+from .model_sampling import ModelSamplingSana
+from .sana import Sana
+
+DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
+UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond"
+
+
+class SanaModel(comfy.model_base.ErnieImage):
+    """SANA, SANA-1.5 and SANA-Sprint.
+
+    The base class is chosen for its name alone: the host lists "transformer.<layer>" as LoRA names for it, which is what trainers write
+    for SANA. Nothing else of it is used, hence the explicit calls to BaseModel.
+    """
+
+    def __init__(self, model_config, device=None):
+        BaseModel.__init__(self, model_config, ModelType.FLOW, device=device, unet_model=Sana)
+        self.model_sampling = ModelSamplingSana(model_config)
+
+    @property
+    def is_sprint(self) -> bool:
+        return self.diffusion_model.config.guidance_embeds
+
+    def extra_conds(self, **kwargs) -> dict:
+        conds = BaseModel.extra_conds(self, **kwargs)
+        # Regular, so that a batch holds equal shapes only: repeating tokens to a common length would break the mask.
+        conds["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
+        if kwargs.get("attention_mask") is not None:
+            conds["attention_mask"] = comfy.conds.CONDRegular(kwargs["attention_mask"])
+        if self.is_sprint:
+            conds["guidance"] = comfy.conds.CONDRegular(torch.tensor([float(kwargs.get("guidance", DEFAULT_GUIDANCE))]))
+        return conds
+
+    def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
+        if self.is_sprint:
+            return timestep / self.model_sampling.multiplier  # the network embeds sigma itself
+        # SANA was trained on whole timesteps; the offset absorbs float32 rounding of a sigma that is one.
+        return torch.trunc(timestep + 1e-3)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        if self.is_sprint and UNCONDITIONAL in transformer_options.get("cond_or_uncond", []):
+            raise ValueError(
+                "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the sampler, "
+                "and the guidance scale with the FluxGuidance node."
+            )
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    def process_latent_in(self, latent: Tensor) -> Tensor:
+        channels = self.latent_format.latent_channels
+        if latent.shape[1] != channels:
+            raise ValueError(
+                f"This latent has {latent.shape[1]} channels where SANA needs {channels}: encode the image with a DC-AE "
+                "(SANA DC-AE Loader), not with another model's VAE."
+            )
+        return super().process_latent_in(latent)
+
+    def process_latent_out(self, latent: Tensor) -> Tensor:
+        if not torch.isfinite(latent).all():
+            raise ValueError(
+                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with another weight_dtype "
+                "(bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 with clamp on for the float16 ones)."
+            )
+        return super().process_latent_out(latent)

@@ -1,0 +1,191 @@
+"""Tensor names and shapes -> configuration. Shapes decide; config.json and the file name only what tensors cannot tell.
+
+Source: key lists of the released checkpoints in NVIDIA's, diffusers' and the DC-AE authors' layouts.
+"""
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+from .config import (
+    CROSS_ATTENTION_HEADS,
+    SANA_LATENT_SCALE,
+    SELF_ATTENTION_HEAD_DIM,
+    DCAEConfig,
+    DCAEHalfConfig,
+    SanaConfig,
+)
+
+StateDict = Mapping[str, Tensor]
+
+# What a user is likely to hand over by mistake: a key that gives the family away, and its name.
+FOREIGN_KEYS = {
+    "decoder.up_blocks.5.0.attn.to_qkv_multiscale.0.proj_in.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.stages.0.op_list.0.main.conv1.conv.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "layers.0.pre_feedforward_layernorm.weight": "a Gemma text encoder (use SANA Gemma Loader)",
+    "model.layers.0.pre_feedforward_layernorm.weight": "a Gemma text encoder (use SANA Gemma Loader)",
+    "patch_embed.proj.weight+caption_norm.weight": "a SANA transformer (use SANA Model Loader)",
+    "x_embedder.proj.weight+attention_y_norm.weight": "a SANA transformer (use SANA Model Loader)",
+    "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
+    "controlnet.0.before_proj.weight": "a SANA checkpoint with a ControlNet merged in, which this version does not load",
+    "blocks.0.mlp.fc1.weight": "a PixArt model (use the host's own loader)",
+    "double_blocks.0.img_attn.qkv.weight": "a Flux-like model (use the host's own loader)",
+    "joint_blocks.0.x_block.attn.qkv.weight": "a Stable Diffusion 3 model (use the host's own loader)",
+    "input_blocks.0.0.weight": "a Stable Diffusion UNet (use the host's own loader)",
+    "model.diffusion_model.input_blocks.0.0.weight": "a Stable Diffusion checkpoint (use the host's own loader)",
+    "decoder.conv_in.weight+decoder.mid.block_1.conv1.weight": "another family's VAE (use the host's own VAE loader)",
+    "decoder.mid_block.resnets.0.conv1.weight": "another family's VAE (use the host's own VAE loader)",
+    "text_model.encoder.layers.0.mlp.fc1.weight": "a CLIP text encoder (use the host's own loader)",
+    "encoder.block.0.layer.0.SelfAttention.k.weight": "a T5 text encoder (use the host's own loader)",
+}
+
+GEMMA_HEAD_DIM = 256  # of every Gemma-2 2B; not readable off a shape
+FLOAT16_TRAINED = re.compile(r"sana_(600m_(512|1024)px|1600m_(512|1024)px)(?!.*bf16)", re.IGNORECASE)
+
+
+def describe(state_dict: StateDict) -> str:
+    """What a state dict seems to be, for an error message."""
+    for keys, family in FOREIGN_KEYS.items():
+        if all(key in state_dict for key in keys.split("+")):
+            return family
+    if any("lora_" in key for key in state_dict):
+        return "a LoRA (load it with a LoRA node)"
+    first = sorted(state_dict)[:2]
+    return f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "an empty file"
+
+
+def depth_of(state_dict: StateDict, prefix: str) -> int:
+    """1 + the highest index N among keys `<prefix>N.`; 0 when there is none."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return 1 + max((int(match[1]) for match in map(pattern.match, state_dict) if match), default=-1)
+
+
+def is_sana(state_dict: StateDict) -> bool:
+    """True for a SANA image transformer in the internal layout."""
+    patch = state_dict.get("patch_embed.proj.weight")
+    required = ("caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight", "transformer_blocks.0.attn1.to_q.weight")
+    return patch is not None and patch.ndim == 4 and all(key in state_dict for key in required)
+
+
+def native_sample_size(name: str, source_config: Mapping[str, Any], positions: int | None) -> int:
+    """Latent side the model was trained at: from config.json, the length of a saved position table, or the file name; else 1024 px."""
+    if "sample_size" in source_config:
+        return int(source_config["sample_size"])
+    if positions is not None:
+        return isqrt(positions)
+    for pattern, size in ((r"4kpx|4096", 128), (r"2kpx|2048", 64), (r"512px", 16)):
+        if re.search(pattern, name, re.IGNORECASE):
+            return size
+    return 32
+
+
+def float16_trained(name: str) -> bool:
+    """True when the file name is that of a release trained in float16, which saturates at its limit whatever it is computed in."""
+    return FLOAT16_TRAINED.search(name) is not None
+
+
+def detect_sana(
+    state_dict: StateDict, name: str = "", source_config: Mapping[str, Any] | None = None, positions: int | None = None
+) -> SanaConfig:
+    """Configuration of a SANA transformer in the internal layout.
+
+    name: file or folder name, used only for what tensors cannot tell. source_config: diffusers' config.json, with the optional extra key
+    "flow_shift" of its scheduler. positions: length of NVIDIA's `pos_embed` buffer. Raises ValueError when the cross-attention heads
+    cannot be known.
+    """
+    source = source_config or {}
+    size, in_channels = state_dict["patch_embed.proj.weight"].shape[:2]
+    heads = source.get("num_cross_attention_heads", CROSS_ATTENTION_HEADS.get(size))
+    if heads is None:
+        raise ValueError(
+            f"{name} is a SANA transformer of width {size}, whose number of cross-attention heads no tensor tells: "
+            "put its config.json beside the weights."
+        )
+    sample_size = native_sample_size(name, source, positions)
+    if "sample_size" in source:
+        interpolation = source.get("interpolation_scale")
+    else:
+        interpolation = {64: 1.0, 128: 2.0}.get(sample_size)  # 512 and 1024 px models have no positional embedding
+    if "flow_shift" in source:
+        shift = source["flow_shift"]
+    elif re.search(r"sana_600m_1024px", name, re.IGNORECASE):
+        shift = 4.0
+    else:
+        shift = 6.0 if sample_size >= 128 else 3.0
+    qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in state_dict
+    return SanaConfig(
+        hidden_size=size,
+        depth=depth_of(state_dict, "transformer_blocks."),
+        num_cross_attention_heads=int(heads),
+        caption_channels=state_dict["caption_projection.linear_1.weight"].shape[1],
+        mlp_hidden_size=state_dict["transformer_blocks.0.ff.conv_inverted.weight"].shape[0] // 2,
+        in_channels=in_channels,
+        out_channels=state_dict["proj_out.weight"].shape[0],
+        qk_norm=qk_norm,
+        guidance_embeds="time_embed.guidance_embedder.linear_1.weight" in state_dict,
+        guidance_embeds_scale=float(source.get("guidance_embeds_scale", 0.1)),
+        interpolation_scale=None if interpolation is None else float(interpolation),
+        sample_size=sample_size,
+        shift=float(shift),
+        clamp_attention=source.get("clamp_attention", True if float16_trained(name) and not qk_norm else None),
+    )
+
+
+def is_dc_ae(state_dict: StateDict) -> bool:
+    """True for a DC-AE in the internal layout."""
+    return "encoder.down_blocks.0.0.conv1.weight" in state_dict and "decoder.norm_out.bias" in state_dict and "encoder.conv_out.weight" in state_dict
+
+
+def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfConfig:
+    stages = depth_of(state_dict, prefix)
+    types, widths, layers, kernels = [], [], [], []
+    for stage in range(stages):
+        below = f"{prefix}{stage}."
+        resample = stage + 1 < stages  # every stage but the innermost holds one up- or downsampler among its blocks
+        first = 1 if up and resample else 0
+        layers.append(depth_of(state_dict, below) - resample)
+        is_res = f"{below}{first}.conv1.weight" in state_dict
+        types.append("ResBlock" if is_res else "EfficientViTBlock")
+        widths.append(state_dict[f"{below}{first}.conv1.weight" if is_res else f"{below}{first}.attn.to_q.weight"].shape[0])
+        scales = depth_of(state_dict, f"{below}{first}.attn.to_qkv_multiscale.")
+        kernels.append(
+            tuple(state_dict[f"{below}{first}.attn.to_qkv_multiscale.{i}.proj_in.weight"].shape[-1] for i in range(scales))
+        )
+    return DCAEHalfConfig(tuple(types), tuple(widths), tuple(layers), tuple(kernels))
+
+
+def detect_dc_ae(state_dict: StateDict, source_config: Mapping[str, Any] | None = None) -> DCAEConfig:
+    """Configuration of a DC-AE in the internal layout; widths and depths of both halves from shapes."""
+    source = source_config or {}
+    return DCAEConfig(
+        image_channels=state_dict["encoder.conv_in.weight"].shape[1],
+        latent_channels=state_dict["encoder.conv_out.weight"].shape[0],
+        attention_head_dim=int(source.get("attention_head_dim", SELF_ATTENTION_HEAD_DIM)),
+        scaling_factor=float(source.get("scaling_factor", SANA_LATENT_SCALE)),
+        encoder=detect_dc_ae_half(state_dict, "encoder.down_blocks.", up=False),
+        decoder=detect_dc_ae_half(state_dict, "decoder.up_blocks.", up=True),
+    )
+
+
+def is_gemma2(state_dict: StateDict) -> bool:
+    """True for a Gemma-2 decoder with keys below `model.`; Gemma 1 has no norm before the FFN, Gemma 3 has q_norm."""
+    first = "model.layers.0."
+    required = ("model.embed_tokens.weight", f"{first}pre_feedforward_layernorm.weight", f"{first}self_attn.q_proj.weight")
+    return all(key in state_dict for key in required) and f"{first}self_attn.q_norm.weight" not in state_dict
+
+
+def detect_gemma2(state_dict: StateDict) -> dict[str, int]:
+    """Fields of the host's Gemma-2 configuration."""
+    vocab_size, hidden_size = state_dict["model.embed_tokens.weight"].shape
+    first = "model.layers.0."
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": state_dict[f"{first}mlp.gate_proj.weight"].shape[0],
+        "num_hidden_layers": depth_of(state_dict, "model.layers."),
+        "num_attention_heads": state_dict[f"{first}self_attn.q_proj.weight"].shape[0] // GEMMA_HEAD_DIM,
+        "num_key_value_heads": state_dict[f"{first}self_attn.k_proj.weight"].shape[0] // GEMMA_HEAD_DIM,
+    }

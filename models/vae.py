@@ -1,0 +1,166 @@
+"""DC-AE as a host VAE: every method of the host's class works on it, with its own ratios, tiles and memory estimates."""
+
+import logging
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor
+
+from .config import DCAEConfig
+from .dc_ae import AutoencoderDC
+
+RATIO = 32
+# Peak bytes of activations per image pixel and byte of dtype, measured by benchmarks/memory.py on the released widths.
+DECODE_MEMORY = 2050.0
+ENCODE_MEMORY = 1300.0
+# 1024 px tiles with 128 px overlap: with 512 px ones the attention, global per tile, leaves visible seams in plain areas.
+TILE = 32
+OVERLAP = 4
+
+
+@contextmanager
+def muted(message: str):
+    """Drops one message of the host's root logger."""
+    root = logging.getLogger()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return message not in record.getMessage()
+
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
+
+
+def require_finite(tensor: Tensor, stage: str, cure: str) -> None:
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{stage} holds NaN or infinity: {cure}.")
+
+
+class SanaVAE(comfy.sd.VAE):
+    """The host's VAE around DC-AE. Latents are raw, as in the host's other families: the model applies the scale.
+
+    encode: image (B, H, W, 3) in [0, 1] -> (B, 32, H/32, W/32), cropped to a multiple of 32. decode: the reverse.
+    """
+
+    def __init__(self, config: DCAEConfig, state_dict: dict, dtype: torch.dtype | None = None, device=None):
+        with muted("No VAE weights detected"):
+            super().__init__(sd={})  # the host fills in its own defaults and stops for want of weights it knows
+        self.latent_channels = config.latent_channels
+        self.downscale_ratio = self.upscale_ratio = RATIO
+        self.working_dtypes = [torch.bfloat16, torch.float32]
+        self.memory_used_decode = lambda shape, dtype: memory_used(shape[-2:], RATIO**2 * DECODE_MEMORY, dtype)
+        self.memory_used_encode = lambda shape, dtype: memory_used(shape[-2:], ENCODE_MEMORY, dtype)
+
+        self.device = comfy.model_management.vae_device() if device is None else device
+        offload_device = comfy.model_management.vae_offload_device()
+        dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
+        self.vae_dtype = dtype if dtype in self.working_dtypes else torch.float32  # DC-AE overflows in float16
+        self.first_stage_model = self.network(config).eval().to(self.vae_dtype)
+        comfy.model_management.archive_model_dtypes(self.first_stage_model)
+        self.output_device = comfy.model_management.intermediate_device()
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=offload_device
+        )
+        self.first_stage_model.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
+        self.model_size()
+
+    @staticmethod
+    def network(config: DCAEConfig) -> AutoencoderDC:
+        return AutoencoderDC(config, operations=comfy.ops.manual_cast)
+
+    def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
+        return super().decode_tiled_(samples, tile_x, tile_y, overlap)
+
+    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = TILE * RATIO, tile_y: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
+        return super().encode_tiled_(pixel_samples, tile_x, tile_y, overlap)
+
+    def fits(self, memory: float) -> bool:
+        """Whether a pass that needs `memory` bytes besides the weights can run on the device at all."""
+        return memory + self.model_size() < comfy.model_management.get_total_memory(self.device)
+
+    def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
+        self.check_latent(samples_in)
+        if not self.fits(self.memory_used_decode(samples_in.shape, self.vae_dtype)):
+            return self.decode_tiled(samples_in)
+        return self.decode_whole(samples_in, vae_options)
+
+    def decode_whole(self, samples: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
+        self.check_latent(samples)
+        images = super().decode(samples, vae_options)
+        require_finite(images, "The image decoded by DC-AE", "load the autoencoder in bfloat16 or float32")
+        return images
+
+    def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
+        self.check_latent(samples)
+        images = super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+        require_finite(images, "The image decoded by DC-AE", "load the autoencoder in bfloat16 or float32")
+        return images
+
+    def check_latent(self, samples: Tensor) -> None:
+        if samples.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"This latent has {samples.shape[1]} channels where DC-AE decodes {self.latent_channels}: "
+                "it comes from another model, so use that model's VAE."
+            )
+        require_finite(samples, "The latent to decode", "look for the stage that made it, often a float16 model; use bfloat16 there")
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        self.check_size(pixel_samples)
+        if not self.fits(self.memory_used_encode((*pixel_samples.shape[:-3], 3, *pixel_samples.shape[-3:-1]), self.vae_dtype)):
+            return self.encode_tiled(pixel_samples)
+        return self.encode_whole(pixel_samples)
+
+    def encode_whole(self, pixels: Tensor) -> Tensor:
+        self.check_size(pixels)
+        return super().encode(pixels)
+
+    def encode_tiled(self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
+        self.check_size(pixel_samples)
+        return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+
+    def check_size(self, pixels: Tensor) -> None:
+        if min(pixels.shape[1:3]) < RATIO:
+            raise ValueError(f"This image is {pixels.shape[2]} x {pixels.shape[1]} px; DC-AE needs at least {RATIO} px a side: scale it up.")
+
+
+def memory_used(size: tuple[int, ...], bytes_per_position: float, dtype: torch.dtype) -> float:
+    """Bytes of activations for one image, from its height and width in positions."""
+    return size[0] * size[1] * bytes_per_position * comfy.model_management.dtype_size(dtype)
+
+
+def require_dc_ae(vae: comfy.sd.VAE) -> None:
+    if not isinstance(vae, SanaVAE):
+        raise ValueError(f"This VAE is {type(vae).__name__}, not DC-AE: load SANA's autoencoder with SANA DC-AE Loader.")
+
+
+def tile_arguments(tile_size: int, overlap: int, unit: int) -> dict[str, int]:
+    """Tile arguments of the host in units of its tensor; both sizes in pixels, the overlap at most a quarter of the tile."""
+    tile = max(tile_size // RATIO, 4) * RATIO // unit
+    return {"tile_x": tile, "tile_y": tile, "overlap": min(overlap // unit, tile // 4)}
+
+
+def decode_image(vae: SanaVAE, samples: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
+    """Latent (B, 32, h, w) -> image (B, 32h, 32w, 3) in [0, 1].
+
+    tiling: "auto" tiles when the device's memory would not do, "on" always, "off" only after it has run out. Raises ValueError for a VAE
+    or latent of another family and for values that are not finite.
+    """
+    require_dc_ae(vae)
+    if tiling == "on":
+        return vae.decode_tiled(samples, **tile_arguments(tile_size, overlap, RATIO))
+    return vae.decode(samples) if tiling == "auto" else vae.decode_whole(samples)
+
+
+def encode_image(vae: SanaVAE, pixels: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
+    """Image (B, H, W, 3) in [0, 1] -> raw latent (B, 32, H/32, W/32), cropped to a multiple of 32. `tiling` as in `decode_image`."""
+    require_dc_ae(vae)
+    if tiling == "on":
+        return vae.encode_tiled(pixels, **tile_arguments(tile_size, overlap, 1))
+    return vae.encode(pixels) if tiling == "auto" else vae.encode_whole(pixels)

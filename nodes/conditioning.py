@@ -1,0 +1,64 @@
+"""Text encoding: prompt and negative prompt -> CONDITIONING."""
+
+from comfy_api.latest import io
+
+from ..models.gemma import encode_prompts
+
+
+class SanaNativeGemmaEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeGemmaEncode",
+            display_name="SANA Gemma Encode",
+            category="model/conditioning/sana",
+            description="Encodes prompt and negative prompt as SANA was trained: the instruction before the prompt, none before the negative.",
+            search_aliases=["sana prompt", "gemma text encode", "clip text encode"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="Gemma-2 from SANA Gemma Loader."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw. The first 299 tokens count, about 200 English words.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What to avoid; acts when the sampler's cfg is above 1. SANA-Sprint does not use it.",
+                ),
+                io.Combo.Input(
+                    "instruction",
+                    options=["on", "off", "custom"],
+                    default="on",
+                    tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for LoRAs trained without it. "
+                    "custom: the text below.",
+                ),
+                io.String.Input(
+                    "custom_instruction",
+                    multiline=True,
+                    default="",
+                    advanced=True,
+                    tooltip="Text put before the prompt when instruction is custom, without any separator added.",
+                ),
+                io.Boolean.Input(
+                    "lower_case",
+                    default=False,
+                    advanced=True,
+                    tooltip="Lowers the case of both prompts, as diffusers does; NVIDIA's own pipeline keeps it.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt's 300 positions with their mask."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt's 300 positions with their mask."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip, prompt: str, negative_prompt: str, instruction: str, custom_instruction: str, lower_case: bool
+    ) -> io.NodeOutput:
+        own_text = {"on": None, "off": "", "custom": custom_instruction}[instruction]
+        return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, own_text, lower_case))

@@ -1,0 +1,134 @@
+"""Loader nodes: a name from a list -> MODEL, CLIP, VAE."""
+
+import torch
+from comfy_api.latest import io
+
+from ..models.loader import load_dc_ae, load_gemma, load_sana
+from .files import list_names, resolve
+
+DTYPES = {
+    "auto": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+WIDE_DTYPES = ["auto", "bfloat16", "float32"]  # what Gemma and DC-AE stand; both overflow in float16
+CLAMP = {"auto": None, "on": True, "off": False}
+CATEGORY = "model/loaders"
+
+
+class SanaNativeModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeModelLoader",
+            display_name="SANA Model Loader",
+            category=CATEGORY,
+            description="Loads a SANA, SANA-1.5 or SANA-Sprint transformer from a single file or a diffusers folder.",
+            search_aliases=["sana", "sana loader", "sana sprint", "load diffusion model", "unet"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=list_names("diffusion_models", "transformer"),
+                    tooltip="File in models/diffusion_models (.safetensors or NVIDIA's .pth; any shard of a set), or a diffusers folder "
+                    "in models/diffusers, shown with a slash at its end.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(DTYPES),
+                    default="auto",
+                    tooltip="Number format of the weights. auto: float16 for checkpoints trained in it, bfloat16 for the others, float32 "
+                    "where the device is not fast at those. The fp8 formats halve the memory and cost some quality.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0 takes the checkpoint's own "
+                    "(3, or 6 at 4K). Without effect on SANA-Sprint.",
+                ),
+                io.Combo.Input(
+                    "clamp",
+                    options=list(CLAMP),
+                    default="auto",
+                    advanced=True,
+                    tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in float16, which "
+                    "depend on it in every format.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, for any sampler node.")],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str, shift: float, clamp: str) -> io.NodeOutput:
+        options = {"dtype": DTYPES[weight_dtype], "shift": shift or None, "clamp": CLAMP[clamp]}
+        return io.NodeOutput(load_sana(resolve(model_name, "diffusion_models", "transformer"), options))
+
+
+class SanaNativeGemmaLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeGemmaLoader",
+            display_name="SANA Gemma Loader",
+            category=CATEGORY,
+            description="Loads Gemma-2-2b-it, SANA's text encoder, from a single file or a diffusers folder.",
+            search_aliases=["gemma", "gemma 2", "sana text encoder", "load clip"],
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder_name",
+                    options=list_names("text_encoders", "text_encoder"),
+                    tooltip="File in models/text_encoders, or a diffusers folder in models/diffusers, shown with a slash at its end. "
+                    "The tokenizer is read from the file itself or from a tokenizer.model beside it.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=WIDE_DTYPES,
+                    default="auto",
+                    tooltip="Number format of the weights; auto keeps the file's. Computation is in float32 either way, because Gemma "
+                    "overflows in float16.",
+                ),
+            ],
+            outputs=[io.Clip.Output(tooltip="The text encoder, for SANA Gemma Encode or any CLIP Text Encode node.")],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder_name: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_gemma(resolve(text_encoder_name, "text_encoders", "text_encoder"), {"dtype": DTYPES[dtype]}))
+
+
+class SanaNativeDCAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeDCAELoader",
+            display_name="SANA DC-AE Loader",
+            category=CATEGORY,
+            description="Loads DC-AE f32c32, SANA's 32x autoencoder, from a single file or a diffusers folder.",
+            search_aliases=["dc-ae", "dcae", "sana vae", "load vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=list_names("vae", "vae"),
+                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0 or 1.1, either key layout), or a diffusers folder in "
+                    "models/diffusers, shown with a slash at its end.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=WIDE_DTYPES,
+                    default="auto",
+                    tooltip="Number format to compute in. auto: bfloat16 where the device is fast at it, else float32; never float16, "
+                    "in which DC-AE gives black images.",
+                ),
+            ],
+            outputs=[io.Vae.Output(tooltip="The autoencoder, for any VAE Encode or VAE Decode node.")],
+        )
+
+    @classmethod
+    def execute(cls, vae_name: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_dc_ae(resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]}))

@@ -1,0 +1,183 @@
+"""Schedules, samplers, and one block that picks both for the model it is given."""
+
+import comfy.samplers
+from comfy_api.latest import io
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+from ..samplers.flow_dpm import sample_flow_dpm
+from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
+from ..samplers.scm import sample_scm
+
+SCHEDULERS = "model/sampling/schedulers"
+SAMPLERS = "model/sampling/samplers"
+FLOW_GRIDS = {"flow_dpm": get_sigmas_flow_dpm, "flow_euler": get_sigmas_flow_euler}
+DENOISE_TOOLTIP = "Share of the schedule that is run: 1 draws from pure noise, less keeps that much of the given latent."
+
+
+def model_shift(model) -> float:
+    return float(model.get_model_object("model_sampling").shift)
+
+
+def solver_for(model, steps: int, denoise: float):
+    """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest."""
+    if getattr(model.model, "is_sprint", False):
+        return comfy.samplers.KSAMPLER(sample_scm), get_sigmas_scm(steps, denoise=denoise)
+    return comfy.samplers.KSAMPLER(sample_flow_dpm), get_sigmas_flow_dpm(steps, model_shift(model), denoise)
+
+
+class SanaNativeFlowScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeFlowScheduler",
+            display_name="SANA Flow Scheduler",
+            category=SCHEDULERS,
+            description="SANA's own noise levels for its Flow-DPM-Solver or Flow-Euler.",
+            search_aliases=["sana sigmas", "flow shift", "basic scheduler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model whose flow shift is used."),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Number of steps: 20 for flow_dpm, 28 for flow_euler."),
+                io.Combo.Input(
+                    "grid",
+                    options=list(FLOW_GRIDS),
+                    default="flow_dpm",
+                    tooltip="flow_dpm: for SANA Flow-DPM Sampler. flow_euler: the reference's twice-shifted grid, for euler.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Flow shift; larger spends more steps on composition. 0 takes the model's own (3, or 6 at 4K).",
+                ),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending, the last 0.")],
+        )
+
+    @classmethod
+    def execute(cls, model, steps: int, grid: str, shift: float, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(FLOW_GRIDS[grid](steps, shift or model_shift(model), denoise))
+
+
+class SanaNativeFlowDPMSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeFlowDPMSampler",
+            display_name="SANA Flow-DPM Sampler",
+            category=SAMPLERS,
+            description="DPM-Solver++ for rectified flow, the sampler SANA is released with.",
+            search_aliases=["flow dpm solver", "dpm++", "sana sampler"],
+            inputs=[
+                io.Int.Input(
+                    "order",
+                    default=2,
+                    min=1,
+                    max=3,
+                    tooltip="Order of the multistep solver: 2 as released; 1 is Euler; 3 bends more between few steps.",
+                )
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, order: int) -> io.NodeOutput:
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_flow_dpm, {"order": order}))
+
+
+class SanaNativeSCMScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        angle = {"min": 0.01, "max": 1.5708, "step": 0.0001, "round": 0.00001, "advanced": True}
+        return io.Schema(
+            node_id="SanaNativeSCMScheduler",
+            display_name="SANA SCM Scheduler",
+            category=SCHEDULERS,
+            description="Noise levels of SANA-Sprint for 1 to 4 steps.",
+            search_aliases=["sprint sigmas", "scm", "trigflow"],
+            inputs=[
+                io.Int.Input("steps", default=2, min=1, max=100, tooltip="Number of steps; SANA-Sprint is made for 1 to 4."),
+                io.Float.Input(
+                    "max_time", default=1.5708, **angle, tooltip="Angle of the first step in radians; 1.5708 is pure noise."
+                ),
+                io.Float.Input(
+                    "intermediate_time",
+                    default=1.3,
+                    **angle,
+                    tooltip="Angle of the second step in radians, with 2 steps and denoise 1 only; otherwise the angles are even.",
+                ),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending, the last 0.")],
+        )
+
+    @classmethod
+    def execute(cls, steps: int, max_time: float, intermediate_time: float, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(get_sigmas_scm(steps, max_time, intermediate_time, denoise))
+
+
+class SanaNativeSCMSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeSCMSampler",
+            display_name="SANA SCM Sampler",
+            category=SAMPLERS,
+            description="Consistency steps of SANA-Sprint: predict the image, add fresh noise, repeat. Use it with cfg 1.",
+            search_aliases=["sprint sampler", "scm", "lcm"],
+            inputs=[],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_scm))
+
+
+class SanaNativeSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeSampler",
+            display_name="SANA Sampler",
+            category="model/sampling",
+            description="Draws with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM for SANA-Sprint.",
+            search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="SANA, SANA-1.5 or SANA-Sprint."),
+                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
+                io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same image, on every device and in every batch.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="20 for SANA, 1 to 4 for SANA-Sprint."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for SANA. "
+                    "Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
+                ),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
+            ],
+            outputs=[io.Latent.Output(tooltip="The drawn latent, for SANA DC-AE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent_image, seed: int, steps: int, cfg: float, denoise: float
+    ) -> io.NodeOutput:
+        sampler, sigmas = solver_for(model, steps, denoise)
+        output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
+        return io.NodeOutput(output.result[0])

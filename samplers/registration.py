@@ -1,0 +1,74 @@
+"""Puts SANA's samplers and schedules in the host's own lists, so that KSampler and every such dropdown offer them.
+
+Additive only: a name that is taken stays with its owner. The entry point of the pack calls `register`; importing this
+file changes nothing.
+"""
+
+import logging
+from types import MappingProxyType
+
+import comfy.samplers
+from comfy.k_diffusion import sampling as k_diffusion
+from torch import Tensor
+
+from .flow_dpm import sample_flow_dpm
+from .schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
+from .scm import sample_scm
+
+DEFAULT_SHIFT = 3.0  # for a flow whose model sampling names no shift
+
+
+def sana_flow(model_sampling: object, steps: int) -> Tensor:
+    """Scheduler "sana_flow": the Flow-DPM grid with the model's own shift."""
+    return get_sigmas_flow_dpm(steps, _flow_shift_of(model_sampling))
+
+
+def sana_flow_euler(model_sampling: object, steps: int) -> Tensor:
+    """Scheduler "sana_flow_euler": the Flow-Euler grid with the model's own shift."""
+    return get_sigmas_flow_euler(steps, _flow_shift_of(model_sampling))
+
+
+def sana_scm(model_sampling: object, steps: int) -> Tensor:
+    """Scheduler "sana_scm": SANA-Sprint's angles at their defaults."""
+    _check_flow(model_sampling)
+    return get_sigmas_scm(steps)
+
+
+SAMPLERS = MappingProxyType({"sana_flow_dpm": sample_flow_dpm, "sana_scm": sample_scm})
+SCHEDULERS = MappingProxyType({"sana_flow": sana_flow, "sana_flow_euler": sana_flow_euler, "sana_scm": sana_scm})
+
+
+def register() -> None:
+    """Add `SAMPLERS` and `SCHEDULERS` to the host; a second call changes nothing, a taken name is left and logged."""
+    for name, sampler in SAMPLERS.items():
+        attribute = f"sample_{name}"  # where the host looks a sampler up
+        owner = getattr(k_diffusion, attribute, None)
+        if owner is None and name not in comfy.samplers.SAMPLER_NAMES:
+            setattr(k_diffusion, attribute, sampler)
+            comfy.samplers.SAMPLER_NAMES.append(name)
+        elif owner is not sampler:
+            _warn_taken("sampler", name)
+    for name, scheduler in SCHEDULERS.items():
+        owner = comfy.samplers.SCHEDULER_HANDLERS.get(name)
+        if owner is None and name not in comfy.samplers.SCHEDULER_NAMES:
+            comfy.samplers.SCHEDULER_HANDLERS[name] = comfy.samplers.SchedulerHandler(scheduler, use_ms=True)
+            comfy.samplers.SCHEDULER_NAMES.append(name)
+        elif owner is None or owner.handler is not scheduler:
+            _warn_taken("scheduler", name)
+
+
+def _warn_taken(kind: str, name: str) -> None:
+    logging.warning("SANA: the %s name %s is already taken by another pack, so its version is the one in the lists; "
+                    "use the SANA Native nodes instead, or remove the other pack or copy.", kind, name)
+
+
+def _flow_shift_of(model_sampling: object) -> float:
+    _check_flow(model_sampling)
+    return float(getattr(model_sampling, "shift", DEFAULT_SHIFT))
+
+
+def _check_flow(model_sampling: object) -> None:
+    sigma_max = float(getattr(model_sampling, "sigma_max", 1.0))
+    if sigma_max > 1.001:
+        raise ValueError(f"SANA's schedulers give flow noise levels from 1 to 0, but this model's begin at "
+                         f"{sigma_max:.4g}; choose a stock scheduler such as normal for it.")
