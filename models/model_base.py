@@ -10,6 +10,7 @@ from .model_sampling import ModelSamplingSana
 from .sana import Sana
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
+TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
 UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond"
 
 
@@ -41,8 +42,8 @@ class SanaModel(comfy.model_base.ErnieImage):
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         if self.is_sprint:
             return timestep / self.model_sampling.multiplier  # the network embeds sigma itself
-        # SANA was trained on whole timesteps; the offset absorbs float32 rounding of a sigma that is one.
-        return torch.trunc(timestep + 1e-3)
+        # SANA was trained on whole timesteps.
+        return torch.trunc(timestep + TIMESTEP_ROUNDING)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         if self.is_sprint and UNCONDITIONAL in transformer_options.get("cond_or_uncond", []):

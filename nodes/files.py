@@ -5,6 +5,9 @@ import os
 import folder_paths
 
 FOLDER_MARK = "/"  # ends the name of a diffusers folder in a loader's list
+# The demo model comes with the pack, so that its workflow runs before anything was downloaded.
+BUNDLED_NAME = "sana-native-demo" + FOLDER_MARK
+BUNDLED_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo", "checkpoint")
 
 
 def diffusers_folders(component: str) -> dict[str, str]:
@@ -17,6 +20,8 @@ def diffusers_folders(component: str) -> dict[str, str]:
                     name = os.path.relpath(root, search_path).replace(os.sep, "/") + FOLDER_MARK
                     found.setdefault(name, root)
                 folders.clear()  # a model's own subfolders hold no further model
+    if os.path.isdir(os.path.join(BUNDLED_FOLDER, component)):
+        found.setdefault(BUNDLED_NAME, BUNDLED_FOLDER)
     return dict(sorted(found.items()))
 
 

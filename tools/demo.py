@@ -1,0 +1,198 @@
+"""Prompt to picture in one command: what `make demo PROMPT="..."` runs in the host's environment.
+
+It starts a real ComfyUI, runs the workflow that users open by hand with the prompt put in, and saves the picture.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .comfy_server import ComfyServer, Result, ServerError, node_name
+from .host import PRIVATE, link_folder, prepare_base
+from .workflow import WorkflowError, set_inputs, to_api
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
+DEMO_NAME = "sana-native-demo"
+LOADERS = {"SanaNativeModelLoader": "model_name", "SanaNativeGemmaLoader": "text_encoder_name",
+           "SanaNativeDCAELoader": "vae_name"}
+STAGES = {
+    "text": {"SanaNativeGemmaLoader", "SanaNativeGemmaEncode", "CLIPTextEncode"},
+    "denoise": {"SanaNativeModelLoader", "SanaNativeSampler", "KSampler", "SamplerCustom", "SamplerCustomAdvanced"},
+    "decode": {"SanaNativeDCAELoader", "SanaNativeDCAEDecode", "VAEDecode", "VAEDecodeTiled"},
+}
+
+
+class DemoError(ValueError):
+    """A setting is wrong; the message is one sentence with the cure."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for; None leaves the workflow's own value."""
+
+    prompt: str | None
+    model: str
+    steps: int | None
+    seed: int
+    cfg: float | None
+    size: tuple[int, int] | None
+    out: Path
+
+
+def read_settings(arguments: list[str] | None) -> Settings:
+    """Read the command line; an empty value counts as not given, as `make` passes what was left out."""
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Prompt to picture.")
+    for name, words in (("prompt", "what to paint"), ("model", "demo, or a folder in diffusers layout"),
+                        ("steps", "denoising steps"), ("seed", "random when left out"), ("cfg", "guidance scale"),
+                        ("size", "WIDTHxHEIGHT in pixels"), ("out", "where to write the picture, a .png")):
+        parser.add_argument(f"--{name}", default="", help=words)
+    given = parser.parse_args(arguments)
+    out = Path(given.out or "output/demo.png")
+    if out.suffix.lower() != ".png":
+        raise DemoError(f"OUT={out} does not end in .png; the host saves PNG files, so give such a name.")
+    seed = _number("SEED", given.seed, int, "a whole number")
+    return Settings(given.prompt or None, given.model or "demo", _number("STEPS", given.steps, int, "a whole number"),
+                    random.randrange(2**32) if seed is None else seed, _number("CFG", given.cfg, float, "a number"),
+                    _size(given.size), out)
+
+
+def choose_model(model: str) -> tuple[Path, Path]:
+    """Return the checkpoint folder and the workflow for MODEL: `demo`, or a SANA folder in diffusers layout."""
+    if model == "demo":
+        return DEMO_CHECKPOINT, ROOT / "workflows" / "demo_txt2img.json"
+    folder = Path(model).expanduser().resolve()
+    if not folder.is_dir():
+        raise DemoError(f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, or demo.")
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise DemoError(f"{folder} holds no model_index.json; give MODEL= a folder in diffusers layout, or demo.")
+    pipeline = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
+    if not pipeline.startswith("Sana"):
+        raise DemoError(f"{folder} is a {pipeline or 'model without a class name'}, not a SANA pipeline; give MODEL= "
+                        "a SANA or SANA-Sprint folder.")
+    sprint = pipeline.startswith("SanaSprint")
+    return folder, ROOT / "workflows" / ("sana_sprint_txt2img.json" if sprint else "sana_txt2img.json")
+
+
+def fill_in(prompt: dict, folder_name: str, settings: Settings) -> dict:
+    """Put model folder and settings into the API prompt of a workflow."""
+    for loader, name in LOADERS.items():
+        if any(node["class_type"] == loader for node in prompt.values()):
+            prompt = set_inputs(prompt, loader, **{name: f"{folder_name}/"})
+    if settings.prompt is not None:
+        prompt = set_inputs(prompt, "SanaNativeGemmaEncode", prompt=settings.prompt)
+    prompt = _set_everywhere(prompt, "SEED", ("seed", "noise_seed"), settings.seed)
+    prompt = _set_everywhere(prompt, "STEPS", ("steps",), settings.steps)
+    prompt = _set_everywhere(prompt, "CFG", ("cfg", "guidance"), settings.cfg)
+    if settings.size is not None:
+        width, height = settings.size
+        sized = [node["class_type"] for node in prompt.values() if {"width", "height"} <= node["inputs"].keys()]
+        if len(sized) != 1:
+            raise DemoError("This model's graph has no single size to set; leave SIZE= away.")
+        custom = {"size": "custom"} if sized[0] == "SanaNativeEmptyLatent" else {}
+        prompt = set_inputs(prompt, sized[0], width=width, height=height, **custom)
+    return prompt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo and return the exit code."""
+    try:
+        settings = read_settings(arguments)
+        paint(settings)
+    except (DemoError, ServerError, WorkflowError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def paint(settings: Settings) -> None:
+    """Make the picture and say where it is, its seed and where the time went."""
+    start = time.monotonic()
+    checkpoint, graph = choose_model(settings.model)
+    for needed in (checkpoint, graph):
+        if not needed.exists():
+            raise DemoError(f"{needed} is missing; restore it from the repository.")
+    name = DEMO_NAME if settings.model == "demo" else checkpoint.name
+    base = prepare_base(PRIVATE / "base")
+    link_folder(checkpoint, base / "models" / "diffusers" / name)
+    with ComfyServer(base) as server:
+        _say(f"ComfyUI started in {time.monotonic() - start:.1f} s")
+        prompt = to_api(json.loads(graph.read_text(encoding="utf-8")), server.object_info())
+        prompt = fill_in(prompt, name, settings)
+        running = time.monotonic()
+        result = server.run(prompt, Progress(prompt))
+        picture = server.fetch_image(result.images()[-1])
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_bytes(picture)
+    _say(f"{settings.out}  seed {settings.seed}")
+    _say(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stage_seconds(prompt, result).items())
+         + f", picture in {time.monotonic() - running:.1f} s, all in {time.monotonic() - start:.1f} s")
+
+
+def stage_seconds(prompt: dict, result: Result) -> dict[str, float]:
+    """Sum the node times by stage: text, denoise, decode."""
+    return {stage: sum(seconds for node, seconds in result.seconds.items() if prompt[node]["class_type"] in classes)
+            for stage, classes in STAGES.items()}
+
+
+class Progress:
+    """Writes one line per step, rewritten in place on a terminal."""
+
+    def __init__(self, prompt: dict):
+        self.prompt = prompt
+        self.in_place = sys.stdout.isatty()
+
+    def __call__(self, node: str, value: int, total: int) -> None:
+        line = f"{node_name(self.prompt, node)}: {value}/{total}"
+        _say(f"\r\033[K{line}" if self.in_place else line, end="\n" if value >= total or not self.in_place else "")
+
+
+def _set_everywhere(prompt: dict, setting: str, names: tuple[str, ...], value: float | None) -> dict:
+    """Set the first of `names` that nodes hold as a plain value, on each of these nodes."""
+    if value is None:
+        return prompt
+    for name in names:
+        holders = [node for node, entry in prompt.items() if isinstance(entry["inputs"].get(name), (int, float))]
+        if holders:
+            return {node: {**entry, "inputs": {**entry["inputs"], name: value}} if node in holders else entry
+                    for node, entry in prompt.items()}
+    raise DemoError(f"This model's graph has no {names[0]}; leave {setting}= away.")
+
+
+def _number(setting: str, text: str, kind: type, words: str) -> int | float | None:
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise DemoError(f"{setting}={text} is not {words}; give one, or leave it away.") from None
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not width.isdigit() or not (height or width).isdigit():
+        raise DemoError(f"SIZE={text} is not a size; give WIDTHxHEIGHT in pixels, such as 1024x768.")
+    return int(width), int(height or width)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    # A polite kill must end the server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
