@@ -1,5 +1,6 @@
 # Every target prepares the host first (COMFYUI_PATH, or a private copy under .comfyui/); a prepared host costs no time.
 PYTHON ?= python3
+# `exec`: a signal to make reaches the command itself, which has a server to stop.
 RUN = $(PYTHON) -m tools.host
 # The shell sees these exactly as typed, with quotes and dollar signs.
 DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
@@ -9,21 +10,21 @@ export $(DEMO)
 .PHONY: demo test test-heavy lint clean prepare
 
 demo:
-	@$(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
+	@exec $(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
 		--size "$$SIZE" --out "$$OUT"
 
 prepare:
-	@$(RUN)
+	@exec $(RUN)
 
 test:
-	@$(RUN) --extra test -- -m pytest
+	@exec $(RUN) --extra test -- -m pytest
 
 test-heavy:
-	@$(RUN) --extra test -- -m pytest -m heavy
+	@exec $(RUN) --extra test -- -m pytest -m heavy
 
 lint:
-	@$(RUN) --extra lint -- -m ruff check .
+	@exec $(RUN) --extra lint -- -m ruff check .
 
 clean:
-	rm -rf .comfyui output .pytest_cache .ruff_cache
+	rm -rf .comfyui .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ Reading is the host's (memory-mapped safetensors, pickles with weights only); he
 import json
 import os
 import pickle
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ import comfy.utils
 from safetensors import SafetensorError
 from torch import Tensor
 
-INDEX_SUFFIX = ".safetensors.index.json"
+SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})(.*)")
 # Order of choice in a folder that holds several variants of the same weights.
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
 VARIANTS = ("", ".bf16", ".fp16", ".fp32")
@@ -30,19 +31,22 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Path for messages and name patterns: a file in a diffusers folder has the same name everywhere, so its folders count."""
+        """Path for messages and name patterns; a file in a diffusers folder has the same name everywhere, so folders count."""
         return "/".join(os.path.normpath(self.path).split(os.sep)[-3:])
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """A JSON object, {} when the file is absent. Raises ValueError naming a file that is not JSON."""
+    """A JSON object, {} when the file is absent. Raises ValueError naming a file that holds anything else."""
     if not os.path.isfile(path):
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            content = json.load(file)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object is expected: download it again.")
+    return content
 
 
 def find_weights(folder: str) -> str:
@@ -58,42 +62,50 @@ def find_weights(folder: str) -> str:
     )
 
 
-def index_of(path: str) -> str | None:
-    """The shard index that lists a weight file, or None for a file of its own."""
-    folder, name = os.path.split(path)
-    for candidate in sorted(os.listdir(folder)) if "-of-" in name else []:
-        if ".safetensors.index" in candidate and candidate.endswith(".json"):
-            if name in read_json(os.path.join(folder, candidate)).get("weight_map", {}).values():
-                return os.path.join(folder, candidate)
-    return None
-
-
 def load_file(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """Tensors and metadata of one file. Raises ValueError with one sentence when it cannot be read."""
     try:
-        state_dict, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    except (SafetensorError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged, incomplete or not a weight file ({reason}): download it again.") from error
+        loaded, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+        state_dict = {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
     except pickle.UnpicklingError as error:
+        if not is_pickle(path):
+            raise ValueError(f"{path} is not a weight file, whatever its name says: download it again.") from error
         raise ValueError(
             f"{path} holds Python objects besides tensors, which are not loaded because they could run code: "
             "use the safetensors file of this model, or a .pth with weights only."
         ) from error
-    tensors = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
-    return tensors, metadata
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged, incomplete or no weight file ({reason}): download it again.") from error
+    return state_dict, metadata
 
 
-def load_shards(index_path: str) -> dict[str, Tensor]:
-    """All tensors named by a shard index. Raises FileNotFoundError for a shard that is missing."""
-    folder = os.path.dirname(index_path)
-    state_dict: dict[str, Tensor] = {}
-    for shard in sorted(set(read_json(index_path).get("weight_map", {}).values())):
-        path = os.path.join(folder, shard)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{index_path} names the shard {shard}, which is not beside it: download the missing file.")
-        state_dict |= load_file(path)[0]
-    return state_dict
+def is_pickle(path: str) -> bool:
+    """True for what torch.save writes: a zip archive, or in old versions a bare pickle."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def shards_of(path: str) -> list[str]:
+    """Paths of all files of the set that a shard or a shard index belongs to; the path itself for a file of its own.
+
+    Raises FileNotFoundError naming the first file that is missing.
+    """
+    folder, name = os.path.split(path)
+    shard = SHARD_NAME.fullmatch(name)
+    if path.endswith(".json"):
+        names = sorted(set(read_json(path).get("weight_map", {}).values()))
+    elif shard:
+        start, count, end = shard.groups()
+        names = [f"{start}-{number:05d}-of-{count}{end}" for number in range(1, int(count) + 1)]
+    else:
+        return [path]
+    for other in names:
+        if not os.path.isfile(os.path.join(folder, other)):
+            raise FileNotFoundError(
+                f"{path} belongs to a set of {len(names)} files, and {other} is not beside it: download the missing file."
+            )
+    return [os.path.join(folder, other) for other in names]
 
 
 def read_checkpoint(path: str, component: str) -> Checkpoint:
@@ -108,12 +120,14 @@ def read_checkpoint(path: str, component: str) -> Checkpoint:
     elif not os.path.isfile(path):
         raise FileNotFoundError(f"{path} does not exist: pick the file again after refreshing the list.")
     config = read_json(os.path.join(os.path.dirname(path), "config.json"))
-    index = path if path.endswith(".json") else index_of(path)
-    if index is not None:
-        return Checkpoint(path, load_shards(index), None, config)
-    return Checkpoint(path, *load_file(path), config)
+    metadata = None
+    state_dict: dict[str, Tensor] = {}
+    for shard in shards_of(path):
+        tensors, metadata = load_file(shard)
+        state_dict |= tensors
+    return Checkpoint(path, state_dict, metadata, config)
 
 
 def read_beside(path: str, component: str, name: str) -> dict[str, Any]:
-    """JSON of a sibling component of a diffusers folder, such as scheduler/scheduler_config.json; {} when there is none."""
+    """JSON of a sibling component in a diffusers folder, such as scheduler/scheduler_config.json; {} when there is none."""
     return read_json(os.path.join(os.path.dirname(os.path.dirname(path)), component, name))

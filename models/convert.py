@@ -68,17 +68,17 @@ DC_AE_REPLACEMENTS = (
 
 
 def is_nvidia_sana(state_dict: StateDict) -> bool:
-    """True for NVIDIA's own SANA layout; PixArt shares the block names but not the convolutional FFN."""
-    return "blocks.0.mlp.inverted_conv.conv.weight" in state_dict and "t_block.1.weight" in state_dict
+    """True for NVIDIA's own SANA layout; PixArt shares most names, but not the caption norm and the convolutional FFN."""
+    return "attention_y_norm.weight" in state_dict or "blocks.0.mlp.inverted_conv.conv.weight" in state_dict
 
 
 def is_original_dc_ae(state_dict: StateDict) -> bool:
-    """True for DC-AE in the layout of its authors."""
-    return "encoder.project_in.conv.weight" in state_dict and "decoder.project_in.conv.weight" in state_dict
+    """True for DC-AE in the layout of its authors, where what has a shortcut lies below `main`."""
+    return "decoder.project_in.main.conv.weight" in state_dict or "encoder.project_out.main.op_list.0.conv.weight" in state_dict
 
 
 def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict:
-    return {f"{name}.{suffix}": part for name, part in zip(names, tensor.chunk(len(names), dim=0), strict=True)}
+    return {f"{name}.{suffix}": part for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)}
 
 
 def convert_nvidia_sana(state_dict: StateDict) -> StateDict:

@@ -31,7 +31,15 @@ INSTRUCTION = "\n".join(
 )
 CONTEXT_LENGTH = 300  # positions the transformer is given: BOS and the last 299
 ATTENTION_SOFTCAP = 50.0
+END_OF_TURN = "<end_of_turn>"
 CLIP_NAME = "gemma2_2b"  # the host's prefix for this encoder in saved files
+
+
+def without_end_of_turn(text: str) -> str:
+    """The text without the one token at which the host's tokenizer forgets BOS and then drops the first word."""
+    while END_OF_TURN in text:
+        text = text.replace(END_OF_TURN, "")
+    return text
 
 
 def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs) -> Tensor:
@@ -103,11 +111,10 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
         """
         if skip_template is not None:
             return super().tokenize_with_weights(text, return_word_ids, disable_weights=True, **kwargs)
-        text = text.replace("<end_of_turn>", "").strip()  # the host's tokenizer loses BOS when it meets this token
-        if lower_case:
-            text = text.lower()
+        text = without_end_of_turn(text.lower() if lower_case else text).strip()
         if instruction is None:
             instruction = INSTRUCTION if text else ""
+        instruction = without_end_of_turn(instruction)
         length = CONTEXT_LENGTH
         if instruction:
             # BOS is counted twice and the instruction's last space merges with the prompt: hence the 2.
@@ -130,6 +137,10 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None, dict[str, Tensor]]:
         context, pooled, extra = super().encode_token_weights(token_weight_pairs)
+        if not torch.isfinite(context).all():
+            raise ValueError(
+                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its weights again."
+            )
         if context.shape[1] > CONTEXT_LENGTH:
             last = 1 - CONTEXT_LENGTH
             context = torch.cat([context[:, :1], context[:, last:]], dim=1)

@@ -8,12 +8,14 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
+import sentencepiece
 import torch
 from torch import Tensor
 
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
 TEXT_PREFIXES = ("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "text_encoders.gemma2_2b.")
 VAE_PREFIXES = ("first_stage_model.", "vae.")
+GEMMA_SPECIAL_IDS = (0, 2)  # padding, start
+# What each loader expects, in the words of `model_detection.FAMILIES`.
+SANA, GEMMA, DC_AE = "a SANA transformer", "a Gemma-2 text encoder", "a DC-AE autoencoder"
 
 
 def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None:
@@ -47,31 +52,58 @@ def check_shapes(name: str, expected: dict[str, Tensor], found: dict[str, Tensor
     for key, tensor in expected.items():
         if tensor.shape != found[key].shape:
             raise ValueError(
-                f"{name} does not fit its architecture: {key} has shape {tuple(found[key].shape)}, expected {tuple(tensor.shape)}."
+                f"{name} does not fit its architecture: {key} has shape {tuple(found[key].shape)}, expected "
+                f"{tuple(tensor.shape)}: download it again."
             )
 
 
-def refuse(checkpoint: Checkpoint, expected: str) -> ValueError:
+def refuse(checkpoint: Checkpoint, expected: str, required: Iterable[str], state_dict: dict[str, Tensor]) -> ValueError:
+    """The error for a file that is not of the expected family, or of it but for a tensor every member has."""
     found = detection.describe(checkpoint.state_dict)
+    missing = [key for key in required if key not in state_dict]
+    if found.startswith(expected) and missing:
+        return missing_tensor(checkpoint, expected, missing[0])
     return ValueError(f"{checkpoint.name} is {found}, not {expected}.")
+
+
+def missing_tensor(checkpoint: Checkpoint, expected: str, key: str) -> ValueError:
+    return ValueError(f"{checkpoint.name} looks like {expected} but {key} is missing: download it again.")
+
+
+@contextmanager
+def naming_faults(checkpoint: Checkpoint, expected: str):
+    """Turns a tensor that is missed, or has too few dimensions, while the configuration is read into one sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise missing_tensor(checkpoint, expected, error.args[0]) from error
+    except IndexError as error:
+        raise ValueError(f"{checkpoint.name} looks like {expected} but has tensors of other shapes: download it again.") from error
+
+
+def own_config(checkpoint: Checkpoint, class_name: str) -> dict:
+    """config.json, unless it says that it is another class's: a folder of single files may hold a stray one."""
+    return checkpoint.config if checkpoint.config.get("_class_name", class_name) == class_name else {}
 
 
 def prepare_sana(checkpoint: Checkpoint) -> tuple[SanaConfig, dict[str, Tensor]]:
     """Configuration and tensors in the internal layout. Raises ValueError when the file is not a SANA transformer."""
     state_dict = convert.strip_prefix(checkpoint.state_dict, MODEL_PREFIXES)
-    positions = state_dict["pos_embed"].shape[1] if "pos_embed" in state_dict else None
+    table = state_dict.get("pos_embed")
     saved = state_dict.pop(CONFIG_KEY, None)
     if convert.is_nvidia_sana(state_dict):
         state_dict = convert.convert_nvidia_sana(state_dict)
     if not detection.is_sana(state_dict):
-        raise refuse(checkpoint, "a SANA transformer")
-    source = dict(checkpoint.config)
+        raise refuse(checkpoint, SANA, detection.SANA_KEYS, state_dict)
+    positions = None if table is None else table.shape[-2]
+    source = dict(own_config(checkpoint, "SanaTransformer2DModel"))
     scheduler = read_beside(checkpoint.path, "scheduler", "scheduler_config.json")
     if "flow_shift" in scheduler:
         source["flow_shift"] = scheduler["flow_shift"]
     if saved is not None:
         source |= read_config_tensor(saved)
-    return detection.detect_sana(state_dict, checkpoint.name, source, positions), state_dict
+    with naming_faults(checkpoint, SANA):
+        return detection.detect_sana(state_dict, checkpoint.name, source, positions), state_dict
 
 
 def inference_dtypes(config: SanaConfig) -> list[torch.dtype]:
@@ -133,10 +165,24 @@ def find_tokenizer(path: str) -> Tensor | None:
     """Bytes of the tokenizer.model beside the weights or in the tokenizer folder of a diffusers model, as a uint8 tensor."""
     folder = os.path.dirname(path)
     for candidate in (os.path.join(folder, "tokenizer.model"), os.path.join(os.path.dirname(folder), "tokenizer", "tokenizer.model")):
-        if os.path.isfile(candidate):
+        if os.path.isfile(candidate) and os.path.getsize(candidate):
             with open(candidate, "rb") as file:
                 return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     return None
+
+
+def check_tokenizer(name: str, spiece: Tensor, vocab_size: int) -> None:
+    """Raises ValueError for a tokenizer that cannot be read, is not Gemma's, or has more pieces than the model embeds."""
+    cure = "put the tokenizer.model of this very model beside it, or in a tokenizer folder beside its own."
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=spiece.numpy().tobytes())
+    except RuntimeError as error:
+        raise ValueError(f"The tokenizer of {name} is no SentencePiece model: {cure}") from error
+    if (tokenizer.pad_id(), tokenizer.bos_id()) != GEMMA_SPECIAL_IDS:
+        found = f"padding {tokenizer.pad_id()} and start {tokenizer.bos_id()}"
+        raise ValueError(f"The tokenizer of {name} is not Gemma's (its special tokens are {found}, not 0 and 2): {cure}")
+    if tokenizer.get_piece_size() > vocab_size:
+        raise ValueError(f"The tokenizer of {name} has {tokenizer.get_piece_size()} pieces but the model embeds {vocab_size}: {cure}")
 
 
 def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
@@ -153,7 +199,7 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
     if "embed_tokens.weight" in state_dict:
         state_dict = {f"model.{key}": tensor for key, tensor in state_dict.items()}
     if not detection.is_gemma2(state_dict):
-        raise refuse(checkpoint, "a Gemma-2 text encoder")
+        raise refuse(checkpoint, GEMMA, detection.GEMMA_KEYS, state_dict)
     spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
     if spiece is None:
         raise FileNotFoundError(
@@ -161,7 +207,9 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
         )
 
     state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
-    model_config = detection.detect_gemma2(state_dict)
+    with naming_faults(checkpoint, GEMMA):
+        model_config = detection.detect_gemma2(state_dict)
+    check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
     found = comfy.sd.llama_detect([state_dict])
     model_options = {
         "dtype": options.get("dtype") or found.get("dtype_llama", torch.bfloat16),
@@ -181,12 +229,6 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
         check_keys(checkpoint.name, expected, state_dict)
         check_shapes(checkpoint.name, expected, state_dict)
     clip.load_sd(state_dict)
-    vocab_size = clip.tokenizer.gemma2_2b.tokenizer.tokenizer.get_piece_size()
-    if vocab_size > model_config["vocab_size"]:
-        raise ValueError(
-            f"The tokenizer of {checkpoint.name} has {vocab_size} pieces but the model embeds {model_config['vocab_size']}: "
-            "put the tokenizer.model of this very model beside it."
-        )
     clip.patcher.cached_patcher_init = (load_gemma_patcher, (path, options))
     logger.info("SANA: %s is Gemma-2, width %d, weights %s", checkpoint.name, model_config["hidden_size"], model_options["dtype"])
     return clip
@@ -211,8 +253,9 @@ def load_dc_ae(path: str, options: dict | None = None, device=None) -> SanaVAE:
     if convert.is_original_dc_ae(state_dict):
         state_dict = convert.convert_original_dc_ae(state_dict)
     if not detection.is_dc_ae(state_dict):
-        raise refuse(checkpoint, "a DC-AE autoencoder")
-    config = detection.detect_dc_ae(state_dict, checkpoint.config)
+        raise refuse(checkpoint, DC_AE, detection.DC_AE_KEYS, state_dict)
+    with naming_faults(checkpoint, DC_AE):
+        config = detection.detect_dc_ae(state_dict, own_config(checkpoint, "AutoencoderDC"))
     if abs(config.scaling_factor - SANA_LATENT_SCALE) > 1e-6 or config.latent_channels != 32:
         raise ValueError(
             f"{checkpoint.name} is a DC-AE with {config.latent_channels} latent channels and scaling factor {config.scaling_factor}; "

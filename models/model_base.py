@@ -10,8 +10,24 @@ from .model_sampling import ModelSamplingSana
 from .sana import Sana
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
+TIMESTEPS = 1000  # of SANA's training
 TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
 UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond"
+
+
+def require_gemma(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
+    """Raises ValueError for a conditioning that SANA Gemma Encode, or a stock text encode node on its CLIP, cannot have made."""
+    found = "without text states" if context is None else f"{context.shape[-1]} wide"
+    if context is None or context.shape[-1] != channels:
+        raise ValueError(
+            f"This conditioning is {found} where SANA needs Gemma's states of {channels}: encode the prompt with SANA Gemma Encode, "
+            "or CLIP Text Encode with the clip of SANA Gemma Loader."
+        )
+    if mask is not None and mask.shape[-1] != context.shape[1]:
+        raise ValueError(
+            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as Conditioning (Concat) leaves "
+            "it: write both texts into one prompt, or use Conditioning (Combine)."
+        )
 
 
 class SanaModel(comfy.model_base.ErnieImage):
@@ -32,18 +48,21 @@ class SanaModel(comfy.model_base.ErnieImage):
     def extra_conds(self, **kwargs) -> dict:
         conds = BaseModel.extra_conds(self, **kwargs)
         # Regular, so that a batch holds equal shapes only: repeating tokens to a common length would break the mask.
-        conds["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
-        if kwargs.get("attention_mask") is not None:
-            conds["attention_mask"] = comfy.conds.CONDRegular(kwargs["attention_mask"])
+        context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        require_gemma(context, mask, self.diffusion_model.config.caption_channels)
+        conds["c_crossattn"] = comfy.conds.CONDRegular(context)
+        if mask is not None:
+            conds["attention_mask"] = comfy.conds.CONDRegular(mask)
         if self.is_sprint:
-            conds["guidance"] = comfy.conds.CONDRegular(torch.tensor([float(kwargs.get("guidance", DEFAULT_GUIDANCE))]))
+            guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
+            conds["guidance"] = comfy.conds.CONDRegular(torch.tensor([DEFAULT_GUIDANCE if guidance is None else float(guidance)]))
         return conds
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         if self.is_sprint:
             return timestep / self.model_sampling.multiplier  # the network embeds sigma itself
-        # SANA was trained on whole timesteps.
-        return torch.trunc(timestep + TIMESTEP_ROUNDING)
+        # SANA was trained on whole timesteps. The factor is 1 unless a stock node has set another multiplier.
+        return torch.trunc(timestep * (TIMESTEPS / self.model_sampling.multiplier) + TIMESTEP_ROUNDING)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         if self.is_sprint and UNCONDITIONAL in transformer_options.get("cond_or_uncond", []):

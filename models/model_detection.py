@@ -21,40 +21,80 @@ from .config import (
 
 StateDict = Mapping[str, Tensor]
 
-# What a user is likely to hand over by mistake: a key that gives the family away, and its name.
-FOREIGN_KEYS = {
-    "decoder.up_blocks.5.0.attn.to_qkv_multiscale.0.proj_in.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
-    "decoder.stages.0.op_list.0.main.conv1.conv.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
-    "layers.0.pre_feedforward_layernorm.weight": "a Gemma text encoder (use SANA Gemma Loader)",
-    "model.layers.0.pre_feedforward_layernorm.weight": "a Gemma text encoder (use SANA Gemma Loader)",
-    "patch_embed.proj.weight+caption_norm.weight": "a SANA transformer (use SANA Model Loader)",
-    "x_embedder.proj.weight+attention_y_norm.weight": "a SANA transformer (use SANA Model Loader)",
+# Without these tensors a file is not of the family.
+SANA_KEYS = (
+    "patch_embed.proj.weight",
+    "caption_norm.weight",
+    "transformer_blocks.0.ff.conv_inverted.weight",
+    "transformer_blocks.0.attn1.to_q.weight",
+)
+DC_AE_KEYS = (
+    "encoder.conv_in.weight",
+    "encoder.conv_out.weight",
+    "encoder.down_blocks.0.0.conv1.weight",
+    "decoder.norm_out.bias",
+)
+GEMMA_KEYS = (
+    "model.embed_tokens.weight",
+    "model.layers.0.pre_feedforward_layernorm.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+)
+
+# What a user is likely to hand over by mistake: ends of keys that give the family away (all of those joined by +), and its
+# name. A ControlNet shares most names with its base model, so it comes first; a checkpoint of several parts is named after
+# its diffusion model, so text encoders and autoencoders come last.
+HOST_LOADER = "use the host's own loader"
+FAMILIES = {
     "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
     "controlnet.0.before_proj.weight": "a SANA checkpoint with a ControlNet merged in, which this version does not load",
-    "blocks.0.mlp.fc1.weight": "a PixArt model (use the host's own loader)",
-    "double_blocks.0.img_attn.qkv.weight": "a Flux-like model (use the host's own loader)",
-    "joint_blocks.0.x_block.attn.qkv.weight": "a Stable Diffusion 3 model (use the host's own loader)",
-    "input_blocks.0.0.weight": "a Stable Diffusion UNet (use the host's own loader)",
-    "model.diffusion_model.input_blocks.0.0.weight": "a Stable Diffusion checkpoint (use the host's own loader)",
-    "decoder.conv_in.weight+decoder.mid.block_1.conv1.weight": "another family's VAE (use the host's own VAE loader)",
-    "decoder.mid_block.resnets.0.conv1.weight": "another family's VAE (use the host's own VAE loader)",
-    "text_model.encoder.layers.0.mlp.fc1.weight": "a CLIP text encoder (use the host's own loader)",
-    "encoder.block.0.layer.0.SelfAttention.k.weight": "a T5 text encoder (use the host's own loader)",
+    "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
+    "controlnet_cond_embedding.conv_in.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
+    "controlnet_blocks.0.weight": f"another family's ControlNet ({HOST_LOADER})",
+    "patch_embedding.weight+caption_norm.weight": "a SANA-Video transformer, which this version does not load",
+    "blocks.0.mlp.t_conv.weight": "a SANA-Video transformer, which this version does not load",
+    # Two marks each, so that a file which lacks one of them is still known for what it is.
+    "transformer_blocks.0.ff.conv_inverted.weight": "a SANA transformer (use SANA Model Loader)",
+    "patch_embed.proj.weight+caption_norm.weight": "a SANA transformer (use SANA Model Loader)",
+    "blocks.0.mlp.inverted_conv.conv.weight": "a SANA transformer (use SANA Model Loader)",
+    "attention_y_norm.weight": "a SANA transformer (use SANA Model Loader)",
+    "blocks.0.mlp.fc1.weight+y_embedder.y_proj.fc1.weight": f"a PixArt model ({HOST_LOADER})",
+    "pos_embed.proj.weight+adaln_single.linear.weight": f"a PixArt model ({HOST_LOADER})",
+    "double_blocks.0.img_attn.qkv.weight": f"a Flux-like model ({HOST_LOADER})",
+    "single_transformer_blocks.0.attn.to_q.weight": f"a Flux-like model ({HOST_LOADER})",
+    "joint_blocks.0.x_block.attn.qkv.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",
+    "pos_embed.proj.weight+transformer_blocks.0.attn.add_q_proj.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",
+    "input_blocks.0.0.weight": f"a Stable Diffusion model ({HOST_LOADER})",
+    "down_blocks.0.resnets.0.conv1.weight+time_embedding.linear_1.weight": f"a Stable Diffusion model ({HOST_LOADER})",
+    "layers.0.pre_feedforward_layernorm.weight+layers.0.self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
+    "layers.0.pre_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
+    "layers.0.post_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
+    "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": f"another language model ({HOST_LOADER})",
+    "encoder.layers.0.mlp.fc1.weight+embeddings.token_embedding.weight": f"a CLIP text encoder ({HOST_LOADER})",
+    "encoder.block.0.layer.0.SelfAttention.k.weight": f"a T5 text encoder ({HOST_LOADER})",
+    "encoder.conv_in.conv.weight": "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)",
+    "encoder.project_in.conv.conv.weight": "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)",
+    "encoder.down_blocks.0.0.conv1.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.up_blocks.5.0.attn.to_q.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.project_in.main.conv.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "encoder.project_out.main.op_list.0.conv.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.mid.block_1.conv1.weight": f"another family's VAE ({HOST_LOADER})",
+    "decoder.mid_block.resnets.0.conv1.weight": f"another family's VAE ({HOST_LOADER})",
 }
 
 GEMMA_HEAD_DIM = 256  # of every Gemma-2 2B; not readable off a shape
-FLOAT16_TRAINED = re.compile(r"sana_(600m_(512|1024)px|1600m_(512|1024)px)(?!.*bf16)", re.IGNORECASE)
+# The variant ending of a diffusers file (".bf16.safetensors") is how it is stored, not how it was trained.
+FLOAT16_TRAINED = re.compile(r"sana_(600m|1600m)_(512|1024)px(?!.*_bf16)", re.IGNORECASE)
 
 
 def describe(state_dict: StateDict) -> str:
     """What a state dict seems to be, for an error message."""
-    for keys, family in FOREIGN_KEYS.items():
-        if all(key in state_dict for key in keys.split("+")):
-            return family
     if any("lora_" in key for key in state_dict):
         return "a LoRA (load it with a LoRA node)"
+    for keys, family in FAMILIES.items():
+        if all(any(f".{key}".endswith(f".{end}") for key in state_dict) for end in keys.split("+")):
+            return family
     first = sorted(state_dict)[:2]
-    return f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "an empty file"
+    return f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "a file without tensors"
 
 
 def depth_of(state_dict: StateDict, prefix: str) -> int:
@@ -65,9 +105,9 @@ def depth_of(state_dict: StateDict, prefix: str) -> int:
 
 def is_sana(state_dict: StateDict) -> bool:
     """True for a SANA image transformer in the internal layout."""
-    patch = state_dict.get("patch_embed.proj.weight")
-    required = ("caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight", "transformer_blocks.0.attn1.to_q.weight")
-    return patch is not None and patch.ndim == 4 and all(key in state_dict for key in required)
+    if any(key.startswith("controlnet") for key in state_dict):
+        return False
+    return all(key in state_dict for key in SANA_KEYS) and state_dict[SANA_KEYS[0]].ndim == 4
 
 
 def native_sample_size(name: str, source_config: Mapping[str, Any], positions: int | None) -> int:
@@ -87,17 +127,30 @@ def float16_trained(name: str) -> bool:
     return FLOAT16_TRAINED.search(name) is not None
 
 
+def check_config(name: str, source: Mapping[str, Any], width: int, depth: int) -> None:
+    """Raises ValueError when config.json is another model's: what only it can tell would be wrong then."""
+    heads, head_dim = source.get("num_attention_heads"), source.get("attention_head_dim", SELF_ATTENTION_HEAD_DIM)
+    told = (width if heads is None else heads * head_dim, source.get("num_layers", depth))
+    if told != (width, depth):
+        raise ValueError(
+            f"The config.json beside {name} describes a transformer of width {told[0]} and depth {told[1]}, but its tensors are "
+            f"{width} wide and {depth} deep: put this model's own config.json there."
+        )
+
+
 def detect_sana(
     state_dict: StateDict, name: str = "", source_config: Mapping[str, Any] | None = None, positions: int | None = None
 ) -> SanaConfig:
     """Configuration of a SANA transformer in the internal layout.
 
     name: file or folder name, used only for what tensors cannot tell. source_config: diffusers' config.json, with the optional extra key
-    "flow_shift" of its scheduler. positions: length of NVIDIA's `pos_embed` buffer. Raises ValueError when the cross-attention heads
-    cannot be known.
+    "flow_shift" of its scheduler. positions: length of NVIDIA's `pos_embed` buffer. Raises ValueError when the cross-attention
+    heads cannot be known or config.json contradicts the tensors, KeyError with the name of a tensor that is missing.
     """
     source = source_config or {}
     size, in_channels = state_dict["patch_embed.proj.weight"].shape[:2]
+    depth = depth_of(state_dict, "transformer_blocks.")
+    check_config(name, source, size, depth)
     heads = source.get("num_cross_attention_heads", CROSS_ATTENTION_HEADS.get(size))
     if heads is None:
         raise ValueError(
@@ -118,7 +171,7 @@ def detect_sana(
     qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in state_dict
     return SanaConfig(
         hidden_size=size,
-        depth=depth_of(state_dict, "transformer_blocks."),
+        depth=depth,
         num_cross_attention_heads=int(heads),
         caption_channels=state_dict["caption_projection.linear_1.weight"].shape[1],
         mlp_hidden_size=state_dict["transformer_blocks.0.ff.conv_inverted.weight"].shape[0] // 2,
@@ -136,7 +189,7 @@ def detect_sana(
 
 def is_dc_ae(state_dict: StateDict) -> bool:
     """True for a DC-AE in the internal layout."""
-    return "encoder.down_blocks.0.0.conv1.weight" in state_dict and "decoder.norm_out.bias" in state_dict and "encoder.conv_out.weight" in state_dict
+    return all(key in state_dict for key in DC_AE_KEYS)
 
 
 def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfConfig:
@@ -158,9 +211,12 @@ def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfC
 
 
 def detect_dc_ae(state_dict: StateDict, source_config: Mapping[str, Any] | None = None) -> DCAEConfig:
-    """Configuration of a DC-AE in the internal layout; widths and depths of both halves from shapes."""
+    """Configuration of a DC-AE in the internal layout; widths and depths of both halves from shapes.
+
+    Raises KeyError with the name of a tensor that is missing, ValueError for widths that no heads divide.
+    """
     source = source_config or {}
-    return DCAEConfig(
+    config = DCAEConfig(
         image_channels=state_dict["encoder.conv_in.weight"].shape[1],
         latent_channels=state_dict["encoder.conv_out.weight"].shape[0],
         attention_head_dim=int(source.get("attention_head_dim", SELF_ATTENTION_HEAD_DIM)),
@@ -168,22 +224,28 @@ def detect_dc_ae(state_dict: StateDict, source_config: Mapping[str, Any] | None 
         encoder=detect_dc_ae_half(state_dict, "encoder.down_blocks.", up=False),
         decoder=detect_dc_ae_half(state_dict, "decoder.up_blocks.", up=True),
     )
+    for half in (config.encoder, config.decoder):
+        for block_type, width in zip(half.block_types, half.widths, strict=True):
+            if block_type != "ResBlock" and width % config.attention_head_dim:
+                raise ValueError(
+                    f"This DC-AE has attention over {width} channels, which heads of {config.attention_head_dim} do not divide: "
+                    "download it again."
+                )
+    return config
 
 
 def is_gemma2(state_dict: StateDict) -> bool:
     """True for a Gemma-2 decoder with keys below `model.`; Gemma 1 has no norm before the FFN, Gemma 3 has q_norm."""
-    first = "model.layers.0."
-    required = ("model.embed_tokens.weight", f"{first}pre_feedforward_layernorm.weight", f"{first}self_attn.q_proj.weight")
-    return all(key in state_dict for key in required) and f"{first}self_attn.q_norm.weight" not in state_dict
+    return all(key in state_dict for key in GEMMA_KEYS) and "model.layers.0.self_attn.q_norm.weight" not in state_dict
 
 
 def detect_gemma2(state_dict: StateDict) -> dict[str, int]:
-    """Fields of the host's Gemma-2 configuration."""
-    vocab_size, hidden_size = state_dict["model.embed_tokens.weight"].shape
+    """Fields of the host's Gemma-2 configuration. Raises KeyError with the name of a tensor that is missing."""
+    embedding = state_dict["model.embed_tokens.weight"]
     first = "model.layers.0."
     return {
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
+        "vocab_size": embedding.shape[0],
+        "hidden_size": embedding.shape[1],
         "intermediate_size": state_dict[f"{first}mlp.gate_proj.weight"].shape[0],
         "num_hidden_layers": depth_of(state_dict, "model.layers."),
         "num_attention_heads": state_dict[f"{first}self_attn.q_proj.weight"].shape[0] // GEMMA_HEAD_DIM,

@@ -22,6 +22,9 @@ ENCODE_MEMORY = 1300.0
 TILE = 32
 OVERLAP = 4
 
+DECODE_CURE = "load the autoencoder in bfloat16 or float32"
+ENCODE_CURE = "check the node that made the image, and load the autoencoder in float32"
+
 
 @contextmanager
 def muted(message: str):
@@ -76,10 +79,10 @@ class SanaVAE(comfy.sd.VAE):
         return AutoencoderDC(config, operations=comfy.ops.manual_cast)
 
     def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
-        return super().decode_tiled_(samples, tile_x, tile_y, overlap)
+        return super().decode_tiled_(samples, *tile_arguments(tile_x, tile_y, overlap, 1))
 
     def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = TILE * RATIO, tile_y: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
-        return super().encode_tiled_(pixel_samples, tile_x, tile_y, overlap)
+        return super().encode_tiled_(pixel_samples, *tile_arguments(tile_x, tile_y, overlap, RATIO))
 
     def fits(self, memory: float) -> bool:
         """Whether a pass that needs `memory` bytes besides the weights can run on the device at all."""
@@ -94,13 +97,13 @@ class SanaVAE(comfy.sd.VAE):
     def decode_whole(self, samples: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
         self.check_latent(samples)
         images = super().decode(samples, vae_options)
-        require_finite(images, "The image decoded by DC-AE", "load the autoencoder in bfloat16 or float32")
+        require_finite(images, "The image decoded by DC-AE", DECODE_CURE)
         return images
 
     def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
         self.check_latent(samples)
         images = super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
-        require_finite(images, "The image decoded by DC-AE", "load the autoencoder in bfloat16 or float32")
+        require_finite(images, "The image decoded by DC-AE", DECODE_CURE)
         return images
 
     def check_latent(self, samples: Tensor) -> None:
@@ -119,11 +122,15 @@ class SanaVAE(comfy.sd.VAE):
 
     def encode_whole(self, pixels: Tensor) -> Tensor:
         self.check_size(pixels)
-        return super().encode(pixels)
+        latent = super().encode(pixels)
+        require_finite(latent, "The latent encoded by DC-AE", ENCODE_CURE)
+        return latent
 
     def encode_tiled(self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
         self.check_size(pixel_samples)
-        return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+        latent = super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+        require_finite(latent, "The latent encoded by DC-AE", ENCODE_CURE)
+        return latent
 
     def check_size(self, pixels: Tensor) -> None:
         if min(pixels.shape[1:3]) < RATIO:
@@ -140,10 +147,13 @@ def require_dc_ae(vae: comfy.sd.VAE) -> None:
         raise ValueError(f"This VAE is {type(vae).__name__}, not DC-AE: load SANA's autoencoder with SANA DC-AE Loader.")
 
 
-def tile_arguments(tile_size: int, overlap: int, unit: int) -> dict[str, int]:
-    """Tile arguments of the host in units of its tensor; both sizes in pixels, the overlap at most a quarter of the tile."""
-    tile = max(tile_size // RATIO, 4) * RATIO // unit
-    return {"tile_x": tile, "tile_y": tile, "overlap": min(overlap // unit, tile // 4)}
+def tile_arguments(tile_x: int, tile_y: int, overlap: int, unit: int) -> tuple[int, int, int]:
+    """Tile sides and overlap the host can tile with, in its tensor's own positions; `unit` of them make one latent position.
+
+    The host halves either side in turn, so a side is an even number of units, and the overlap stays below the half.
+    """
+    sides = [max(side // (2 * unit), 1) * 2 * unit for side in (tile_x, tile_y)]
+    return *sides, min(overlap, min(sides) // 4) // unit * unit
 
 
 def decode_image(vae: SanaVAE, samples: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
@@ -154,7 +164,7 @@ def decode_image(vae: SanaVAE, samples: Tensor, tiling: str = "auto", tile_size:
     """
     require_dc_ae(vae)
     if tiling == "on":
-        return vae.decode_tiled(samples, **tile_arguments(tile_size, overlap, RATIO))
+        return vae.decode_tiled(samples, tile_x=tile_size // RATIO, tile_y=tile_size // RATIO, overlap=overlap // RATIO)
     return vae.decode(samples) if tiling == "auto" else vae.decode_whole(samples)
 
 
@@ -162,5 +172,5 @@ def encode_image(vae: SanaVAE, pixels: Tensor, tiling: str = "auto", tile_size: 
     """Image (B, H, W, 3) in [0, 1] -> raw latent (B, 32, H/32, W/32), cropped to a multiple of 32. `tiling` as in `decode_image`."""
     require_dc_ae(vae)
     if tiling == "on":
-        return vae.encode_tiled(pixels, **tile_arguments(tile_size, overlap, 1))
+        return vae.encode_tiled(pixels, tile_x=tile_size, tile_y=tile_size, overlap=overlap)
     return vae.encode(pixels) if tiling == "auto" else vae.encode_whole(pixels)

@@ -1,6 +1,7 @@
 """The tools around the pack: preparing a host, a real server, the demo command line."""
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -176,6 +177,14 @@ def test_command_line_runs_python_and_returns_its_exit_code(tmp_path):
     assert done.returncode == 7, done.stderr
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_passes_the_prompt_exactly_as_typed():
+    prompt = "it's \"quoted\", costs $5 and $(HOME); `date`"
+    done = subprocess.run(["make", "demo", "PYTHON=echo", f"PROMPT={prompt}"], cwd=host.ROOT, capture_output=True,
+                          text=True, check=True)
+    assert f"--prompt {prompt} --model" in done.stdout
+
+
 # tools/comfy_server.py
 
 
@@ -299,7 +308,14 @@ def test_demo_sets_what_the_user_asked_for():
 
 
 def test_demo_says_when_the_graph_has_no_such_setting():
-    with pytest.raises(demo.DemoError, match="This model's graph has no cfg; leave CFG= away"):
+    with pytest.raises(demo.DemoError, match="This model's graph has no guidance; leave CFG= away"):
         demo.fill_in({"4": {"class_type": "SanaNativeGemmaEncode", "inputs": {"prompt": ""}},
                       "6": {"class_type": "RandomNoise", "inputs": {"noise_seed": 0}}}, "folder",
                      demo.read_settings(["--cfg", "2"]))
+
+
+def test_demo_gives_cfg_to_the_guidance_of_a_distilled_model():
+    prompt = {"5": {"class_type": "FluxGuidance", "inputs": {"guidance": 4.5}},
+              "6": {"class_type": "SanaNativeSampler", "inputs": {"seed": 0, "cfg": 1.0}}}
+    changed = demo.fill_in(prompt, "folder", demo.read_settings(["--cfg", "3"]))
+    assert (changed["5"]["inputs"]["guidance"], changed["6"]["inputs"]["cfg"]) == (3.0, 1.0)

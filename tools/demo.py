@@ -90,7 +90,8 @@ def fill_in(prompt: dict, folder_name: str, settings: Settings) -> dict:
         prompt = set_inputs(prompt, "SanaNativeGemmaEncode", prompt=settings.prompt)
     prompt = _set_everywhere(prompt, "SEED", ("seed", "noise_seed"), settings.seed)
     prompt = _set_everywhere(prompt, "STEPS", ("steps",), settings.steps)
-    prompt = _set_everywhere(prompt, "CFG", ("cfg", "guidance"), settings.cfg)
+    # A distilled model carries its guidance inside, and its sampler's cfg must stay 1.
+    prompt = _set_everywhere(prompt, "CFG", ("guidance", "cfg"), settings.cfg)
     if settings.size is not None:
         width, height = settings.size
         sized = [node["class_type"] for node in prompt.values() if {"width", "height"} <= node["inputs"].keys()]

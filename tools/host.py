@@ -256,7 +256,15 @@ def main() -> int:
         return 0
     # No bytecode: a host that COMFYUI_PATH names stays exactly as it was.
     os.environ.update(COMFYUI_PATH=str(host.path), PYTHONDONTWRITEBYTECODE="1")
-    return subprocess.call([str(host.python), *options.python_arguments])
+    command = [str(host.python), *options.python_arguments]
+    if os.name != "nt":
+        os.execv(command[0], command)  # signals reach the command itself, which has a server to stop
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue  # the child got it too
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains the demo's DC-AE f32c32: `python -m demo.train.autoencoder [--steps N]`. Resumes where it was stopped.
+"""Trains the demo's DC-AE f32c32: `python -m demo.train.autoencoder [--minutes M]`. Resumes where it was stopped.
 
 The released scaling factor 0.41407 is made true for this model too: a penalty keeps every channel of the scaled latent at
 zero mean and unit variance. Noise on the latent in training keeps the decoder smooth for what a diffusion model will hand it.
@@ -6,6 +6,7 @@ zero mean and unit variance. Noise on the latent in training keeps the decoder s
 
 import argparse
 import copy
+import functools
 import random
 
 import torch
@@ -30,7 +31,7 @@ CONFIG = DCAEConfig(
     DCAEHalfConfig(BLOCKS, WIDTHS, (1, 2, 2, 2, 2, 1), KERNELS),
     DCAEHalfConfig(BLOCKS, WIDTHS, (2, 2, 2, 2, 2, 2), KERNELS),
 )  # fmt: skip
-BATCH = 16
+BATCH, THREADS = 8, 2  # pictures a thread, threads a step
 LATENT_NOISE = 0.2  # largest standard deviation of the noise on a scaled latent
 MOMENT_WEIGHT, EDGE_WEIGHT, THING_WEIGHT = 0.05, 0.5, 2.0
 
@@ -95,18 +96,18 @@ def reconstruct(model: AutoencoderDC, pictures: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--minutes", type=float, default=40)
     args = parser.parse_args()
     torch.manual_seed(0)
     sprites = load_sprites()
     model = build()
-    run = Run(FOLDER, model, args.steps, peak=1.5e-3, decay=0.998, weight_decay=0.01)
+    run = Run(FOLDER, model, args.minutes, peak=1.5e-3, decay=0.998, weight_decay=0.01)
     rng = random.Random(-1)
     held_out = torch.stack([render(draw_scene(rng, held_out=True), sprites) for _ in range(32)])
 
-    def compute_loss(step: int) -> tuple[Tensor, str]:
-        pictures, masks = draw_batch(step, sprites)
-        generator = torch.Generator().manual_seed(step)
+    def compute_loss(seed: int) -> tuple[Tensor, str]:
+        pictures, masks = draw_batch(seed, sprites)
+        generator = torch.Generator().manual_seed(seed)
         with torch.autocast("cpu", torch.bfloat16):
             latent = model.encode(pictures).float() * SANA_LATENT_SCALE
             spread = LATENT_NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator)
@@ -116,12 +117,15 @@ def main() -> None:
         loss = reconstruction_loss(output, pictures, masks)
         return loss + MOMENT_WEIGHT * moments, f"picture {loss.item():.4f} moments {moments.item():.4f}"
 
+    def losses(step: int) -> list:
+        return [functools.partial(compute_loss, THREADS * step + thread) for thread in range(THREADS)]
+
     def evaluate() -> str:
         ema = copy.deepcopy(model)
         ema.load_state_dict(run.ema)
         return f"{psnr(reconstruct(ema.eval(), held_out), held_out).mean():.2f} dB on held-out pictures"
 
-    run.train(compute_loss, evaluate, every=100)
+    run.train(losses, evaluate, every=3)
 
 
 if __name__ == "__main__":

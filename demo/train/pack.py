@@ -29,3 +29,4 @@ def prepare_imports() -> None:
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True  # the host's other choice on a CPU is slower and meant for inference

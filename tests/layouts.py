@@ -1,0 +1,123 @@
+"""Weights in the layouts of their authors, made from diffusers' by a mapping of its own, not by reversing the pack's tables."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+SANA_RENAMES = {
+    "patch_embed.proj": "x_embedder.proj",
+    "time_embed.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_embed.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_embed.guidance_embedder.linear_1": "cfg_embedder.mlp.0",
+    "time_embed.guidance_embedder.linear_2": "cfg_embedder.mlp.2",
+    "time_embed.linear": "t_block.1",
+    "caption_projection.linear_1": "y_embedder.y_proj.fc1",
+    "caption_projection.linear_2": "y_embedder.y_proj.fc2",
+    "caption_norm": "attention_y_norm",
+    "proj_out": "final_layer.linear",
+}
+SANA_BLOCK_RENAMES = {
+    "attn1.norm_q": "attn.q_norm",
+    "attn1.norm_k": "attn.k_norm",
+    "attn1.to_out.0": "attn.proj",
+    "attn2.to_q": "cross_attn.q_linear",
+    "attn2.norm_q": "cross_attn.q_norm",
+    "attn2.norm_k": "cross_attn.k_norm",
+    "attn2.to_out.0": "cross_attn.proj",
+    "ff.conv_inverted": "mlp.inverted_conv.conv",
+    "ff.conv_depth": "mlp.depth_conv.conv",
+    "ff.conv_point": "mlp.point_conv.conv",
+}
+# First of the parts that are fused -> all of them, and the fused name.
+SANA_FUSED = {
+    "attn1.to_q": (("attn1.to_q", "attn1.to_k", "attn1.to_v"), "attn.qkv"),
+    "attn2.to_k": (("attn2.to_k", "attn2.to_v"), "cross_attn.kv_linear"),
+}
+
+
+def nvidia_sana(state_dict: Mapping[str, Tensor], sample_size: int = 32) -> dict[str, Tensor]:
+    """NVIDIA's layout of diffusers' tensors, with the buffers and training leftovers its files carry."""
+    size, caption_channels = state_dict["caption_projection.linear_1.weight"].shape
+    like = {"device": state_dict["caption_norm.weight"].device, "dtype": torch.float32}
+    out = {
+        "pos_embed": torch.ones(1, sample_size**2, size, **like),
+        "y_embedder.y_embedding": torch.ones(300, caption_channels, **like),
+    }
+    if "time_embed.guidance_embedder.linear_1.weight" in state_dict:
+        out |= {"logvar_linear.weight": torch.ones(1, size, **like), "logvar_linear.bias": torch.ones(1, **like)}
+    for key, tensor in state_dict.items():
+        if key == "scale_shift_table":
+            out["final_layer.scale_shift_table"] = tensor
+            continue
+        block = re.match(r"transformer_blocks\.(\d+)\.(.+)", key)
+        if block is None:
+            stem, _, suffix = key.rpartition(".")
+            out[f"{SANA_RENAMES[stem]}.{suffix}"] = tensor
+            continue
+        prefix, inner = f"transformer_blocks.{block[1]}.", block[2]
+        stem, _, suffix = inner.rpartition(".")
+        if inner == "scale_shift_table":
+            out[f"blocks.{block[1]}.{inner}"] = tensor
+        elif stem in SANA_FUSED:
+            parts, fused = SANA_FUSED[stem]
+            out[f"blocks.{block[1]}.{fused}.{suffix}"] = torch.cat([state_dict[f"{prefix}{p}.{suffix}"] for p in parts])
+        elif stem in SANA_BLOCK_RENAMES:
+            out[f"blocks.{block[1]}.{SANA_BLOCK_RENAMES[stem]}.{suffix}"] = tensor
+    return out
+
+
+def original_dc_ae(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The DC-AE authors' layout of diffusers' tensors."""
+    out = {}
+    for key, tensor in state_dict.items():
+        half, _, rest = key.partition(".")
+        stage = re.match(rf"{'down' if half == 'encoder' else 'up'}_blocks\.(\d+)\.(\d+)\.(.+)", rest)
+        if stage is None:
+            out[f"{half}.{original_end(half, rest)}"] = tensor
+            continue
+        base = f"{half}.stages.{stage[1]}.op_list.{stage[2]}"
+        inner = stage[3]
+        if inner == "attn.to_q.weight":
+            parts = [state_dict[key.replace("to_q", name)] for name in ("to_q", "to_k", "to_v")]
+            out[f"{base}.context_module.main.qkv.conv.weight"] = torch.cat(parts)[:, :, None, None]
+        elif inner == "attn.to_out.weight":
+            out[f"{base}.context_module.main.proj.conv.weight"] = tensor[:, :, None, None]
+        elif inner not in ("attn.to_k.weight", "attn.to_v.weight"):
+            out[f"{base}.{original_block(half, inner)}"] = tensor
+    return out
+
+
+def original_end(half: str, rest: str) -> str:
+    """Names of the first and last layers, which differ between the halves."""
+    stem, _, suffix = rest.rpartition(".")
+    names = {
+        ("encoder", "conv_in"): "project_in.conv",
+        ("encoder", "conv_out"): "project_out.main.op_list.0.conv",
+        ("decoder", "conv_in"): "project_in.main.conv",
+        ("decoder", "norm_out"): "project_out.op_list.0",
+        ("decoder", "conv_out"): "project_out.op_list.2.conv",
+    }
+    return f"{names[half, stem]}.{suffix}"
+
+
+def original_block(half: str, inner: str) -> str:
+    """Names inside a block: a residual block, linear attention, its FFN, or the convolution that changes resolution."""
+    stem, _, suffix = inner.rpartition(".")
+    names = {
+        "conv1": "main.conv1.conv",
+        "conv2": "main.conv2.conv",
+        "norm": "main.conv2.norm",
+        "conv": "main.conv" if half == "encoder" else "main.conv.conv",  # going up it sits inside an upsampler
+        "attn.to_qkv_multiscale.0.proj_in": "context_module.main.aggreg.0.0",
+        "attn.to_qkv_multiscale.0.proj_out": "context_module.main.aggreg.0.1",
+        "attn.norm_out": "context_module.main.proj.norm",
+        "conv_out.conv_inverted": "local_module.main.inverted_conv.conv",
+        "conv_out.conv_depth": "local_module.main.depth_conv.conv",
+        "conv_out.conv_point": "local_module.main.point_conv.conv",
+        "conv_out.norm": "local_module.main.point_conv.norm",
+    }
+    return f"{names[stem]}.{suffix}"

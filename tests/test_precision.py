@@ -1,0 +1,213 @@
+"""Number formats of the weights, the clamp of self-attention, and partial loading: what changes the result, by how much, and what must not."""
+
+import comfy.model_management
+import comfy.ops
+import pytest
+import torch
+from sana_native.models.config import SanaConfig
+from sana_native.models.sana import LiteLA
+from sana_native.tests import workbench as bench
+from torch import Tensor
+
+LIMIT = 65504.0
+# Root mean square error against float32 in units of the result's. Rounding a weight costs 2^-9 (bfloat16) or 2^-12 (float16) at most;
+# the tiny networks with their few summands keep most of it, in every layer.
+BOUNDS = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float8_e4m3fn: 0.3, torch.float8_e5m2: 0.5}
+
+
+def velocity(patcher) -> Tensor:
+    """One prediction of x0 by the host's model, without its memory management."""
+    generator = torch.Generator().manual_seed(2)
+    positive, _ = bench.encoded()
+    conds = {
+        "c_crossattn": positive[0][0],
+        "attention_mask": positive[0][1]["attention_mask"],
+        "guidance": torch.tensor([4.5]),
+    }
+    with torch.inference_mode():
+        return patcher.model.apply_model(torch.randn(1, 32, 4, 4, generator=generator), torch.tensor([0.7]), **conds)
+
+
+def rms_error(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("family", bench.FAMILIES)
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_narrow_weights_stay_near_float32(family, dtype):
+    patcher = bench.fresh_model(family, dtype=dtype)
+    network = patcher.model.diffusion_model
+    assert {parameter.dtype for parameter in network.parameters()} == {
+        dtype
+    } and patcher.model.get_dtype_inference() == torch.float32
+    out = velocity(patcher)
+    assert out.dtype == torch.float32 and torch.isfinite(out).all()
+    error = rms_error(out, velocity(bench.model(family)))
+    assert BOUNDS[dtype] / 100 < error < BOUNDS[dtype]  # not 0 either: the weights really are narrow
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_weights_draw(dtype):
+    patcher = bench.fresh_model("sana", dtype=dtype)
+    out = bench.draw(patcher, bench.encoded(), steps=4)
+    assert torch.isfinite(out).all() and rms_error(out, bench.draw(bench.model("sana"), bench.encoded(), steps=4)) < 1.0
+
+
+def test_the_loader_node_hands_its_choices_on(monkeypatch):
+    folders = {"diffusers": ([str(bench.folder())], {""})}
+    monkeypatch.setattr("folder_paths.folder_names_and_paths", folders)
+    loader = bench.OURS["ModelLoader"]
+    patcher = bench.call(loader, "sana/", "bfloat16", 5.0, "on")[0]
+    assert patcher.model.get_dtype() == torch.bfloat16 and patcher.get_model_object("model_sampling").shift == 5.0
+    assert patcher.model.diffusion_model.config.clamp_attention is True
+    patcher = bench.call(loader, "sana/", "auto", 0.0, "auto")[0]
+    assert patcher.model.get_dtype() == torch.float32 and patcher.get_model_object("model_sampling").shift == 3.0
+    assert patcher.model.diffusion_model.config.clamp_attention is None
+
+
+# The clamp
+
+
+def attention_output(patcher) -> float:
+    """Largest value leaving the first self-attention when its projection overshoots float16."""
+    projection, seen = patcher.model.diffusion_model.transformer_blocks[0].attn1.to_out[0], []
+    projection.weight.data.mul_(1e6)
+    hook = patcher.model.diffusion_model.transformer_blocks[0].attn1.register_forward_hook(
+        lambda _, __, out: seen.append(out.abs().max())
+    )
+    try:
+        velocity(patcher)
+    finally:
+        hook.remove()
+    return float(seen[0])
+
+
+@pytest.mark.parametrize("family", bench.FAMILIES)
+def test_the_clamp_saturates_when_on_and_not_when_off(family):
+    assert attention_output(bench.fresh_model(family, clamp=True)) == LIMIT
+    assert attention_output(bench.fresh_model(family, clamp=False)) > 1.5 * LIMIT
+    assert attention_output(bench.fresh_model(family)) > 1.5 * LIMIT  # auto, in float32
+
+
+@pytest.mark.parametrize(
+    ("name", "clamped"), [("Sana_1600M_1024px_diffusers", True), ("Sana_1600M_1024px_BF16_diffusers", False)]
+)
+def test_a_checkpoint_trained_in_float16_is_clamped_in_every_format(tmp_path, name, clamped):
+    (tmp_path / name).symlink_to(bench.folder() / "sana")
+    patcher = bench.load_sana(str(tmp_path / name))
+    assert (attention_output(patcher) == LIMIT) is clamped
+
+
+@pytest.mark.parametrize(
+    ("clamp", "dtype", "largest"),
+    [
+        (None, torch.float16, LIMIT),
+        (None, torch.bfloat16, None),
+        (None, torch.float32, None),
+        (True, torch.float16, LIMIT),
+        (True, torch.bfloat16, 65536.0),
+        (True, torch.float32, LIMIT),
+        (False, torch.float16, float("inf")),
+        (False, torch.bfloat16, None),
+    ],
+)
+def test_auto_clamps_in_float16_only(clamp, dtype, largest):
+    """In bfloat16 the limit itself rounds up to 65536, as in the reference."""
+    values = {"hidden_size": 64, "qk_norm": False, "clamp_attention": clamp}
+    layer = LiteLA(
+        SanaConfig(**dict.fromkeys(SanaConfig.__dataclass_fields__) | values),
+        dtype=dtype,
+        operations=comfy.ops.disable_weight_init,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    layer.to_out[0].weight.data.mul_(5e4)
+    with torch.no_grad():
+        out = layer(20 * torch.randn(1, 12, 64, generator=generator).to(dtype)).abs().max()
+    assert out > 1.5 * LIMIT if largest is None else float(out) == largest
+
+
+# Loading
+
+
+def load_partially(patcher, share: float) -> None:
+    patcher.load(patcher.load_device, lowvram_model_memory=int(patcher.model_size() * share))
+    assert patcher.model.model_lowvram is True
+
+
+@pytest.mark.parametrize("family", bench.FAMILIES)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_partial_load_gives_the_same_bits(family, share, dtype):
+    whole, part = bench.fresh_model(family, dtype=dtype), bench.fresh_model(family, dtype=dtype)
+    whole.load(whole.load_device, full_load=True)
+    load_partially(part, share)
+    assert torch.equal(velocity(part), velocity(whole))
+
+
+def test_a_partial_load_applies_patches_as_a_full_one():
+    patch = {
+        "diffusion_model.transformer_blocks.1.ff.conv_depth.weight": ("diff", (torch.full((320, 1, 3, 3), 0.1),)),
+        "diffusion_model.transformer_blocks.0.attn1.to_q.weight": ("diff", (torch.full((64, 64), 0.1),)),
+        "diffusion_model.transformer_blocks.0.scale_shift_table": ("diff", (torch.full((6, 64), 0.1),)),
+    }
+    plain = velocity(bench.model("sana"))
+    outs = []
+    for load in (
+        lambda patcher: patcher.load(patcher.load_device, full_load=True),
+        lambda patcher: load_partially(patcher, 0.5),
+    ):
+        patcher = bench.fresh_model("sana").clone()
+        assert len(patcher.add_patches(patch)) == len(patch)
+        load(patcher)
+        outs.append(velocity(patcher))
+    assert rms_error(outs[0], plain) > 1e-2
+    assert bench.relative(*outs) < 1e-5
+
+
+def test_the_autoencoder_gives_the_same_bits_when_loaded_partially():
+    whole = bench.vae()
+    part = bench.load_dc_ae(str(bench.folder() / "sana"))
+    latent, pixels = bench.clean_latent(64, 64)["samples"], bench.picture(64, 64).movedim(-1, 1)
+    load_partially(part.patcher, 0.3)
+    with torch.inference_mode():
+        assert torch.equal(part.first_stage_model.decode(latent), whole.first_stage_model.decode(latent))
+        assert torch.equal(part.first_stage_model.encode(pixels), whole.first_stage_model.encode(pixels))
+
+
+def test_a_bfloat16_autoencoder_stays_near_float32():
+    narrow = bench.load_dc_ae(str(bench.folder() / "sana"), {"dtype": torch.bfloat16})
+    assert narrow.vae_dtype == torch.bfloat16
+    latent = bench.clean_latent(64, 64)
+    image, exact = (bench.call("VAEDecode", vae, latent)[0] for vae in (narrow, bench.vae()))
+    assert image.dtype == torch.float32 and 0 < float((image - exact).abs().mean()) < 0.02
+
+
+def test_a_float16_autoencoder_is_computed_in_float32():
+    assert bench.load_dc_ae(str(bench.folder() / "sana"), {"dtype": torch.float16}).vae_dtype == torch.float32
+
+
+def test_a_bfloat16_text_encoder_stays_near_float32():
+    narrow = bench.load_gemma(str(bench.folder() / "sana"), {"dtype": torch.bfloat16})
+    conds = [bench.call("CLIPTextEncode", clip, "a cat")[0] for clip in (narrow, bench.clip())]
+    assert torch.equal(*(cond[0][1]["attention_mask"] for cond in conds))
+    assert 0 < rms_error(conds[0][0][0], conds[1][0][0]) < 0.03
+
+
+# Neighbours
+
+
+def test_other_models_in_the_process_are_unaffected():
+    """Everything one model can be put through, and a second one before and after."""
+    second, conds = bench.fresh_model("sana"), bench.encoded()
+    latent = bench.draw(second, conds)
+    weights = {key: tensor.clone() for key, tensor in second.model.state_dict().items()}
+    first = bench.fresh_model("sana", dtype=torch.bfloat16, shift=6.0, clamp=True)
+    first.add_patches({"diffusion_model.proj_out.weight": ("diff", (torch.ones(32, 64),))})
+    load_partially(first, 0.5)
+    assert bench.relative(bench.draw(first, conds), latent) > 1e-2
+    bench.draw(bench.model("sprint"), conds)
+    comfy.model_management.unload_all_models()
+    assert torch.equal(bench.draw(second, conds), latent)
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in second.model.state_dict().items())
