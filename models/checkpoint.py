@@ -1,6 +1,7 @@
 """Files and folders -> state dicts: single files, shards with an index, and the parts of a diffusers folder.
 
-Reading is the host's (memory-mapped safetensors, pickles with weights only); here is what to read and what to say when it fails.
+Reading is the host's (memory-mapped safetensors, pickles with weights only); here is what to read and what to say when
+it fails.
 """
 
 import json
@@ -31,7 +32,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Path for messages and name patterns; a file in a diffusers folder has the same name everywhere, so folders count."""
+        """Path for messages and name patterns; files of diffusers folders have the same names, so the folders count."""
         return "/".join(os.path.normpath(self.path).split(os.sep)[-3:])
 
 
@@ -45,7 +46,9 @@ def read_json(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object is expected: download it again.")
+        raise ValueError(
+            f"{path} holds a JSON {type(content).__name__} where an object is expected: download it again."
+        )
     return content
 
 
@@ -103,13 +106,15 @@ def shards_of(path: str) -> list[str]:
     for other in names:
         if not os.path.isfile(os.path.join(folder, other)):
             raise FileNotFoundError(
-                f"{path} belongs to a set of {len(names)} files, and {other} is not beside it: download the missing file."
+                f"{path} belongs to a set of {len(names)} files, and {other} is not beside it: download "
+                "the missing file."
             )
     return [os.path.join(folder, other) for other in names]
 
 
 def read_checkpoint(path: str, component: str) -> Checkpoint:
-    """One component from a weight file, any shard of a set, a shard index, its folder, or the diffusers folder around it.
+    """One component from a weight file, any shard of a set, a shard index, its folder, or the diffusers folder around
+    it.
 
     component: "transformer", "vae" or "text_encoder", the subfolder of a diffusers model.
     Raises FileNotFoundError and ValueError with one sentence that names the file and the cure.
@@ -129,5 +134,5 @@ def read_checkpoint(path: str, component: str) -> Checkpoint:
 
 
 def read_beside(path: str, component: str, name: str) -> dict[str, Any]:
-    """JSON of a sibling component in a diffusers folder, such as scheduler/scheduler_config.json; {} when there is none."""
+    """JSON of a sibling component in a diffusers folder, such as scheduler/scheduler_config.json; {} without one."""
     return read_json(os.path.join(os.path.dirname(os.path.dirname(path)), component, name))

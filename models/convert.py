@@ -1,4 +1,5 @@
-"""Other key layouts -> the internal one, which is diffusers'. Dict in, dict out; tensors are shared or sliced, never changed.
+"""Other key layouts -> the internal one, which is diffusers'. Dict in, dict out; tensors are shared or sliced, never
+changed.
 
 Source: key lists of NVlabs/Sana and mit-han-lab/efficientvit checkpoints.
 """
@@ -68,13 +69,16 @@ DC_AE_REPLACEMENTS = (
 
 
 def is_nvidia_sana(state_dict: StateDict) -> bool:
-    """True for NVIDIA's own SANA layout; PixArt shares most names, but not the caption norm and the convolutional FFN."""
+    """True for NVIDIA's own SANA layout; PixArt shares most names, but not the caption norm and convolutional FFN."""
     return "attention_y_norm.weight" in state_dict or "blocks.0.mlp.inverted_conv.conv.weight" in state_dict
 
 
 def is_original_dc_ae(state_dict: StateDict) -> bool:
     """True for DC-AE in the layout of its authors, where what has a shortcut lies below `main`."""
-    return "decoder.project_in.main.conv.weight" in state_dict or "encoder.project_out.main.op_list.0.conv.weight" in state_dict
+    return (
+        "decoder.project_in.main.conv.weight" in state_dict
+        or "encoder.project_out.main.op_list.0.conv.weight" in state_dict
+    )
 
 
 def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict:
@@ -82,7 +86,7 @@ def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict
 
 
 def convert_nvidia_sana(state_dict: StateDict) -> StateDict:
-    """NVIDIA's SANA keys -> diffusers'; fused q, k, v rows are split. Unknown keys are kept, for the strict load to name."""
+    """NVIDIA's SANA keys -> diffusers'; fused q, k, v rows are split. Unknown keys stay, for the strict load."""
     time_embed = "time_embed" if "cfg_embedder.mlp.0.weight" in state_dict else "time_embed.emb"
     keys = NVIDIA_SANA_KEYS | {
         "t_embedder.mlp.0": f"{time_embed}.timestep_embedder.linear_1",
@@ -116,7 +120,9 @@ def convert_original_dc_ae(state_dict: StateDict) -> StateDict:
             key = key.replace(old, new)
         if key.endswith(".qkv.conv.weight"):
             stem = key.removesuffix(".qkv.conv.weight")
-            out |= split_rows(tuple(f"{stem}.{name}" for name in ("to_q", "to_k", "to_v")), "weight", tensor[:, :, 0, 0])
+            out |= split_rows(
+                tuple(f"{stem}.{name}" for name in ("to_q", "to_k", "to_v")), "weight", tensor[:, :, 0, 0]
+            )
         elif key.endswith(".attn.proj.conv.weight"):
             out[key.replace(".proj.conv.weight", ".to_out.weight")] = tensor[:, :, 0, 0]
         else:

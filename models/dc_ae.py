@@ -1,6 +1,6 @@
 """DC-AE f32c32, the deep compression autoencoder of SANA.
 
-Source: DC-AE, arXiv 2410.10733; module names are those of diffusers' AutoencoderDC, so its checkpoints load as they are.
+Source: DC-AE, arXiv 2410.10733; module names are those of diffusers' AutoencoderDC, so its files load as they are.
 Not here: the latent scale (`latent_formats.py`), tiling and memory (`vae.py`), NVIDIA's key names (`convert.py`).
 """
 
@@ -49,10 +49,14 @@ class ResBlock(nn.Module):
 class MultiscaleProjection(nn.Module):
     """Aggregates neighbouring q, k and v tokens: depthwise k x k, then a 1x1 convolution inside each head."""
 
-    def __init__(self, channels: int, num_heads: int, kernel_size: int, dtype=None, device=None, operations: Any = None):
+    def __init__(
+        self, channels: int, num_heads: int, kernel_size: int, dtype=None, device=None, operations: Any = None
+    ):
         super().__init__()
         kw = {"dtype": dtype, "device": device, "bias": False}
-        self.proj_in = operations.Conv2d(3 * channels, 3 * channels, kernel_size, padding=kernel_size // 2, groups=3 * channels, **kw)
+        self.proj_in = operations.Conv2d(
+            3 * channels, 3 * channels, kernel_size, padding=kernel_size // 2, groups=3 * channels, **kw
+        )
         self.proj_out = operations.Conv2d(3 * channels, 3 * channels, 1, groups=3 * num_heads, **kw)
 
     def forward(self, qkv: Tensor) -> Tensor:
@@ -62,11 +66,19 @@ class MultiscaleProjection(nn.Module):
 class MultiscaleLinearAttention(nn.Module):
     """EfficientViT's multi-scale ReLU attention with a residual. (B, C, H, W) -> (B, C, H, W).
 
-    The names to_q, to_k, to_v are those of the checkpoint, not what they compute: their outputs are concatenated, and head j
-    reads its q, k and v from channels 3dj..3d(j + 1) of the result.
+    The names to_q, to_k, to_v are those of the checkpoint, not what they compute: their outputs are concatenated, and
+    head j reads its q, k and v from channels 3dj..3d(j + 1) of the result.
     """
 
-    def __init__(self, channels: int, head_dim: int, kernel_sizes: tuple[int, ...], dtype=None, device=None, operations: Any = None):
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        kernel_sizes: tuple[int, ...],
+        dtype=None,
+        device=None,
+        operations: Any = None,
+    ):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.head_dim = head_dim
@@ -114,7 +126,15 @@ class ConvOut(GLUMBConv):
 class EfficientViTBlock(nn.Module):
     """Multi-scale linear attention followed by GLUMBConv. (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int, head_dim: int, kernel_sizes: tuple[int, ...], dtype=None, device=None, operations: Any = None):
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        kernel_sizes: tuple[int, ...],
+        dtype=None,
+        device=None,
+        operations: Any = None,
+    ):
         super().__init__()
         self.attn = MultiscaleLinearAttention(channels, head_dim, kernel_sizes, dtype, device, operations)
         self.conv_out = ConvOut(channels, dtype, device, operations)
@@ -153,7 +173,9 @@ def stage_blocks(half: DCAEHalfConfig, stage: int, head_dim: int, dtype, device,
     width, layers = half.widths[stage], half.layers[stage]
     if half.block_types[stage] == "ResBlock":
         return [ResBlock(width, dtype, device, operations) for _ in range(layers)]
-    return [EfficientViTBlock(width, head_dim, half.kernel_sizes[stage], dtype, device, operations) for _ in range(layers)]
+    return [
+        EfficientViTBlock(width, head_dim, half.kernel_sizes[stage], dtype, device, operations) for _ in range(layers)
+    ]
 
 
 class Encoder(nn.Module):
@@ -204,7 +226,10 @@ class Decoder(nn.Module):
 
 
 class AutoencoderDC(nn.Module):
-    """DC-AE with raw latents: `encode` and `decode` apply no scaling factor."""
+    """DC-AE with raw latents: `encode` and `decode` apply no scaling factor.
+
+    Both run channels last: norms and attention work along the channels, and no layer then has to change the layout.
+    """
 
     def __init__(self, config: DCAEConfig, dtype=None, device=None, operations: Any = None):
         super().__init__()
@@ -213,7 +238,7 @@ class AutoencoderDC(nn.Module):
         self.decoder = Decoder(config, dtype, device, operations)
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.encoder(x)
+        return self.encoder(x.contiguous(memory_format=torch.channels_last))
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
+        return self.decoder(z.contiguous(memory_format=torch.channels_last))

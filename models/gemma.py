@@ -1,7 +1,7 @@
 """Gemma-2 as SANA's text encoder: instruction, token positions, attention soft-capping.
 
-Source: SANA, arXiv 2410.10629 section 3.3; Gemma 2, arXiv 2408.00118 section 2. The host's Gemma-2 classes do the work; what they lack
-is added here by subclasses: logit soft-capping, the choice of positions, and a one-file tokenizer.
+Source: SANA, arXiv 2410.10629 section 3.3; Gemma 2, arXiv 2408.00118 section 2. The host's Gemma-2 classes do the
+work; what they lack is added here by subclasses: logit soft-capping, the choice of positions, and a one-file tokenizer.
 """
 
 from typing import Any
@@ -15,17 +15,20 @@ from torch import Tensor
 # The text SANA was trained with, character for character; the quotes and the trailing space matter.
 INSTRUCTION = "\n".join(
     [
-        'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for image generation. '
-        "Evaluate the level of detail in the user prompt:",
-        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial relationships to "
-        "create vivid and concrete scenes.",
-        "- If the prompt is already detailed, refine and enhance the existing details slightly without overcomplicating.",
+        'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for '
+        "image generation. Evaluate the level of detail in the user prompt:",
+        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial "
+        "relationships to create vivid and concrete scenes.",
+        "- If the prompt is already detailed, refine and enhance the existing details slightly without "
+        "overcomplicating.",
         "Here are examples of how to transform or refine prompts:",
-        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping peacefully on a warm "
-        "sunny windowsill, surrounded by pots of blooming red flowers.",
-        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing street lamps, a diverse "
-        "crowd of people in colorful clothing, and a double-decker bus passing by towering glass skyscrapers.",
-        "Please generate only the enhanced description for the prompt below and avoid including any additional commentary or evaluations:",
+        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping "
+        "peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.",
+        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing "
+        "street lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering "
+        "glass skyscrapers.",
+        "Please generate only the enhanced description for the prompt below and avoid including any additional "
+        "commentary or evaluations:",
         "User Prompt: ",
     ]
 )
@@ -42,8 +45,11 @@ def without_end_of_turn(text: str) -> str:
     return text
 
 
-def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs) -> Tensor:
-    """Softmax attention whose logits are bent to +-50 by tanh. q (B, h, L, d), k, v (B, g, L, d), h a multiple of g -> (B, L, h * d)."""
+def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
+    """Softmax attention whose logits are bent to +-50 by tanh.
+
+    q: (B, h, L, d); k, v: (B, g, L, d), h a multiple of g. Returns (B, L, h * d).
+    """
     groups = heads // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -105,9 +111,11 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
     ) -> dict[str, list]:
         """Token pairs of a prompt.
 
-        instruction: text put before the prompt; "" for none; None for the trained one, except before an empty prompt, which is how stock
-            text encode nodes reach us: an empty text there is a negative prompt, and negatives were never trained with it.
-        lower_case: lower the prompt's case as diffusers does. skip_template: given by the host's text generation, which wants plain tokens.
+        instruction: text put before the prompt; "" for none; None for the trained one, except before an empty prompt,
+            which is how stock text encode nodes reach us: an empty text there is a negative prompt, and negatives were
+            never trained with it.
+        lower_case: lower the prompt's case as diffusers does.
+        skip_template: given by the host's text generation, which wants plain tokens.
         """
         if skip_template is not None:
             return super().tokenize_with_weights(text, return_word_ids, disable_weights=True, **kwargs)
@@ -139,7 +147,8 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
         context, pooled, extra = super().encode_token_weights(token_weight_pairs)
         if not torch.isfinite(context).all():
             raise ValueError(
-                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its weights again."
+                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
+                "weights again."
             )
         if context.shape[1] > CONTEXT_LENGTH:
             last = 1 - CONTEXT_LENGTH
@@ -149,13 +158,18 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
         return context, pooled, extra
 
 
-def encode_prompts(clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False) -> tuple[list, list]:
+def encode_prompts(
+    clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False
+) -> tuple[list, list]:
     """Host conditioning of a prompt and a negative prompt; only the prompt is given the instruction.
 
     instruction: None for the trained one, "" for none. Raises ValueError when the CLIP is not SANA's text encoder.
     """
     if not isinstance(clip.tokenizer, SanaTokenizer):
-        raise ValueError(f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: load it with SANA Gemma Loader.")
+        raise ValueError(
+            f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: "
+            "load it with SANA Gemma Loader."
+        )
     before = INSTRUCTION if instruction is None else instruction
     positive, negative = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=own, lower_case=lower_case))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
     """ReLU linear attention: o_n = sum_m (k_m.q_n) v_m / (sum_m k_m.q_n + eps) over non-negative q and k.
 
-    q, k, v: (B, h, d, N), computed in float32 because the sums over N overflow 16-bit formats. Returns (B, h, d, N) in float32.
+    q, k, v: (B, h, d, N), computed in float32 because the sums over N overflow 16-bit formats. Returns (B, h, d, N) in
+    float32.
     """
     q, k, v = F.relu(q).float(), F.relu(k).float(), v.float()
     v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones carries the normaliser: (B, h, d + 1, N)

@@ -1,10 +1,11 @@
 """Paths -> MODEL, CLIP and VAE owned by the host's memory manager: read, detect, convert, check, load strictly.
 
-The only file that logs. Every function takes `disable_dynamic`, with which the host reloads a model for its training, compile and
-multi-device nodes.
+The only file that logs. Every function takes `disable_dynamic`, with which the host reloads a model for its training,
+compile and multi-device nodes.
 """
 
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -30,7 +31,12 @@ from .vae import SanaVAE
 logger = logging.getLogger(__name__)
 
 MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
-TEXT_PREFIXES = ("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "text_encoders.gemma2_2b.")
+TEXT_PREFIXES = (
+    "text_encoders.gemma2_2b.transformer.",
+    "gemma2_2b.transformer.",
+    "text_encoder.",
+    "text_encoders.gemma2_2b.",
+)
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 GEMMA_SPECIAL_IDS = (0, 2)  # padding, start
 # What each loader expects, in the words of `model_detection.FAMILIES`.
@@ -41,10 +47,15 @@ def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None
     """Raises ValueError that counts and names missing and unexpected tensors."""
     expected, found = set(expected), set(found)
     problems = [
-        f"{len(keys)} {kind}, such as {min(keys)}" for kind, keys in (("missing", expected - found), ("unexpected", found - expected)) if keys
+        f"{len(keys)} {kind}, such as {min(keys)}"
+        for kind, keys in (("missing", expected - found), ("unexpected", found - expected))
+        if keys
     ]
     if problems:
-        raise ValueError(f"{name} does not fit its architecture ({'; '.join(problems)} of {len(expected)} tensors): download it again.")
+        raise ValueError(
+            f"{name} does not fit its architecture ({'; '.join(problems)} of {len(expected)} tensors): download "
+            "it again."
+        )
 
 
 def check_shapes(name: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -61,8 +72,8 @@ def refuse(checkpoint: Checkpoint, expected: str, required: Iterable[str], state
     """The error for a file that is not of the expected family, or of it but for a tensor every member has."""
     found = detection.describe(checkpoint.state_dict)
     missing = [key for key in required if key not in state_dict]
-    if found.startswith(expected) and missing:
-        return missing_tensor(checkpoint, expected, missing[0])
+    if found.startswith(expected):
+        return missing_tensor(checkpoint, expected, missing[0]) if missing else other_shapes(checkpoint, expected)
     return ValueError(f"{checkpoint.name} is {found}, not {expected}.")
 
 
@@ -70,15 +81,21 @@ def missing_tensor(checkpoint: Checkpoint, expected: str, key: str) -> ValueErro
     return ValueError(f"{checkpoint.name} looks like {expected} but {key} is missing: download it again.")
 
 
+def other_shapes(checkpoint: Checkpoint, expected: str) -> ValueError:
+    return ValueError(f"{checkpoint.name} looks like {expected} but has tensors of other shapes: download it again.")
+
+
 @contextmanager
 def naming_faults(checkpoint: Checkpoint, expected: str):
-    """Turns a tensor that is missed, or has too few dimensions, while the configuration is read into one sentence."""
+    """Turns a tensor that is missed or damaged, while the configuration is read, into one sentence."""
     try:
         yield
     except KeyError as error:
         raise missing_tensor(checkpoint, expected, error.args[0]) from error
     except IndexError as error:
-        raise ValueError(f"{checkpoint.name} looks like {expected} but has tensors of other shapes: download it again.") from error
+        raise other_shapes(checkpoint, expected) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The configuration saved in {checkpoint.name} is damaged: save or download it again.") from error
 
 
 def own_config(checkpoint: Checkpoint, class_name: str) -> dict:
@@ -95,26 +112,29 @@ def prepare_sana(checkpoint: Checkpoint) -> tuple[SanaConfig, dict[str, Tensor]]
         state_dict = convert.convert_nvidia_sana(state_dict)
     if not detection.is_sana(state_dict):
         raise refuse(checkpoint, SANA, detection.SANA_KEYS, state_dict)
-    positions = None if table is None else table.shape[-2]
     source = dict(own_config(checkpoint, "SanaTransformer2DModel"))
     scheduler = read_beside(checkpoint.path, "scheduler", "scheduler_config.json")
     if "flow_shift" in scheduler:
         source["flow_shift"] = scheduler["flow_shift"]
-    if saved is not None:
-        source |= read_config_tensor(saved)
     with naming_faults(checkpoint, SANA):
+        if saved is not None:
+            source |= read_config_tensor(saved)
+        positions = None if table is None else table.shape[-2]
         return detection.detect_sana(state_dict, checkpoint.name, source, positions), state_dict
 
 
 def inference_dtypes(config: SanaConfig) -> list[torch.dtype]:
-    """Formats to compute in, best first: float16 for what was trained in it, else bfloat16; float32 where neither is fast."""
+    """Formats to compute in, best first: float16 for what was trained in it, else bfloat16; float32 if that is slow."""
     return [torch.float16 if config.clamp_attention else torch.bfloat16, torch.float32]
 
 
-def load_sana(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def load_sana(
+    path: str, options: dict | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     """SANA transformer from a file or folder.
 
-    options: "dtype" torch.dtype of the weights or None, "shift" flow shift or None, "clamp" bool or None; None is the checkpoint's own.
+    options: "dtype" torch.dtype of the weights or None, "shift" flow shift or None, "clamp" bool or None; None is the
+    checkpoint's own.
     Raises ValueError or FileNotFoundError with one sentence for what cannot be loaded.
     """
     options = options or {}
@@ -156,15 +176,24 @@ def load_sana(path: str, options: dict | None = None, disable_dynamic: bool = Fa
     family = "SANA-Sprint" if config.guidance_embeds else "SANA-1.5" if config.qk_norm else "SANA"
     logger.info(
         "SANA: %s is %s, width %d, depth %d, native %d px, weights %s, computed in %s",
-        checkpoint.name, family, config.hidden_size, config.depth, 32 * config.sample_size, dtype, model.get_dtype_inference(),
-    )  # fmt: skip
+        checkpoint.name,
+        family,
+        config.hidden_size,
+        config.depth,
+        32 * config.sample_size,
+        dtype,
+        model.get_dtype_inference(),
+    )
     return patcher
 
 
 def find_tokenizer(path: str) -> Tensor | None:
-    """Bytes of the tokenizer.model beside the weights or in the tokenizer folder of a diffusers model, as a uint8 tensor."""
+    """Bytes of the tokenizer.model beside the weights or in a diffusers model's tokenizer folder, as a uint8 tensor."""
     folder = os.path.dirname(path)
-    for candidate in (os.path.join(folder, "tokenizer.model"), os.path.join(os.path.dirname(folder), "tokenizer", "tokenizer.model")):
+    for candidate in (
+        os.path.join(folder, "tokenizer.model"),
+        os.path.join(os.path.dirname(folder), "tokenizer", "tokenizer.model"),
+    ):
         if os.path.isfile(candidate) and os.path.getsize(candidate):
             with open(candidate, "rb") as file:
                 return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
@@ -172,7 +201,7 @@ def find_tokenizer(path: str) -> Tensor | None:
 
 
 def check_tokenizer(name: str, spiece: Tensor, vocab_size: int) -> None:
-    """Raises ValueError for a tokenizer that cannot be read, is not Gemma's, or has more pieces than the model embeds."""
+    """Raises ValueError for a tokenizer that is unreadable, not Gemma's, or has more pieces than the model embeds."""
     cure = "put the tokenizer.model of this very model beside it, or in a tokenizer folder beside its own."
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_proto=spiece.numpy().tobytes())
@@ -180,15 +209,20 @@ def check_tokenizer(name: str, spiece: Tensor, vocab_size: int) -> None:
         raise ValueError(f"The tokenizer of {name} is no SentencePiece model: {cure}") from error
     if (tokenizer.pad_id(), tokenizer.bos_id()) != GEMMA_SPECIAL_IDS:
         found = f"padding {tokenizer.pad_id()} and start {tokenizer.bos_id()}"
-        raise ValueError(f"The tokenizer of {name} is not Gemma's (its special tokens are {found}, not 0 and 2): {cure}")
+        raise ValueError(
+            f"The tokenizer of {name} is not Gemma's (its special tokens are {found}, not 0 and 2): {cure}"
+        )
     if tokenizer.get_piece_size() > vocab_size:
-        raise ValueError(f"The tokenizer of {name} has {tokenizer.get_piece_size()} pieces but the model embeds {vocab_size}: {cure}")
+        raise ValueError(
+            f"The tokenizer of {name} has {tokenizer.get_piece_size()} pieces but the model embeds {vocab_size}: {cure}"
+        )
 
 
 def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """SANA's text encoder from a file or folder.
 
-    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with one sentence.
+    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with
+    one sentence.
     """
     options = options or {}
     checkpoint = read_checkpoint(path, "text_encoder")
@@ -203,7 +237,8 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
     spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
     if spiece is None:
         raise FileNotFoundError(
-            f"{checkpoint.name} has no tokenizer inside, and there is no tokenizer.model beside it: put Gemma's tokenizer.model in its folder."
+            f"{checkpoint.name} has no tokenizer inside, and there is no tokenizer.model beside it: put Gemma's "
+            "tokenizer.model in its folder."
         )
 
     state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
@@ -230,7 +265,12 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
         check_shapes(checkpoint.name, expected, state_dict)
     clip.load_sd(state_dict)
     clip.patcher.cached_patcher_init = (load_gemma_patcher, (path, options))
-    logger.info("SANA: %s is Gemma-2, width %d, weights %s", checkpoint.name, model_config["hidden_size"], model_options["dtype"])
+    logger.info(
+        "SANA: %s is Gemma-2, width %d, weights %s",
+        checkpoint.name,
+        model_config["hidden_size"],
+        model_options["dtype"],
+    )
     return clip
 
 
@@ -245,21 +285,23 @@ def load_gemma_patcher(path: str, options: dict | None = None, disable_dynamic: 
 def load_dc_ae(path: str, options: dict | None = None, device=None) -> SanaVAE:
     """DC-AE from a file or folder.
 
-    options: "dtype" torch.bfloat16, torch.float32 or None for the device's best. Raises ValueError or FileNotFoundError with one sentence.
+    options: "dtype" torch.bfloat16, torch.float32 or None for the device's best. Raises ValueError or FileNotFoundError
+    with one sentence.
     """
     options = options or {}
     checkpoint = read_checkpoint(path, "vae")
     state_dict = convert.strip_prefix(checkpoint.state_dict, VAE_PREFIXES)
     if convert.is_original_dc_ae(state_dict):
-        state_dict = convert.convert_original_dc_ae(state_dict)
+        with naming_faults(checkpoint, DC_AE):
+            state_dict = convert.convert_original_dc_ae(state_dict)
     if not detection.is_dc_ae(state_dict):
         raise refuse(checkpoint, DC_AE, detection.DC_AE_KEYS, state_dict)
     with naming_faults(checkpoint, DC_AE):
         config = detection.detect_dc_ae(state_dict, own_config(checkpoint, "AutoencoderDC"))
     if abs(config.scaling_factor - SANA_LATENT_SCALE) > 1e-6 or config.latent_channels != 32:
         raise ValueError(
-            f"{checkpoint.name} is a DC-AE with {config.latent_channels} latent channels and scaling factor {config.scaling_factor}; "
-            f"SANA's has 32 and {SANA_LATENT_SCALE}: use dc-ae-f32c32-sana-1.0 or 1.1."
+            f"{checkpoint.name} is a DC-AE with {config.latent_channels} latent channels and scaling factor "
+            f"{config.scaling_factor}; SANA's has 32 and {SANA_LATENT_SCALE}: use dc-ae-f32c32-sana-1.0 or 1.1."
         )
     with torch.device("meta"):
         expected = SanaVAE.network(config).state_dict()

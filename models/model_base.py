@@ -16,25 +16,25 @@ UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond
 
 
 def require_gemma(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
-    """Raises ValueError for a conditioning that SANA Gemma Encode, or a stock text encode node on its CLIP, cannot have made."""
+    """Raises ValueError for a conditioning that no text encode node, ours or stock, can have made with our CLIP."""
     found = "without text states" if context is None else f"{context.shape[-1]} wide"
     if context is None or context.shape[-1] != channels:
         raise ValueError(
-            f"This conditioning is {found} where SANA needs Gemma's states of {channels}: encode the prompt with SANA Gemma Encode, "
-            "or CLIP Text Encode with the clip of SANA Gemma Loader."
+            f"This conditioning is {found} where SANA needs Gemma's states of {channels}: encode the prompt with "
+            "SANA Gemma Encode, or CLIP Text Encode with the clip of SANA Gemma Loader."
         )
     if mask is not None and mask.shape[-1] != context.shape[1]:
         raise ValueError(
-            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as Conditioning (Concat) leaves "
-            "it: write both texts into one prompt, or use Conditioning (Combine)."
+            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as "
+            "Conditioning (Concat) leaves it: write both texts into one prompt, or use Conditioning (Combine)."
         )
 
 
 class SanaModel(comfy.model_base.ErnieImage):
     """SANA, SANA-1.5 and SANA-Sprint.
 
-    The base class is chosen for its name alone: the host lists "transformer.<layer>" as LoRA names for it, which is what trainers write
-    for SANA. Nothing else of it is used, hence the explicit calls to BaseModel.
+    The base class is chosen for its name alone: the host lists "transformer.<layer>" as LoRA names for it, which is
+    what trainers write for SANA. Nothing else of it is used, hence the explicit calls to BaseModel.
     """
 
     def __init__(self, model_config, device=None):
@@ -55,7 +55,9 @@ class SanaModel(comfy.model_base.ErnieImage):
             conds["attention_mask"] = comfy.conds.CONDRegular(mask)
         if self.is_sprint:
             guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
-            conds["guidance"] = comfy.conds.CONDRegular(torch.tensor([DEFAULT_GUIDANCE if guidance is None else float(guidance)]))
+            conds["guidance"] = comfy.conds.CONDRegular(
+                torch.tensor([DEFAULT_GUIDANCE if guidance is None else float(guidance)])
+            )
         return conds
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
@@ -67,8 +69,8 @@ class SanaModel(comfy.model_base.ErnieImage):
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         if self.is_sprint and UNCONDITIONAL in transformer_options.get("cond_or_uncond", []):
             raise ValueError(
-                "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the sampler, "
-                "and the guidance scale with the FluxGuidance node."
+                "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the "
+                "sampler, and the guidance scale with the FluxGuidance node."
             )
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -76,15 +78,16 @@ class SanaModel(comfy.model_base.ErnieImage):
         channels = self.latent_format.latent_channels
         if latent.shape[1] != channels:
             raise ValueError(
-                f"This latent has {latent.shape[1]} channels where SANA needs {channels}: encode the image with a DC-AE "
-                "(SANA DC-AE Loader), not with another model's VAE."
+                f"This latent has {latent.shape[1]} channels where SANA needs {channels}: encode the image with a "
+                "DC-AE (SANA DC-AE Loader), not with another model's VAE."
             )
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
         if not torch.isfinite(latent).all():
             raise ValueError(
-                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with another weight_dtype "
-                "(bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 with clamp on for the float16 ones)."
+                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
+                "another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 with "
+                "clamp on for the float16 ones)."
             )
         return super().process_latent_out(latent)

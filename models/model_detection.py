@@ -40,13 +40,13 @@ GEMMA_KEYS = (
     "model.layers.0.self_attn.q_proj.weight",
 )
 
-# What a user is likely to hand over by mistake: ends of keys that give the family away (all of those joined by +), and its
-# name. A ControlNet shares most names with its base model, so it comes first; a checkpoint of several parts is named after
-# its diffusion model, so text encoders and autoencoders come last.
+# What a user is likely to hand over by mistake: ends of keys that give the family away (all of those joined by +), and
+# its name. A ControlNet shares most names with its base model, so it comes first; a checkpoint of several parts is
+# named after its diffusion model, so text encoders and autoencoders come last.
 HOST_LOADER = "use the host's own loader"
 FAMILIES = {
     "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
-    "controlnet.0.before_proj.weight": "a SANA checkpoint with a ControlNet merged in, which this version does not load",
+    "controlnet.0.before_proj.weight": "a SANA ControlNet merged with its base, which this version does not load",
     "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
     "controlnet_cond_embedding.conv_in.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
     "controlnet_blocks.0.weight": f"another family's ControlNet ({HOST_LOADER})",
@@ -65,7 +65,7 @@ FAMILIES = {
     "pos_embed.proj.weight+transformer_blocks.0.attn.add_q_proj.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",
     "input_blocks.0.0.weight": f"a Stable Diffusion model ({HOST_LOADER})",
     "down_blocks.0.resnets.0.conv1.weight+time_embedding.linear_1.weight": f"a Stable Diffusion model ({HOST_LOADER})",
-    "layers.0.pre_feedforward_layernorm.weight+layers.0.self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
+    "layers.0.pre_feedforward_layernorm.weight+self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
     "layers.0.pre_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
     "layers.0.post_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
     "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": f"another language model ({HOST_LOADER})",
@@ -94,7 +94,9 @@ def describe(state_dict: StateDict) -> str:
         if all(any(f".{key}".endswith(f".{end}") for key in state_dict) for end in keys.split("+")):
             return family
     first = sorted(state_dict)[:2]
-    return f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "a file without tensors"
+    return (
+        f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "a file without tensors"
+    )
 
 
 def depth_of(state_dict: StateDict, prefix: str) -> int:
@@ -111,7 +113,7 @@ def is_sana(state_dict: StateDict) -> bool:
 
 
 def native_sample_size(name: str, source_config: Mapping[str, Any], positions: int | None) -> int:
-    """Latent side the model was trained at: from config.json, the length of a saved position table, or the file name; else 1024 px."""
+    """Latent side the model was trained at, from config.json, a saved position table or the file name; else 32."""
     if "sample_size" in source_config:
         return int(source_config["sample_size"])
     if positions is not None:
@@ -123,7 +125,7 @@ def native_sample_size(name: str, source_config: Mapping[str, Any], positions: i
 
 
 def float16_trained(name: str) -> bool:
-    """True when the file name is that of a release trained in float16, which saturates at its limit whatever it is computed in."""
+    """True for the file name of a release trained in float16, which must saturate at its limit in any format."""
     return FLOAT16_TRAINED.search(name) is not None
 
 
@@ -133,8 +135,8 @@ def check_config(name: str, source: Mapping[str, Any], width: int, depth: int) -
     told = (width if heads is None else heads * head_dim, source.get("num_layers", depth))
     if told != (width, depth):
         raise ValueError(
-            f"The config.json beside {name} describes a transformer of width {told[0]} and depth {told[1]}, but its tensors are "
-            f"{width} wide and {depth} deep: put this model's own config.json there."
+            f"The config.json beside {name} describes a transformer of width {told[0]} and depth {told[1]}, but its "
+            f"tensors are {width} wide and {depth} deep: put this model's own config.json there."
         )
 
 
@@ -143,9 +145,10 @@ def detect_sana(
 ) -> SanaConfig:
     """Configuration of a SANA transformer in the internal layout.
 
-    name: file or folder name, used only for what tensors cannot tell. source_config: diffusers' config.json, with the optional extra key
-    "flow_shift" of its scheduler. positions: length of NVIDIA's `pos_embed` buffer. Raises ValueError when the cross-attention
-    heads cannot be known or config.json contradicts the tensors, KeyError with the name of a tensor that is missing.
+    name: file or folder name, used only for what tensors cannot tell. source_config: diffusers' config.json, with the
+    optional extra key "flow_shift" of its scheduler. positions: length of NVIDIA's `pos_embed` buffer. Raises
+    ValueError when the cross-attention heads cannot be known or config.json contradicts the tensors, KeyError with the
+    name of a tensor that is missing.
     """
     source = source_config or {}
     size, in_channels = state_dict["patch_embed.proj.weight"].shape[:2]
@@ -174,7 +177,7 @@ def detect_sana(
         depth=depth,
         num_cross_attention_heads=int(heads),
         caption_channels=state_dict["caption_projection.linear_1.weight"].shape[1],
-        mlp_hidden_size=state_dict["transformer_blocks.0.ff.conv_inverted.weight"].shape[0] // 2,
+        mlp_hidden_size=state_dict["transformer_blocks.0.ff.conv_point.weight"].shape[1],
         in_channels=in_channels,
         out_channels=state_dict["proj_out.weight"].shape[0],
         qk_norm=qk_norm,
@@ -202,10 +205,14 @@ def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfC
         layers.append(depth_of(state_dict, below) - resample)
         is_res = f"{below}{first}.conv1.weight" in state_dict
         types.append("ResBlock" if is_res else "EfficientViTBlock")
-        widths.append(state_dict[f"{below}{first}.conv1.weight" if is_res else f"{below}{first}.attn.to_q.weight"].shape[0])
+        widths.append(
+            state_dict[f"{below}{first}.conv1.weight" if is_res else f"{below}{first}.attn.to_q.weight"].shape[0]
+        )
         scales = depth_of(state_dict, f"{below}{first}.attn.to_qkv_multiscale.")
         kernels.append(
-            tuple(state_dict[f"{below}{first}.attn.to_qkv_multiscale.{i}.proj_in.weight"].shape[-1] for i in range(scales))
+            tuple(
+                state_dict[f"{below}{first}.attn.to_qkv_multiscale.{i}.proj_in.weight"].shape[-1] for i in range(scales)
+            )
         )
     return DCAEHalfConfig(tuple(types), tuple(widths), tuple(layers), tuple(kernels))
 
@@ -228,8 +235,8 @@ def detect_dc_ae(state_dict: StateDict, source_config: Mapping[str, Any] | None 
         for block_type, width in zip(half.block_types, half.widths, strict=True):
             if block_type != "ResBlock" and width % config.attention_head_dim:
                 raise ValueError(
-                    f"This DC-AE has attention over {width} channels, which heads of {config.attention_head_dim} do not divide: "
-                    "download it again."
+                    f"This DC-AE has attention over {width} channels, which heads of {config.attention_head_dim} do "
+                    "not divide: download it again."
                 )
     return config
 

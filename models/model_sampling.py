@@ -1,7 +1,7 @@
 """The noise schedule of SANA in the host's terms: rectified flow with a shift.
 
-Source: SANA, arXiv 2410.10629 appendix (Flow-DPM-Solver). SANA-Sprint needs no class of its own: with sigma = sin t / (sin t + cos t)
-TrigFlow is the same rectified flow (SANA-Sprint, arXiv 2503.09641, section 3.1).
+Source: SANA, arXiv 2410.10629 appendix (Flow-DPM-Solver). SANA-Sprint needs no class of its own: with sigma = sin t /
+(sin t + cos t) TrigFlow is the same rectified flow (SANA-Sprint, arXiv 2503.09641, section 3.1).
 """
 
 import torch

@@ -1,7 +1,8 @@
 """The linear diffusion transformer of SANA, SANA-1.5 and SANA-Sprint.
 
-Source: SANA, arXiv 2410.10629 section 3.2; SANA-1.5, arXiv 2501.18427 (qk-norm); SANA-Sprint, arXiv 2503.09641 (guidance
-embedding). Module names are those of diffusers' SanaTransformer2DModel, unfused, so that stock LoRA nodes find their layers.
+Source: SANA, arXiv 2410.10629 section 3.2; SANA-1.5, arXiv 2501.18427 (qk-norm); SANA-Sprint, arXiv 2503.09641
+(guidance embedding). Module names are those of diffusers' SanaTransformer2DModel, unfused, so that stock LoRA nodes
+find their layers.
 Not here: NVIDIA's fused key layout (`convert.py`), the noise schedule (`model_sampling.py`).
 """
 
@@ -28,8 +29,8 @@ FLOAT16_MAX = 65504.0
 def position_embedding(height: int, width: int, hidden_size: int, base_size: int, scale: float, device) -> Tensor:
     """2-D sine-cosine table (H * W, C) in float32: the first half of C encodes the column, the second the row.
 
-    Coordinates are stretched so that any grid spans [0, base_size / scale), which keeps 2K and 4K models valid off their native shape.
-    Computed anew for every grid: a cache keyed on the token count would confuse H x W with W x H.
+    Coordinates are stretched so that any grid spans [0, base_size / scale), which keeps 2K and 4K models valid off
+    their native shape. Computed anew for every grid: a cache keyed on the token count would confuse H x W with W x H.
     """
     omega = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64, device=device) / (hidden_size // 4))
 
@@ -116,7 +117,7 @@ class LiteLA(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Softmax attention from image to text tokens. x (B, N, C), context (B, L, C), bias (B, 1, L) or None -> (B, N, C)."""
+    """Softmax attention from image to text. x (B, N, C), context (B, L, C), bias (B, 1, L) or None -> (B, N, C)."""
 
     def __init__(self, config: SanaConfig, dtype=None, device=None, operations: Any = None):
         super().__init__()
@@ -132,11 +133,16 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
         q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(context)), self.to_v(context)
         mask = None if bias is None else bias.expand(-1, x.shape[1], -1)
-        return self.to_out[0](optimized_attention(q, k, v, self.num_heads, mask=mask, transformer_options=transformer_options))
+        return self.to_out[0](
+            optimized_attention(q, k, v, self.num_heads, mask=mask, transformer_options=transformer_options)
+        )
 
 
 class SanaBlock(nn.Module):
-    """Linear self-attention, cross-attention and Mix-FFN. x (B, N, C), context (B, L, C), modulation (B, 6, C) -> (B, N, C)."""
+    """Linear self-attention, cross-attention and Mix-FFN.
+
+    x (B, N, C), context (B, L, C), modulation (B, 6, C) -> (B, N, C).
+    """
 
     def __init__(self, config: SanaConfig, dtype=None, device=None, operations: Any = None):
         super().__init__()
@@ -147,10 +153,18 @@ class SanaBlock(nn.Module):
         self.ff = GLUMBConv(config.hidden_size, config.mlp_hidden_size, operations=operations, **kw)
 
     def forward(
-        self, x: Tensor, context: Tensor, bias: Tensor | None, modulation: Tensor, grid: tuple[int, int], transformer_options: dict
+        self,
+        x: Tensor,
+        context: Tensor,
+        bias: Tensor | None,
+        modulation: Tensor,
+        grid: tuple[int, int],
+        transformer_options: dict,
     ) -> Tensor:
         table = cast_to_input(self.scale_shift_table, modulation)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(6, dim=1)  # (B, 1, C) each
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(
+            6, dim=1
+        )  # (B, 1, C) each
         x = torch.addcmul(x, gate_msa, self.attn1(modulate(x, shift_msa, scale_msa)))
         x = x + self.attn2(x, context, bias, transformer_options)  # neither normalised nor gated
         image = modulate(x, shift_mlp, scale_mlp).transpose(1, 2).unflatten(2, grid)  # (B, N, C) -> (B, C, H, W)
@@ -179,7 +193,9 @@ class Sana(nn.Module):
         self.time_embed = TimeEmbed(config, operations=operations, **kw)
         self.caption_projection = MLPEmbedder(config.caption_channels, size, gelu_tanh, operations=operations, **kw)
         self.caption_norm = operations.RMSNorm(size, eps=1e-5, **kw)
-        self.transformer_blocks = nn.ModuleList(SanaBlock(config, operations=operations, **kw) for _ in range(config.depth))
+        self.transformer_blocks = nn.ModuleList(
+            SanaBlock(config, operations=operations, **kw) for _ in range(config.depth)
+        )
         self.scale_shift_table = nn.Parameter(torch.empty(2, size, **kw))
         self.proj_out = operations.Linear(size, config.out_channels, **kw)
 

@@ -11,16 +11,23 @@ from .config import SanaConfig
 from .latent_formats import SanaLatent
 from .model_base import SanaModel
 
-# Peak activation memory per latent position and byte of the compute dtype, for a width of 2240; measured by benchmarks/memory.py.
+# Peak activation memory per latent position and byte of the compute dtype, for a width of 2240; measured by
+# benchmarks/memory.py.
 MEMORY_FACTOR_AT_2240 = 10.0
 
 CONFIG_KEY = "sana_config"
 # Fields that no tensor tells; saved with the weights so that a saved model loads without its config.json.
-SAVED_FIELDS = ("num_cross_attention_heads", "guidance_embeds_scale", "interpolation_scale", "sample_size", "clamp_attention")
+SAVED_FIELDS = (
+    "num_cross_attention_heads",
+    "guidance_embeds_scale",
+    "interpolation_scale",
+    "sample_size",
+    "clamp_attention",
+)
 
 
 def config_tensor(config: SanaConfig) -> Tensor:
-    """The fields no shape tells, and the shift, as JSON in a uint8 tensor, the way the host stores its quantisation marks."""
+    """The fields no shape tells, and the shift, as JSON in a uint8 tensor, as the host stores quantisation marks."""
     values = dataclasses.asdict(config)
     fields = {name: values[name] for name in SAVED_FIELDS} | {"flow_shift": config.shift}
     return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
@@ -41,7 +48,8 @@ class SanaSupported(comfy.supported_models_base.BASE):
     def __init__(self, config: SanaConfig, supported_inference_dtypes: list[torch.dtype]):
         super().__init__({"config": config})
         self.supported_inference_dtypes = supported_inference_dtypes
-        # Sprint keeps the multiplier too (its network divides it out), so that stock nodes which set a shift work on both.
+        # Sprint keeps the multiplier too (its network divides it out), so that stock nodes which set a shift work on
+        # both.
         self.sampling_settings = {"shift": 1.0 if config.guidance_embeds else config.shift, "multiplier": 1000}
         self.memory_usage_factor = MEMORY_FACTOR_AT_2240 * config.hidden_size / 2240
 

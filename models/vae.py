@@ -1,4 +1,4 @@
-"""DC-AE as a host VAE: every method of the host's class works on it, with its own ratios, tiles and memory estimates."""
+"""DC-AE as a host VAE: every method of the host's class works on it, with its own ratios, tiles and memory needs."""
 
 import logging
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ RATIO = 32
 # Peak bytes of activations per image pixel and byte of dtype, measured by benchmarks/memory.py on the released widths.
 DECODE_MEMORY = 2050.0
 ENCODE_MEMORY = 1300.0
-# 1024 px tiles with 128 px overlap: with 512 px ones the attention, global per tile, leaves visible seams in plain areas.
+# 1024 px tiles with 128 px overlap: in 512 px ones the attention, global per tile, leaves visible seams in plain areas.
 TILE = 32
 OVERLAP = 4
 
@@ -81,7 +81,13 @@ class SanaVAE(comfy.sd.VAE):
     def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
         return super().decode_tiled_(samples, *tile_arguments(tile_x, tile_y, overlap, 1))
 
-    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = TILE * RATIO, tile_y: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
+    def encode_tiled_(
+        self,
+        pixel_samples: Tensor,
+        tile_x: int = TILE * RATIO,
+        tile_y: int = TILE * RATIO,
+        overlap: int = OVERLAP * RATIO,
+    ) -> Tensor:
         return super().encode_tiled_(pixel_samples, *tile_arguments(tile_x, tile_y, overlap, RATIO))
 
     def fits(self, memory: float) -> bool:
@@ -100,7 +106,9 @@ class SanaVAE(comfy.sd.VAE):
         require_finite(images, "The image decoded by DC-AE", DECODE_CURE)
         return images
 
-    def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
+    def decode_tiled(
+        self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
+    ) -> Tensor:
         self.check_latent(samples)
         images = super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
         require_finite(images, "The image decoded by DC-AE", DECODE_CURE)
@@ -112,11 +120,17 @@ class SanaVAE(comfy.sd.VAE):
                 f"This latent has {samples.shape[1]} channels where DC-AE decodes {self.latent_channels}: "
                 "it comes from another model, so use that model's VAE."
             )
-        require_finite(samples, "The latent to decode", "look for the stage that made it, often a float16 model; use bfloat16 there")
+        require_finite(
+            samples,
+            "The latent to decode",
+            "look for the stage that made it, often a float16 model; use bfloat16 there",
+        )
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         self.check_size(pixel_samples)
-        if not self.fits(self.memory_used_encode((*pixel_samples.shape[:-3], 3, *pixel_samples.shape[-3:-1]), self.vae_dtype)):
+        if not self.fits(
+            self.memory_used_encode((*pixel_samples.shape[:-3], 3, *pixel_samples.shape[-3:-1]), self.vae_dtype)
+        ):
             return self.encode_tiled(pixel_samples)
         return self.encode_whole(pixel_samples)
 
@@ -126,7 +140,9 @@ class SanaVAE(comfy.sd.VAE):
         require_finite(latent, "The latent encoded by DC-AE", ENCODE_CURE)
         return latent
 
-    def encode_tiled(self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
+    def encode_tiled(
+        self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
+    ) -> Tensor:
         self.check_size(pixel_samples)
         latent = super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
         require_finite(latent, "The latent encoded by DC-AE", ENCODE_CURE)
@@ -134,7 +150,10 @@ class SanaVAE(comfy.sd.VAE):
 
     def check_size(self, pixels: Tensor) -> None:
         if min(pixels.shape[1:3]) < RATIO:
-            raise ValueError(f"This image is {pixels.shape[2]} x {pixels.shape[1]} px; DC-AE needs at least {RATIO} px a side: scale it up.")
+            raise ValueError(
+                f"This image is {pixels.shape[2]} x {pixels.shape[1]} px; DC-AE needs at least {RATIO} px a side: "
+                "scale it up."
+            )
 
 
 def memory_used(size: tuple[int, ...], bytes_per_position: float, dtype: torch.dtype) -> float:
@@ -144,11 +163,13 @@ def memory_used(size: tuple[int, ...], bytes_per_position: float, dtype: torch.d
 
 def require_dc_ae(vae: comfy.sd.VAE) -> None:
     if not isinstance(vae, SanaVAE):
-        raise ValueError(f"This VAE is {type(vae).__name__}, not DC-AE: load SANA's autoencoder with SANA DC-AE Loader.")
+        raise ValueError(
+            f"This VAE is {type(vae).__name__}, not DC-AE: load SANA's autoencoder with SANA DC-AE Loader."
+        )
 
 
 def tile_arguments(tile_x: int, tile_y: int, overlap: int, unit: int) -> tuple[int, int, int]:
-    """Tile sides and overlap the host can tile with, in its tensor's own positions; `unit` of them make one latent position.
+    """Tile sides and overlap that the host can tile with; `unit` of their positions make one of the latent.
 
     The host halves either side in turn, so a side is an even number of units, and the overlap stays below the half.
     """
@@ -156,11 +177,13 @@ def tile_arguments(tile_x: int, tile_y: int, overlap: int, unit: int) -> tuple[i
     return *sides, min(overlap, min(sides) // 4) // unit * unit
 
 
-def decode_image(vae: SanaVAE, samples: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
+def decode_image(
+    vae: SanaVAE, samples: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO
+) -> Tensor:
     """Latent (B, 32, h, w) -> image (B, 32h, 32w, 3) in [0, 1].
 
-    tiling: "auto" tiles when the device's memory would not do, "on" always, "off" only after it has run out. Raises ValueError for a VAE
-    or latent of another family and for values that are not finite.
+    tiling: "auto" tiles when the device's memory would not do, "on" always, "off" only after it has run out.
+    Raises ValueError for a VAE or latent of another family and for values that are not finite.
     """
     require_dc_ae(vae)
     if tiling == "on":
@@ -168,8 +191,13 @@ def decode_image(vae: SanaVAE, samples: Tensor, tiling: str = "auto", tile_size:
     return vae.decode(samples) if tiling == "auto" else vae.decode_whole(samples)
 
 
-def encode_image(vae: SanaVAE, pixels: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO) -> Tensor:
-    """Image (B, H, W, 3) in [0, 1] -> raw latent (B, 32, H/32, W/32), cropped to a multiple of 32. `tiling` as in `decode_image`."""
+def encode_image(
+    vae: SanaVAE, pixels: Tensor, tiling: str = "auto", tile_size: int = TILE * RATIO, overlap: int = OVERLAP * RATIO
+) -> Tensor:
+    """Image (B, H, W, 3) in [0, 1] -> raw latent (B, 32, H/32, W/32), cropped to a multiple of 32.
+
+    `tiling` and what is raised are as in `decode_image`.
+    """
     require_dc_ae(vae)
     if tiling == "on":
         return vae.encode_tiled(pixels, tile_x=tile_size, tile_y=tile_size, overlap=overlap)

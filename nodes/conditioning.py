@@ -12,7 +12,8 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             node_id="SanaNativeGemmaEncode",
             display_name="SANA Gemma Encode",
             category="model/conditioning/sana",
-            description="Encodes prompt and negative prompt as SANA was trained: the instruction before the prompt, none before the negative.",
+            description="Encodes prompt and negative prompt as SANA was trained: the instruction before the prompt, "
+            "none before the negative.",
             search_aliases=["sana prompt", "gemma text encode", "clip text encode"],
             inputs=[
                 io.Clip.Input("clip", tooltip="Gemma-2 from SANA Gemma Loader."),
@@ -33,8 +34,8 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     "instruction",
                     options=["on", "off", "custom"],
                     default="on",
-                    tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for LoRAs trained without it. "
-                    "custom: the text below.",
+                    tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for "
+                    "LoRAs trained without it. custom: the text below.",
                 ),
                 io.String.Input(
                     "custom_instruction",
@@ -52,7 +53,9 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt's 300 positions with their mask."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt's 300 positions with their mask."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt's 300 positions with their mask."
+                ),
             ],
         )
 

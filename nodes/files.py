@@ -1,4 +1,4 @@
-"""The names a loader offers, and the path behind each: single files of the host's folders and whole diffusers folders."""
+"""The names a loader offers, and the path behind each: files of the host's folders and whole diffusers folders."""
 
 import os
 
@@ -35,6 +35,8 @@ def resolve(name: str, folder: str, component: str) -> str:
     if name.endswith(FOLDER_MARK):
         folders = diffusers_folders(component)
         if name not in folders:
-            raise FileNotFoundError(f"The diffusers folder {name} is not in models/diffusers any more: refresh the list and pick again.")
+            raise FileNotFoundError(
+                f"The diffusers folder {name} is not in models/diffusers any more: refresh the list and pick again."
+            )
         return folders[name]
     return folder_paths.get_full_path_or_raise(folder, name)

@@ -25,14 +25,15 @@ class SanaNativeEmptyLatent(io.ComfyNode):
                     "size",
                     options=["512", "1024", "2048", "4096", CUSTOM],
                     default="1024",
-                    tooltip="Side in pixels of the square the checkpoint was trained on (its name says 512px, 1024px, 2Kpx or 4Kpx). "
-                    "custom takes width and height below.",
+                    tooltip="Side in pixels of the square the checkpoint was trained on (its name says 512px, 1024px, "
+                    "2Kpx or 4Kpx). custom takes width and height below.",
                 ),
                 io.Combo.Input(
                     "aspect_ratio",
                     options=list(ASPECT_RATIOS),
                     default="1:1",
-                    tooltip="Width to height. The nearest size SANA was trained on with about as many pixels is used. Ignored with custom.",
+                    tooltip="Width to height. The nearest size SANA was trained on with about as many pixels is used. "
+                    "Ignored with custom.",
                 ),
                 io.Int.Input("width", **side, tooltip="Image width in pixels, with size custom; a multiple of 32."),
                 io.Int.Input("height", **side, tooltip="Image height in pixels, with size custom; a multiple of 32."),

@@ -32,15 +32,16 @@ class SanaNativeModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=list_names("diffusion_models", "transformer"),
-                    tooltip="File in models/diffusion_models (.safetensors or NVIDIA's .pth; any shard of a set), or a diffusers folder "
-                    "in models/diffusers, shown with a slash at its end.",
+                    tooltip="File in models/diffusion_models (.safetensors or NVIDIA's .pth; any shard of a set), or a "
+                    "diffusers folder in models/diffusers, shown with a slash at its end.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(DTYPES),
                     default="auto",
-                    tooltip="Number format of the weights. auto: float16 for checkpoints trained in it, bfloat16 for the others, float32 "
-                    "where the device is not fast at those. The fp8 formats halve the memory and cost some quality.",
+                    tooltip="Number format of the weights. auto: float16 for checkpoints trained in it, bfloat16 for "
+                    "the others, float32 where the device is not fast at those. The fp8 formats halve the memory and "
+                    "cost some quality.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -49,16 +50,16 @@ class SanaNativeModelLoader(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0 takes the checkpoint's own "
-                    "(3, or 6 at 4K). Without effect on SANA-Sprint.",
+                    tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0 takes the "
+                    "checkpoint's own (3, or 6 at 4K). Without effect on SANA-Sprint.",
                 ),
                 io.Combo.Input(
                     "clamp",
                     options=list(CLAMP),
                     default="auto",
                     advanced=True,
-                    tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in float16, which "
-                    "depend on it in every format.",
+                    tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in "
+                    "float16, which depend on it in every format.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for any sampler node.")],
@@ -83,15 +84,15 @@ class SanaNativeGemmaLoader(io.ComfyNode):
                 io.Combo.Input(
                     "text_encoder_name",
                     options=list_names("text_encoders", "text_encoder"),
-                    tooltip="File in models/text_encoders, or a diffusers folder in models/diffusers, shown with a slash at its end. "
-                    "The tokenizer is read from the file itself or from a tokenizer.model beside it.",
+                    tooltip="File in models/text_encoders, or a diffusers folder in models/diffusers, shown with a "
+                    "slash at its end. The tokenizer is read from the file itself or from a tokenizer.model beside it.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=WIDE_DTYPES,
                     default="auto",
-                    tooltip="Number format of the weights; auto keeps the file's. Computation is in float32 either way, because Gemma "
-                    "overflows in float16.",
+                    tooltip="Number format of the weights; auto keeps the file's. Computation is in float32 either "
+                    "way, because Gemma overflows in float16.",
                 ),
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for SANA Gemma Encode or any CLIP Text Encode node.")],
@@ -99,7 +100,9 @@ class SanaNativeGemmaLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder_name: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_gemma(resolve(text_encoder_name, "text_encoders", "text_encoder"), {"dtype": DTYPES[dtype]}))
+        return io.NodeOutput(
+            load_gemma(resolve(text_encoder_name, "text_encoders", "text_encoder"), {"dtype": DTYPES[dtype]})
+        )
 
 
 class SanaNativeDCAELoader(io.ComfyNode):
@@ -115,15 +118,15 @@ class SanaNativeDCAELoader(io.ComfyNode):
                 io.Combo.Input(
                     "vae_name",
                     options=list_names("vae", "vae"),
-                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0 or 1.1, either key layout), or a diffusers folder in "
-                    "models/diffusers, shown with a slash at its end.",
+                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0 or 1.1, either key layout), or a diffusers "
+                    "folder in models/diffusers, shown with a slash at its end.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=WIDE_DTYPES,
                     default="auto",
-                    tooltip="Number format to compute in. auto: bfloat16 where the device is fast at it, else float32; never float16, "
-                    "in which DC-AE gives black images.",
+                    tooltip="Number format to compute in. auto: bfloat16 where the device is fast at it, else float32; "
+                    "never float16, in which DC-AE gives black images.",
                 ),
             ],
             outputs=[io.Vae.Output(tooltip="The autoencoder, for any VAE Encode or VAE Decode node.")],

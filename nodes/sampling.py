@@ -11,7 +11,9 @@ from ..samplers.scm import sample_scm
 SCHEDULERS = "model/sampling/schedulers"
 SAMPLERS = "model/sampling/samplers"
 FLOW_GRIDS = {"flow_dpm": get_sigmas_flow_dpm, "flow_euler": get_sigmas_flow_euler}
-DENOISE_TOOLTIP = "Share of the schedule that is run: 1 draws from pure noise, less keeps that much of the given latent."
+DENOISE_TOOLTIP = (
+    "Share of the schedule that is run: 1 draws from pure noise, less keeps that much of the given latent."
+)
 
 
 def model_shift(model) -> float:
@@ -36,12 +38,19 @@ class SanaNativeFlowScheduler(io.ComfyNode):
             search_aliases=["sana sigmas", "flow shift", "basic scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model whose flow shift is used."),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Number of steps: 20 for flow_dpm, 28 for flow_euler."),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="Number of steps: 20 for flow_dpm, 28 for flow_euler.",
+                ),
                 io.Combo.Input(
                     "grid",
                     options=list(FLOW_GRIDS),
                     default="flow_dpm",
-                    tooltip="flow_dpm: for SANA Flow-DPM Sampler. flow_euler: the reference's twice-shifted grid, for euler.",
+                    tooltip="flow_dpm: for SANA Flow-DPM Sampler. flow_euler: the reference's twice-shifted grid, for "
+                    "euler.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -49,7 +58,8 @@ class SanaNativeFlowScheduler(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="Flow shift; larger spends more steps on composition. 0 takes the model's own (3, or 6 at 4K).",
+                    tooltip="Flow shift; larger spends more steps on composition. 0 takes the model's own (3, or 6 at "
+                    "4K).",
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
             ],
@@ -98,15 +108,21 @@ class SanaNativeSCMScheduler(io.ComfyNode):
             description="Noise levels of SANA-Sprint for 1 to 4 steps.",
             search_aliases=["sprint sigmas", "scm", "trigflow"],
             inputs=[
-                io.Int.Input("steps", default=2, min=1, max=100, tooltip="Number of steps; SANA-Sprint is made for 1 to 4."),
+                io.Int.Input(
+                    "steps", default=2, min=1, max=100, tooltip="Number of steps; SANA-Sprint is made for 1 to 4."
+                ),
                 io.Float.Input(
-                    "max_time", default=1.5708, **angle, tooltip="Angle of the first step in radians; 1.5708 is pure noise."
+                    "max_time",
+                    default=1.5708,
+                    **angle,
+                    tooltip="Angle of the first step in radians; 1.5708 is pure noise.",
                 ),
                 io.Float.Input(
                     "intermediate_time",
                     default=1.3,
                     **angle,
-                    tooltip="Angle of the second step in radians, with 2 steps and denoise 1 only; otherwise the angles are even.",
+                    tooltip="Angle of the second step in radians, with 2 steps and denoise 1 only; otherwise the "
+                    "angles are even.",
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
             ],
@@ -125,7 +141,8 @@ class SanaNativeSCMSampler(io.ComfyNode):
             node_id="SanaNativeSCMSampler",
             display_name="SANA SCM Sampler",
             category=SAMPLERS,
-            description="Consistency steps of SANA-Sprint: predict the image, add fresh noise, repeat. Use it with cfg 1.",
+            description="Consistency steps of SANA-Sprint: predict the image, add fresh noise, repeat. Use it with cfg "
+            "1.",
             search_aliases=["sprint sampler", "scm", "lcm"],
             inputs=[],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
@@ -143,7 +160,8 @@ class SanaNativeSampler(io.ComfyNode):
             node_id="SanaNativeSampler",
             display_name="SANA Sampler",
             category="model/sampling",
-            description="Draws with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM for SANA-Sprint.",
+            description="Draws with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
+            "for SANA-Sprint.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="SANA, SANA-1.5 or SANA-Sprint."),
@@ -166,8 +184,8 @@ class SanaNativeSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for SANA. "
-                    "Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
+                    tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
+                    "SANA. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
             ],

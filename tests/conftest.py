@@ -21,7 +21,7 @@ if (HOST / "comfy").is_dir():
     import torch
     from comfy.cli_args import args
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny tensors: a second thread only waits for the first
     # Before anything else of comfy is imported: without it the host looks for a GPU and fails where there is none.
     args.cpu = not torch.cuda.is_available()
 

@@ -1,4 +1,4 @@
-"""Weights in the layouts of their authors, made from diffusers' by a mapping of its own, not by reversing the pack's tables."""
+"""Weights in their authors' layouts, made from diffusers' by its own mapping, not by reversing the pack's tables."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Every layout and every way of lying on disk gives the same model: NVIDIA's .pth, the DC-AE authors' keys, prefixes, shards, folders."""
+"""Every layout and every way of lying on disk gives the same model: authors' keys, prefixes, shards, folders."""
 
 import json
 import shutil
@@ -64,7 +64,9 @@ def sana_state(patcher) -> dict[str, torch.Tensor]:
 def latent_of(patcher, steps: int = 4) -> torch.Tensor:
     """A few steps of the host's own euler at cfg 1."""
     generator = torch.Generator().manual_seed(3)
-    condition = [[torch.randn(1, 300, tiny.CAPTION_CHANNELS, generator=generator), {"attention_mask": torch.ones(1, 300)}]]
+    condition = [
+        [torch.randn(1, 300, tiny.CAPTION_CHANNELS, generator=generator), {"attention_mask": torch.ones(1, 300)}]
+    ]
     latent = torch.zeros(1, 32, 2, 3)
     noise = torch.randn(latent.shape, generator=generator)
     return comfy.sample.sample(
@@ -147,7 +149,9 @@ def test_dc_ae_in_its_authors_layout_gives_the_same_tensors_image_and_latent_as_
 def test_dc_ae_inside_a_checkpoint_is_found_by_its_prefix(plain, prefix, tmp_path):
     state_dict = {prefix + key: tensor for key, tensor in weights_of(plain, "vae").items()}
     safetensors.torch.save_file(state_dict | {"model.diffusion_model.x": torch.ones(1)}, tmp_path / "all.safetensors")
-    assert equal_states(load_dc_ae(str(tmp_path / "all.safetensors"), FLOAT32).first_stage_model.state_dict(), weights_of(plain, "vae"))
+    assert equal_states(
+        load_dc_ae(str(tmp_path / "all.safetensors"), FLOAT32).first_stage_model.state_dict(), weights_of(plain, "vae")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +165,12 @@ def sharded(tmp_path_factory) -> Path:
 
 def test_shards_load_from_the_folder_the_component_folder_the_index_and_every_shard(sharded, plain):
     folder = sharded / "transformer"
-    picks = [sharded, folder, folder / "diffusion_pytorch_model.safetensors.index.json", *folder.glob("*-of-*.safetensors")]
+    picks = [
+        sharded,
+        folder,
+        folder / "diffusion_pytorch_model.safetensors.index.json",
+        *folder.glob("*-of-*.safetensors"),
+    ]
     for path in picks:
         assert equal_states(sana_state(load_sana(str(path), FLOAT32)), weights_of(plain)), path
 

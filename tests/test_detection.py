@@ -1,4 +1,4 @@
-"""Configuration from keys and shapes: every released size on the meta device, what only names and config.json tell, refusals."""
+"""Configuration from keys and shapes: every released size, what only names and config.json tell, and refusals."""
 
 import dataclasses
 
@@ -28,7 +28,10 @@ from sana_native.models.model_detection import (
 from sana_native.models.sana import Sana
 from sana_native.tests import layouts, tiny
 
-SMALL, MEDIUM = {"hidden_size": 1152, "num_cross_attention_heads": 16}, {"hidden_size": 2240, "num_cross_attention_heads": 20}
+SMALL, MEDIUM = (
+    {"hidden_size": 1152, "num_cross_attention_heads": 16},
+    {"hidden_size": 2240, "num_cross_attention_heads": 20},
+)
 SPRINT = {"qk_norm": True, "guidance_embeds": True}
 # The released models: what they differ in, parameters, tensors in diffusers' layout, tensors of a block in NVIDIA's.
 RELEASED = {
@@ -147,7 +150,9 @@ def test_dc_ae_is_recognised_in_both_layouts():
 
 
 def test_gemma_2_2b_is_recognised_with_its_real_widths():
-    config = transformers.Gemma2Config(hidden_size=2304, num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4)
+    config = transformers.Gemma2Config(
+        hidden_size=2304, num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4
+    )
     with torch.device("meta"):
         state_dict = {f"model.{key}": tensor for key, tensor in transformers.Gemma2Model(config).state_dict().items()}
     assert is_gemma2(state_dict) and detect_gemma2(state_dict) == {
@@ -190,7 +195,9 @@ def test_checkpoints_with_qk_norm_were_never_trained_in_float16_whatever_their_n
 
 
 @pytest.mark.parametrize(
-    "side, scale, shift", [(16, None, 3.0), (32, None, 3.0), (64, 1.0, 3.0), (128, 2.0, 6.0)], ids=["512", "1024", "2K", "4K"]
+    "side, scale, shift",
+    [(16, None, 3.0), (32, None, 3.0), (64, 1.0, 3.0), (128, 2.0, 6.0)],
+    ids=["512", "1024", "2K", "4K"],
 )
 def test_length_of_the_position_table_tells_the_size_and_goes_before_the_name(side, scale, shift):
     config = detect_sana(meta_sana("SANA 1.6B"), "renamed_512px_2Kpx.pth", positions=side**2)
@@ -216,13 +223,17 @@ def test_flow_shift_of_the_scheduler_goes_before_all_else():
 def test_config_json_of_another_model_is_refused():
     source = {"num_attention_heads": 70, "attention_head_dim": 32, "num_layers": 60}
     with pytest.raises(
-        ValueError, match=r"config.json beside a.pth describes a transformer of width 2240 and depth 60, but .* 2240 wide and 20 deep: put"
+        ValueError,
+        match=r"config.json beside a.pth describes a transformer of width 2240 and depth 60, but .* 2240 wide and 20 "
+        r"deep: put",
     ):
         detect_sana(meta_sana("SANA 1.6B"), "a.pth", source)
 
 
 def test_width_of_no_release_is_refused_without_config_json():
-    with pytest.raises(ValueError, match=r"a.pth is a SANA transformer of width 64, .* no tensor tells: put its config.json beside"):
+    with pytest.raises(
+        ValueError, match=r"a.pth is a SANA transformer of width 64, .* no tensor tells: put its config.json beside"
+    ):
         detect_sana(tiny.transformer().state_dict(), "a.pth")
 
 
@@ -258,9 +269,9 @@ def of_host(build, **config) -> dict[str, torch.Tensor]:
 SD_UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
            "channel_mult": [1, 2], "num_heads": 4, "use_spatial_transformer": True, "transformer_depth": [1, 1],
            "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "context_dim": 64}  # fmt: skip
-FLUX = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0,
-        "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2,
-        "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}  # fmt: skip
+FLUX = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 32, "hidden_size": 64,
+        "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}  # fmt: skip
 EMBEDDER = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}}
 # What it is called in the message (and whose layout) -> keys of the real class with few layers.
 FOREIGN = {
@@ -280,15 +291,28 @@ FOREIGN = {
     "a Stable Diffusion model (diffusers)": lambda: on_meta(diffusers.UNet2DConditionModel),
     "a Stable Diffusion ControlNet": lambda: on_meta(diffusers.ControlNetModel),
     "another family's VAE": lambda: on_meta(diffusers.AutoencoderKL),
-    "a CLIP text encoder": lambda: on_meta(lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(num_hidden_layers=1))),
+    "a CLIP text encoder": lambda: on_meta(
+        lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(num_hidden_layers=1))
+    ),
     "a T5 text encoder": lambda: on_meta(lambda: transformers.T5EncoderModel(transformers.T5Config(num_layers=1))),
-    "another language model": lambda: on_meta(lambda: transformers.LlamaModel(transformers.LlamaConfig(num_hidden_layers=1))),
-    "a SANA ControlNet, which this version does not load": lambda: on_meta(lambda: diffusers.SanaControlNetModel(num_layers=1)),
+    "a Gemma-3 text encoder": lambda: on_meta(
+        lambda: transformers.Gemma3TextModel(transformers.Gemma3TextConfig(num_hidden_layers=1))
+    ),
+    "another language model": lambda: on_meta(
+        lambda: transformers.LlamaModel(transformers.LlamaConfig(num_hidden_layers=1))
+    ),
+    "a SANA ControlNet, which this version does not load": lambda: on_meta(
+        lambda: diffusers.SanaControlNetModel(num_layers=1)
+    ),
     "a SANA-Video transformer, which this version does not load": lambda: on_meta(
         lambda: diffusers.SanaVideoTransformer3DModel(num_layers=1)
     ),
 }
-LOADERS = {"a SANA transformer": loader.load_sana, "a Gemma-2 text encoder": loader.load_gemma, "a DC-AE autoencoder": loader.load_dc_ae}
+LOADERS = {
+    "a SANA transformer": loader.load_sana,
+    "a Gemma-2 text encoder": loader.load_gemma,
+    "a DC-AE autoencoder": loader.load_dc_ae,
+}
 
 
 def save(path, state_dict) -> str:
@@ -316,7 +340,7 @@ def test_every_loader_names_a_lora_a_merged_controlnet_and_an_unknown_file(expec
     merged = [*layouts.nvidia_sana(tiny.transformer().state_dict()), "controlnet.0.before_proj.weight"]
     for keys, name in (
         (lora_keys(), r"a LoRA \(load it with a LoRA node\)"),
-        (merged, "a SANA checkpoint with a ControlNet merged in, which this version does not load"),
+        (merged, "a SANA ControlNet merged with its base, which this version does not load"),
         (["b", "a", "c"], r"something else \(3 tensors, such as a, b\)"),
         ([], "a file without tensors"),
     ):
@@ -348,7 +372,9 @@ def test_parts_in_their_authors_layouts_are_named_too(tmp_path):
 
 def test_dc_ae_of_other_models_is_refused_by_name(tmp_path):
     state_dict = on_meta(lambda: diffusers.AutoencoderDC(encoder_layers_per_block=(0, 4, 8, 2, 2, 2)))
-    with pytest.raises(ValueError, match=r"is a DC-AE for other models \(SANA's are dc-ae-f32c32-sana-1.0 and 1.1\), not"):
+    with pytest.raises(
+        ValueError, match=r"is a DC-AE for other models \(SANA's are dc-ae-f32c32-sana-1.0 and 1.1\), not"
+    ):
         loader.load_dc_ae(save(tmp_path / "x.safetensors", state_dict))
 
 

@@ -1,4 +1,4 @@
-"""Number formats of the weights, the clamp of self-attention, and partial loading: what changes the result, by how much, and what must not."""
+"""Number formats of the weights, the clamp of self-attention, partial loading: what changes the result, how much."""
 
 import comfy.model_management
 import comfy.ops
@@ -10,9 +10,9 @@ from sana_native.tests import workbench as bench
 from torch import Tensor
 
 LIMIT = 65504.0
-# Root mean square error against float32 in units of the result's. Rounding a weight costs 2^-9 (bfloat16) or 2^-12 (float16) at most;
-# the tiny networks with their few summands keep most of it, in every layer.
-BOUNDS = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float8_e4m3fn: 0.3, torch.float8_e5m2: 0.5}
+# Allowed root mean square error of a prediction in units of the float32 one's. Measured on these networks: bfloat16
+# 0.002 to 0.003, float16 0.0003, float8_e4m3fn 0.04, float8_e5m2 0.08.
+BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.001, torch.float8_e4m3fn: 0.1, torch.float8_e5m2: 0.2}
 
 
 def velocity(patcher) -> Tensor:
@@ -50,7 +50,7 @@ def test_narrow_weights_stay_near_float32(family, dtype):
 def test_narrow_weights_draw(dtype):
     patcher = bench.fresh_model("sana", dtype=dtype)
     out = bench.draw(patcher, bench.encoded(), steps=4)
-    assert torch.isfinite(out).all() and rms_error(out, bench.draw(bench.model("sana"), bench.encoded(), steps=4)) < 1.0
+    assert torch.isfinite(out).all() and rms_error(out, bench.draw(bench.model("sana"), bench.encoded(), steps=4)) < 0.2
 
 
 def test_the_loader_node_hands_its_choices_on(monkeypatch):

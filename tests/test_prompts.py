@@ -1,4 +1,4 @@
-"""From words to conditioning to latent: what of a prompt reaches the picture, alone, in batches and beside a negative prompt."""
+"""From words to latent: what of a prompt reaches the picture, alone, in batches and beside a negative prompt."""
 
 import random
 
@@ -11,8 +11,8 @@ from sana_native.tests import workbench as bench
 
 BOS = 2
 WORDS = (
-    "cat street city busy fluffy curled white warm windowsill flowers glowing lamps crowd people bus towers small round "
-    "shape red dusk scene detail prompt colors textures vivid user enhance simple"
+    "cat street city busy fluffy curled white warm windowsill flowers glowing lamps crowd people bus towers small "
+    "round shape red dusk scene detail prompt colors textures vivid user enhance simple"
 ).split()
 
 
@@ -36,7 +36,7 @@ def same(a: list, b: list) -> bool:
 
 
 def test_selected_positions_are_bos_and_the_prompt():
-    """The space that ends the instruction merges with the first word, so the first selected token after BOS is the prompt's."""
+    """The space that ends the instruction merges with the first word, so what follows BOS is the prompt."""
     positive, _ = bench.encode("a cat")
     sentencepiece = bench.clip().tokenizer.gemma2_2b.tokenizer.tokenizer
     assert mask_of(positive).sum() == 1 + len(sentencepiece.encode(" a cat", add_bos=False))

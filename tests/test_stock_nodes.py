@@ -12,6 +12,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
 from safetensors.torch import save_file
 from sana_native.samplers.schedules import flow_shift, get_sigmas_flow_dpm
 from sana_native.tests import workbench as bench
@@ -332,3 +333,38 @@ def test_the_network_compiles_without_a_graph_break(monkeypatch, family):
     with torch.no_grad():
         compiled = torch.compile(network, fullgraph=True, backend="eager")(**inputs)
         assert bench.relative(compiled, network(**inputs)) < 1e-6
+
+
+def test_the_stock_training_node_trains_a_lora_that_acts(family):
+    """Two steps on every layer with gradient checkpointing, on a copy made by `cached_patcher_init`."""
+    model, (positive, negative) = bench.fresh_model(family), bench.encoded()
+    options = {
+        "batch_size": 1,
+        "steps": 2,
+        "grad_accumulation_steps": 1,
+        "learning_rate": 0.05,
+        "rank": 2,
+        "optimizer": "AdamW",
+        "loss_function": "MSE",
+        "seed": 0,
+        "training_dtype": "fp32",
+        "lora_dtype": "fp32",
+        "quantized_backward": False,
+        "algorithm": "LoRA",
+        "gradient_checkpointing": True,
+        "checkpoint_depth": 1,
+        "offloading": False,
+        "existing_lora": "[None]",
+        "bucket_mode": False,
+        "bypass_mode": False,
+    }
+    latents = [bench.clean_latent()]
+    lists = {name: [value] for name, value in options.items()}
+    lora, losses, _ = bench.call(TrainLoraNode, model=[model], latents=latents, positive=[positive], **lists)
+    assert len(losses["loss"]) == 2 and all(loss > 0 for loss in losses["loss"])
+    ups = [tensor for name, tensor in lora.items() if "lora_up" in name]
+    assert len(ups) > 20 and all(torch.isfinite(tensor).all() for tensor in lora.values())
+    assert all(tensor.abs().sum() > 0 for tensor in ups)  # they begin at 0: every layer has been trained
+    trained = bench.call(LoraModelLoader, model, lora, 1.0)[0]
+    out, plain = (bench.draw(patcher, (positive, negative)) for patcher in (trained, model))
+    assert torch.isfinite(out).all() and bench.relative(out, plain) > 1e-3

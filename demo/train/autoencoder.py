@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fast_norm
 from .data import BACKGROUNDS, RUNS, SIDE, SIZES, draw_scene, fill, load_sprites, paste, psnr, render, to_model
 from .loop import Run
 from .pack import prepare_imports
@@ -31,7 +32,7 @@ CONFIG = DCAEConfig(
     DCAEHalfConfig(BLOCKS, WIDTHS, (1, 2, 2, 2, 2, 1), KERNELS),
     DCAEHalfConfig(BLOCKS, WIDTHS, (2, 2, 2, 2, 2, 2), KERNELS),
 )  # fmt: skip
-BATCH, THREADS = 8, 2  # pictures a thread, threads a step
+BATCH, THREADS = 4, 2  # pictures a thread, threads a step
 LATENT_NOISE = 0.2  # largest standard deviation of the noise on a scaled latent
 MOMENT_WEIGHT, EDGE_WEIGHT, THING_WEIGHT = 0.05, 0.5, 2.0
 
@@ -68,7 +69,7 @@ def draw_batch(seed: int, sprites: dict) -> tuple[Tensor, Tensor]:
             sprite = sprites[thing, size]
             paste(picture, sprite, x, y)
             mask[:, y : y + size, x : x + size].copy_((sprite[3:] > 0) | (mask[:, y : y + size, x : x + size] > 0))
-    return to_model(pictures), masks
+    return to_model(pictures).contiguous(memory_format=torch.channels_last), masks
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,10 +101,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     sprites = load_sprites()
-    model = build()
+    RMSNorm2d.forward = fast_norm.fast_forward
+    model = build().to(memory_format=torch.channels_last)
     run = Run(FOLDER, model, args.minutes, peak=1.5e-3, decay=0.998, weight_decay=0.01)
     rng = random.Random(-1)
-    held_out = torch.stack([render(draw_scene(rng, held_out=True), sprites) for _ in range(32)])
+    held_out = torch.stack([render(draw_scene(rng, held_out=True), sprites) for _ in range(24)])
 
     def compute_loss(seed: int) -> tuple[Tensor, str]:
         pictures, masks = draw_batch(seed, sprites)
@@ -120,12 +122,13 @@ def main() -> None:
     def losses(step: int) -> list:
         return [functools.partial(compute_loss, THREADS * step + thread) for thread in range(THREADS)]
 
+    @torch.no_grad()
     def evaluate() -> str:
         ema = copy.deepcopy(model)
         ema.load_state_dict(run.ema)
         return f"{psnr(reconstruct(ema.eval(), held_out), held_out).mean():.2f} dB on held-out pictures"
 
-    run.train(losses, evaluate, every=3)
+    run.train(losses, evaluate, every=5)
 
 
 if __name__ == "__main__":
