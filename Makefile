@@ -7,7 +7,7 @@ DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
 $(foreach name,$(DEMO),$(eval override $(name) := $$(value $(name))))
 export $(DEMO)
 
-.PHONY: demo test test-heavy lint clean prepare
+.PHONY: demo test test-heavy bench lint clean prepare
 
 demo:
 	@exec $(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
@@ -21,6 +21,14 @@ test:
 
 test-heavy:
 	@exec $(RUN) --extra test -- -m pytest -m heavy
+
+STAGES ?= step decode encode
+SIZES ?= 512 1024
+PAIRS ?= 3
+DTYPE ?= bfloat16
+
+bench:
+	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --pairs $(PAIRS) --dtype $(DTYPE)
 
 lint:
 	@exec $(RUN) --extra lint -- -m ruff check .

@@ -4,6 +4,7 @@ The figures of a picture equal those of the graph of nodes up to rounding; `make
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -17,8 +18,22 @@ import comfy.model_management  # noqa: E402
 from sana_native.models.config import SANA_LATENT_SCALE  # noqa: E402
 from sana_native.models.gemma import encode_prompts  # noqa: E402
 from sana_native.models.loader import load_dc_ae, load_gemma, load_sana  # noqa: E402
+from sana_native.models.model_base import TIMESTEP_ROUNDING  # noqa: E402
 from sana_native.samplers.flow_dpm import sample_flow_dpm  # noqa: E402
 from sana_native.samplers.schedules import get_sigmas_flow_dpm  # noqa: E402
+
+
+class Denoiser:
+    """The network with classifier-free guidance, as the samplers call it: x (B, 32, h, w), sigma (B,) -> denoised."""
+
+    def __init__(self, patcher, context: Tensor, masks: Tensor, cfg: float):
+        self.inner_model = SimpleNamespace(model_patcher=patcher)  # where the samplers look up the model's sampling
+        self.network, self.context, self.masks, self.cfg = patcher.model.diffusion_model, context, masks, cfg
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        timesteps = torch.trunc(1000 * sigma + TIMESTEP_ROUNDING).repeat(2)
+        velocity, away = self.network(torch.cat([x, x]), timesteps, self.context, self.masks).chunk(2)
+        return x - sigma[:, None, None, None] * (away + self.cfg * (velocity - away))
 
 
 class Painter:
@@ -30,7 +45,7 @@ class Painter:
         self.vae = load_dc_ae(path, {"dtype": torch.float32})
         patcher = load_sana(path, {"dtype": torch.float32})
         comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        self.network, self.shift = patcher.model.diffusion_model, patcher.model.diffusion_model.config.shift
+        self.patcher, self.network = patcher, patcher.model.diffusion_model
 
     def encode(self, prompts: list[str], negative_prompt: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Context (B, L, C) and mask (B, L) of the prompts, then of the negative prompt; L without what all prompts pad."""
@@ -50,11 +65,6 @@ class Painter:
         device = next(self.network.parameters()).device
         context, masks, noise = context.to(device), masks.to(device), noise.to(device)
 
-        def denoise(x: Tensor, sigma: Tensor, **kwargs) -> Tensor:  # noqa: ARG001 - the samplers' contract
-            timesteps = torch.trunc(1000 * sigma + 3e-5).repeat(2)
-            velocity, away = self.network(torch.cat([x, x]), timesteps, context, masks).chunk(2)
-            return x - sigma[:, None, None, None] * (away + cfg * (velocity - away))
-
-        sigmas = get_sigmas_flow_dpm(steps, self.shift)
-        latent = sample_flow_dpm(denoise, noise, sigmas, disable=True)
+        denoiser = Denoiser(self.patcher, context, masks, cfg)
+        latent = sample_flow_dpm(denoiser, noise, get_sigmas_flow_dpm(steps, self.network.config.shift), disable=True)
         return self.vae.decode(latent.cpu() / SANA_LATENT_SCALE).movedim(-1, 1).float()

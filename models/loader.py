@@ -95,7 +95,7 @@ def naming_faults(checkpoint: Checkpoint, expected: str):
     except IndexError as error:
         raise other_shapes(checkpoint, expected) from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"The configuration saved in {checkpoint.name} is damaged: save or download it again.") from error
+        raise ValueError(f"The configuration saved in {checkpoint.name} is damaged: save it again.") from error
 
 
 def own_config(checkpoint: Checkpoint, class_name: str) -> dict:

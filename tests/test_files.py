@@ -238,7 +238,7 @@ def test_extra_tensor_is_counted_and_named(model, component):
 
 def test_damaged_saved_configuration_is_named(model):
     write(model, "transformer", read(model, "transformer") | {"sana_config": torch.zeros(8, dtype=torch.uint8)})
-    with pytest.raises(ValueError, match=r"The configuration saved in .*transformer/diffusion_.* is damaged: save or"):
+    with pytest.raises(ValueError, match=r"The configuration saved in .*transformer/.* is damaged: save it"):
         load_sana(str(model))
 
 

@@ -1,15 +1,12 @@
 """The demo's pictures and captions: one drawn thing on one plain background, 128 x 128 px.
 
-The things are icons of Microsoft's Fluent Emoji (flat), MIT licence, taken from the package `@iconify-json/fluent-emoji-flat`.
-The pictures are rendered when they are needed; nothing of the package is kept in this repository.
+The things are icons of Microsoft's Fluent Emoji (flat), MIT licence; `icons.py` says where `icons.json` comes from. The pictures
+are rendered when they are needed.
 """
 
 import io
 import json
-import os
 import random
-import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +15,7 @@ import torch
 from torch import Tensor
 
 RUNS = Path(__file__).resolve().parent / "runs"
-PACKAGE = "@iconify-json/fluent-emoji-flat"
-PACKAGE_VERSION = "1.2.6"
+ICONS = Path(__file__).resolve().parents[1] / "icons.json"
 SIDE = 128
 
 # What a caption says, and the icon it stands for. All are bold shapes that stay recognisable at 44 px.
@@ -42,7 +38,7 @@ PLACES = {
     "top left": (-1, -1), "top": (0, -1), "top right": (1, -1), "left": (-1, 0), "center": (0, 0), "right": (1, 0),
     "bottom left": (-1, 1), "bottom": (0, 1), "bottom right": (1, 1),
 }  # fmt: skip
-MARGIN, JITTER = 5, 4  # px
+REACH = {"small": 32, "medium": 32, "big": 16}  # px from the centre to a side's place; whole or half latent positions
 
 THING_NAMES, BACKGROUND_NAMES = list(THINGS), list(BACKGROUNDS)
 
@@ -64,27 +60,15 @@ def is_held_out(thing: str, background: str) -> bool:
     return (THING_NAMES.index(thing) + 3 * BACKGROUND_NAMES.index(background)) % 8 == 0
 
 
-def fetch_package() -> Path:
-    """The icon package as a .tgz: $FLUENT_EMOJI_TGZ if set, else downloaded once with `npm pack` into the runs folder."""
-    if given := os.environ.get("FLUENT_EMOJI_TGZ"):
-        return Path(given)
-    path = RUNS / f"iconify-json-fluent-emoji-flat-{PACKAGE_VERSION}.tgz"
-    if not path.exists():
-        RUNS.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", f"{PACKAGE}@{PACKAGE_VERSION}"], cwd=RUNS, check=True, stdout=subprocess.DEVNULL)
-    return path
-
-
 def load_sprites(sizes: tuple[int, ...] = tuple(SIZES.values())) -> dict[tuple[str, int], Tensor]:
     """Every thing at every size in px, as (4, size, size): red, green, blue in [0, 1], then coverage in [0, 1]."""
     import resvg_py
     from PIL import Image
 
-    with tarfile.open(fetch_package()) as package:
-        icons = json.load(package.extractfile("package/icons.json"))["icons"]
+    icons = json.loads(ICONS.read_text())["icons"]
     sprites = {}
     for name, icon in THINGS.items():
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{icons[icon]["body"]}</svg>'
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{icons[icon]}</svg>'
         for size in sizes:
             png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
             pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), dtype=np.float32) / 255
@@ -120,8 +104,7 @@ def draw_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
     size = rng.choice(list(SIZES))
     place = "center" if rng.random() < 0.5 else rng.choice(list(PLACES))
     side = SIZES[size]
-    reach = (SIDE - side) // 2 - MARGIN
-    x, y = ((SIDE - side) // 2 + direction * reach + rng.randint(-JITTER, JITTER) for direction in PLACES[place])
+    x, y = ((SIDE - side) // 2 + direction * REACH[size] for direction in PLACES[place])
     return Scene(thing, background, size, place, x, y)
 
 
