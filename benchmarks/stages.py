@@ -2,8 +2,9 @@
 
     make bench [STAGES="step decode encode"] [SIZES="512 1024"] [PAIRS=3] [DTYPE=bfloat16]
 
-Weights are random; every measurement is a process of its own, the implementations take turns, and the ratio is the median over the
-rounds, so that a machine whose speed drifts does not decide. Peak is resident memory above what the loaded weights take.
+Weights are random; every measurement is a process of its own, the implementations take turns, and the ratio is the
+median over the rounds, so that a machine whose speed drifts does not decide. Peak is resident memory above what the
+loaded weights take.
 """
 
 from __future__ import annotations
@@ -78,8 +79,15 @@ def build(stage: str, implementation: str, dtype):
             from diffusers import AutoencoderDC
         config = dc_ae_config()
         halves = {"encoder": config.encoder, "decoder": config.decoder}
-        names = {"block_types": "block_types", "block_out_channels": "widths", "layers_per_block": "layers", "qkv_multiscales": "kernel_sizes"}
-        options = {f"{half}_{name}": getattr(values, field) for half, values in halves.items() for name, field in names.items()}
+        names = {
+            "block_types": "block_types",
+            "block_out_channels": "widths",
+            "layers_per_block": "layers",
+            "qkv_multiscales": "kernel_sizes",
+        }
+        options = {
+            f"{half}_{name}": getattr(values, field) for half, values in halves.items() for name, field in names.items()
+        }
         model = AutoencoderDC(
             in_channels=3,
             latent_channels=32,
@@ -165,7 +173,10 @@ def main() -> None:
         stage, implementation, size, dtype = given.measure
         sys.stdout.write(json.dumps(measure(stage, implementation, int(size), dtype)) + "\n")
         return
-    sys.stdout.write("| stage | px | dtype | implementation | seconds | peak GiB above weights | time / ours |\n|---|---|---|---|---|---|---|\n")
+    sys.stdout.write(
+        "| stage | px | dtype | implementation | seconds | peak GiB above weights | time / ours |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
     for stage in given.stages:
         for size in given.sizes:
             sys.stdout.write("\n".join(compare(stage, size, given.dtype, given.pairs)) + "\n")

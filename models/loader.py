@@ -128,6 +128,25 @@ def inference_dtypes(config: SanaConfig) -> list[torch.dtype]:
     return [torch.float16 if config.clamp_attention else torch.bfloat16, torch.float32]
 
 
+def set_dtypes(
+    supported: SanaSupported, state_dict: dict[str, Tensor], requested: torch.dtype | None, load_device: torch.device
+) -> torch.dtype:
+    """Sets the formats to keep the weights and to compute in, as the host chooses them; returns the first."""
+    quantised = supported.quant_config is not None
+    dtype = requested
+    if dtype is None:
+        dtype = comfy.model_management.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(state_dict),
+            supported_dtypes=list(supported.supported_inference_dtypes),
+            weight_dtype=None if quantised else comfy.utils.weight_dtype(state_dict),
+        )
+    manual_cast = comfy.model_management.unet_manual_cast(
+        None if quantised else dtype, load_device, supported.supported_inference_dtypes
+    )
+    supported.set_inference_dtype(dtype, manual_cast, device=load_device)
+    return dtype
+
+
 def load_sana(
     path: str, options: dict | None = None, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
@@ -140,26 +159,15 @@ def load_sana(
     options = options or {}
     checkpoint = read_checkpoint(path, "transformer")
     config, state_dict = prepare_sana(checkpoint)
-    if options.get("shift") is not None:
-        config = dataclasses.replace(config, shift=options["shift"])
-    if options.get("clamp") is not None:
-        config = dataclasses.replace(config, clamp_attention=options["clamp"])
+    dtypes = inference_dtypes(config)  # of the checkpoint as it was trained, whatever the options say
+    overrides = {"shift": options.get("shift"), "clamp_attention": options.get("clamp")}
+    config = dataclasses.replace(config, **{name: value for name, value in overrides.items() if value is not None})
 
     state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
-    supported = SanaSupported(config, inference_dtypes(config))
+    supported = SanaSupported(config, dtypes)
     supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     load_device = comfy.model_management.get_torch_device()
-    dtype = options.get("dtype")
-    if dtype is None:
-        weight_dtype = None if supported.quant_config else comfy.utils.weight_dtype(state_dict)
-        dtype = comfy.model_management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(state_dict),
-            supported_dtypes=list(supported.supported_inference_dtypes),
-            weight_dtype=weight_dtype,
-        )
-    cast_from = None if supported.quant_config else dtype
-    manual_cast = comfy.model_management.unet_manual_cast(cast_from, load_device, supported.supported_inference_dtypes)
-    supported.set_inference_dtype(dtype, manual_cast, device=load_device)
+    dtype = set_dtypes(supported, state_dict, options.get("dtype"), load_device)
 
     offload_device = comfy.model_management.unet_offload_device()
     model = supported.get_model(state_dict)

@@ -1,4 +1,4 @@
-"""One step of the released 0.6B size at 1024 px, through the pack's loader and the host's sampler, with random bfloat16 weights."""
+"""One step of the released 0.6B size at 1024 px, through our loader and the host's sampler, with random weights."""
 
 import resource
 import sys
@@ -41,7 +41,9 @@ def checkpoint(tmp_path_factory):
         shapes = Sana(SANA_600M, operations=comfy.ops.disable_weight_init).state_dict()
     generator = torch.Generator().manual_seed(0)
     weights = {
-        key: (torch.randn(tensor.shape, generator=generator) * (tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1)).bfloat16()
+        key: (
+            torch.randn(tensor.shape, generator=generator) * (tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1)
+        ).bfloat16()
         for key, tensor in shapes.items()
     }
     path = tmp_path_factory.mktemp("full size") / "Sana_600M_1024px_random.safetensors"

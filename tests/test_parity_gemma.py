@@ -1,4 +1,4 @@
-"""The text encoder against transformers' eager Gemma2Model and diffusers' SanaPipeline: same weights, same text, float32."""
+"""The text encoder against transformers' eager Gemma2Model and diffusers' SanaPipeline: same weights and text."""
 
 import inspect
 
@@ -15,7 +15,7 @@ PROMPTS = ["a red cat, on the moon", "", "7 dogs", "A Street At Night", "  space
 
 @pytest.fixture(scope="module", params=[1.0, 6.0], ids=["small logits", "large logits"])
 def pair(request, tmp_path_factory):
-    """diffusers' pipeline and our CLIP from one folder; with the gain of 6 attention logits pass the soft cap of 50 by far."""
+    """diffusers' pipeline and our CLIP from one folder; at a gain of 6 the logits pass the soft cap of 50 by far."""
     folder = tmp_path_factory.mktemp("gemma")
     words = tiny.tokenizer(folder / "tokenizer")
     encoder = tiny.gemma(len(words), gain=request.param)
@@ -33,7 +33,11 @@ def relative_error(ours, expected) -> float:
 def test_prompt_and_negative_equal_diffusers(pair, prompt):
     pipeline, clip = pair
     expected, mask, negative, negative_mask = pipeline.encode_prompt(
-        prompt, negative_prompt="blurry, dark", clean_caption=False, complex_human_instruction=INSTRUCTION.split("\n"), device="cpu"
+        prompt,
+        negative_prompt="blurry, dark",
+        clean_caption=False,
+        complex_human_instruction=INSTRUCTION.split("\n"),
+        device="cpu",
     )
 
     (positive_cond,), (negative_cond,) = encode_prompts(clip, prompt, "blurry, dark", lower_case=True)

@@ -1,4 +1,4 @@
-"""The whole way in the real server, from the shared workflow files, against diffusers' pipelines: same weights, same noise."""
+"""The shared workflow files in the real server against diffusers' pipelines: same weights, same noise."""
 
 import io
 import json
@@ -30,7 +30,9 @@ def server(comfy_server):
 
 
 def load_graph(server, workflow: str, model: str) -> dict:
-    prompt = to_api(json.loads((ROOT / "workflows" / f"{workflow}.json").read_text(encoding="utf-8")), server.object_info())
+    prompt = to_api(
+        json.loads((ROOT / "workflows" / f"{workflow}.json").read_text(encoding="utf-8")), server.object_info()
+    )
     prompt = set_inputs(prompt, "SanaNativeModelLoader", model_name=model)
     prompt = set_inputs(prompt, "SanaNativeGemmaLoader", text_encoder_name=model)
     return set_inputs(prompt, "SanaNativeDCAELoader", vae_name=model)
@@ -57,11 +59,15 @@ def reference_pipeline(server, name: str) -> diffusers.DiffusionPipeline:
     return pipeline
 
 
-@pytest.mark.parametrize(("width", "height", "batch_size"), [(256, 256, 1), (320, 192, 2)], ids=["square", "wide batch of 2"])
+@pytest.mark.parametrize(
+    ("width", "height", "batch_size"), [(256, 256, 1), (320, 192, 2)], ids=["square", "wide batch of 2"]
+)
 def test_sana_with_cfg_and_negative_equals_the_reference_pipeline(server, width, height, batch_size):
     prompt = load_graph(server, "sana_txt2img", "tiny-sana/")
     prompt = set_inputs(prompt, "SanaNativeGemmaEncode", prompt=PROMPT, negative_prompt=NEGATIVE)
-    prompt = set_inputs(prompt, "SanaNativeEmptyLatent", size="custom", width=width, height=height, batch_size=batch_size)
+    prompt = set_inputs(
+        prompt, "SanaNativeEmptyLatent", size="custom", width=width, height=height, batch_size=batch_size
+    )
     prompt = set_inputs(prompt, "SanaNativeSampler", seed=SEED, steps=20, cfg=4.5)
 
     expected = reference_pipeline(server, "tiny-sana")(
@@ -136,7 +142,10 @@ def test_the_same_seed_draws_the_same_picture_and_another_seed_another(server):
     prompt = set_inputs(prompt, "SanaNativeEmptyLatent", size="custom", width=128, height=128)
     # A changed filename makes the host save again what it has cached up to there.
     first, other, again = (
-        pictures(server, set_inputs(set_inputs(prompt, "SanaNativeSampler", seed=seed), "SaveImage", filename_prefix=f"seed-{i}"))
+        pictures(
+            server,
+            set_inputs(set_inputs(prompt, "SanaNativeSampler", seed=seed), "SaveImage", filename_prefix=f"seed-{i}"),
+        )
         for i, seed in enumerate((1, 2, 1))
     )
 

@@ -132,7 +132,9 @@ def save_pipeline(folder: Path, sprint: bool = False, **transformer_config) -> d
         scheduler = diffusers.SCMScheduler(prediction_type="trigflow", sigma_data=0.5)
         pipeline = diffusers.SanaSprintPipeline(scheduler=scheduler, **parts)
     else:
-        scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+        scheduler = diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
         pipeline = diffusers.SanaPipeline(scheduler=scheduler, **parts)
     pipeline.save_pretrained(folder)
     return pipeline

@@ -1,6 +1,6 @@
 """Writes workflows/*.json: the graphs that users open and share, each one idea.
 
-    python -m tools.make_workflows            needs a running environment (see tools/host.py)
+python -m tools.make_workflows            needs a running environment (see tools/host.py)
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ GEMMA = file(
     "Comfy-Org/PixelDiT/resolve/main/text_encoders/gemma_2_2b_it_elm_bf16.safetensors",
     "text_encoders",
 )
-DC_AE = file("dc-ae-f32c32-sana-1.1.safetensors", "mit-han-lab/dc-ae-f32c32-sana-1.1/resolve/main/model.safetensors", "vae")
+DC_AE = file(
+    "dc-ae-f32c32-sana-1.1.safetensors", "mit-han-lab/dc-ae-f32c32-sana-1.1/resolve/main/model.safetensors", "vae"
+)
 
 FILES_NOTE = """Files (the names are free, pick them in the loaders):
 - models/diffusion_models: {model}
@@ -53,15 +55,23 @@ def loaders(model: dict[str, str] | None) -> list[Node]:
         names, files = (DEMO,) * 3, ((),) * 3
     else:
         names, files = (model["name"], GEMMA["name"], DC_AE["name"]), ([model], [GEMMA], [DC_AE])
-    kinds = (("SanaNativeModelLoader", "model_name"), ("SanaNativeGemmaLoader", "text_encoder_name"), ("SanaNativeDCAELoader", "vae_name"))
-    return [Node(kind, {widget: name}, models=have) for (kind, widget), name, have in zip(kinds, names, files, strict=True)]
+    kinds = (
+        ("SanaNativeModelLoader", "model_name"),
+        ("SanaNativeGemmaLoader", "text_encoder_name"),
+        ("SanaNativeDCAELoader", "vae_name"),
+    )
+    return [
+        Node(kind, {widget: name}, models=have) for (kind, widget), name, have in zip(kinds, names, files, strict=True)
+    ]
 
 
 def note(text: str) -> Node:
     return Node("Note", {"text": text}, title="What to change")
 
 
-def text_to_image(model: dict[str, str] | None, prompt: str, sampler: dict, size: dict, remark: str, guidance: float | None = None) -> dict:
+def text_to_image(
+    model: dict[str, str] | None, prompt: str, sampler: dict, size: dict, remark: str, guidance: float | None = None
+) -> dict:
     """Loaders -> prompt -> SANA Sampler -> picture; with `guidance` for SANA-Sprint."""
     transformer, gemma, vae = loaders(model)
     encode = Node("SanaNativeGemmaEncode", {"clip": gemma, "prompt": prompt}, title="Prompt")
@@ -88,14 +98,21 @@ def stock_nodes() -> dict:
     latent = Node("EmptyLatentImage", {"width": 1024, "height": 1024})
     sample = Node(
         "KSampler",
-        {"model": transformer, "positive": positive, "negative": negative, "latent_image": latent, "steps": 20, "cfg": 4.5}
+        {
+            "model": transformer,
+            "positive": positive,
+            "negative": negative,
+            "latent_image": latent,
+            "steps": 20,
+            "cfg": 4.5,
+        }
         | {"sampler_name": "sana_flow_dpm", "scheduler": "sana_flow"},
     )
     decode = Node("VAEDecode", {"samples": sample, "vae": vae})
     save = Node("SaveImage", {"images": decode, "filename_prefix": "sana"})
     remark = (
-        "Only the loaders are SANA's own. CLIP Text Encode puts the instruction before every text but an empty one: for a negative "
-        "prompt use SANA Gemma Encode.\n\n" + files_note(SANA)
+        "Only the loaders are SANA's own. CLIP Text Encode puts the instruction before every text but an empty one: for "
+        "a negative prompt use SANA Gemma Encode.\n\n" + files_note(SANA)
     )
     nodes = [transformer, gemma, vae, positive, negative, latent, sample, decode, save, note(remark)]
     return {"nodes": nodes, "groups": [Group("Files", [transformer, gemma, vae])]}
@@ -105,7 +122,9 @@ def files_note(model: dict[str, str]) -> str:
     return FILES_NOTE.format(model=model["name"], gemma=GEMMA["name"], vae=DC_AE["name"])
 
 
-PROMPT = "a cozy reading corner by a rainy window, a ginger cat asleep on a stack of old books, warm lamp light, film photo"
+PROMPT = (
+    "a cozy reading corner by a rainy window, a ginger cat asleep on a stack of old books, warm lamp light, film photo"
+)
 
 
 def workflows() -> dict[str, dict]:
@@ -118,7 +137,8 @@ def workflows() -> dict[str, dict]:
             PROMPT,
             {"steps": 2, "cfg": 1.0},
             full,
-            "1 to 4 steps. Keep cfg at 1; the guidance scale is in the Guidance node (4 to 5).\n\n" + files_note(SPRINT),
+            "1 to 4 steps. Keep cfg at 1; the guidance scale is in the Guidance node (4 to 5).\n\n"
+            + files_note(SPRINT),
             guidance=4.5,
         ),
         "sana_txt2img_ksampler": stock_nodes(),
