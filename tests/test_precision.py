@@ -89,6 +89,11 @@ def test_the_clamp_saturates_when_on_and_not_when_off(family):
     assert attention_output(bench.fresh_model(family)) > 1.5 * LIMIT  # auto, in float32
 
 
+def test_the_clamp_option_does_not_change_the_format_to_compute_in():
+    formats = [bench.fresh_model("sana", clamp=clamp).model.model_config.supported_inference_dtypes for clamp in (None, True)]
+    assert formats == [[torch.bfloat16, torch.float32]] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "clamped"), [("Sana_1600M_1024px_diffusers", True), ("Sana_1600M_1024px_BF16_diffusers", False)]
 )

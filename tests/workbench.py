@@ -20,9 +20,6 @@ from torch import Tensor
 FAMILIES = ["sana", "sprint"]
 OURS = {node.__name__.removeprefix("SanaNative"): node for node in NODES}
 register()  # as the pack's entry point does; a second time changes nothing
-torch.set_num_threads(
-    1
-)  # tiny tensors gain nothing from a second thread, and lose much of their time to it on a busy machine
 
 
 @cache
@@ -52,6 +49,13 @@ def clip():
 @cache
 def vae():
     return load_dc_ae(str(folder() / "sana"))
+
+
+@atexit.register
+def forget() -> None:
+    """Models are dropped while the host can still unload them."""
+    for cached in (model, clip, vae):
+        cached.cache_clear()
 
 
 def call(node: type | str, *args, **inputs) -> tuple:

@@ -111,8 +111,8 @@ def stock_nodes() -> dict:
     decode = Node("VAEDecode", {"samples": sample, "vae": vae})
     save = Node("SaveImage", {"images": decode, "filename_prefix": "sana"})
     remark = (
-        "Only the loaders are SANA's own. CLIP Text Encode puts the instruction before every text but an empty one: for "
-        "a negative prompt use SANA Gemma Encode.\n\n" + files_note(SANA)
+        "Only the loaders are SANA's own. CLIP Text Encode puts the instruction before every text but an empty one: "
+        "for a negative prompt use SANA Gemma Encode.\n\n" + files_note(SANA)
     )
     nodes = [transformer, gemma, vae, positive, negative, latent, sample, decode, save, note(remark)]
     return {"nodes": nodes, "groups": [Group("Files", [transformer, gemma, vae])]}

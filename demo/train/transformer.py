@@ -16,7 +16,7 @@ from .autoencoder import FOLDER as AUTOENCODER_FOLDER
 from .autoencoder import SANA_LATENT_SCALE
 from .autoencoder import build as build_autoencoder
 from .captions import draw_caption
-from .data import RUNS, SIDE, draw_scene, load_sprites, render, to_model
+from .data import RUNS, SIDE, Scene, draw_scene, load_sprites, render, to_model
 from .loop import Run, load_ema, save_atomically
 from .text import encode_captions
 from .text_encoder import CONFIG as TEXT_CONFIG
@@ -32,7 +32,7 @@ CONFIG = SanaConfig(
     mlp_hidden_size=int(MLP_RATIO * HIDDEN), in_channels=32, out_channels=32, qk_norm=False, guidance_embeds=False,
     guidance_embeds_scale=0.1, interpolation_scale=None, sample_size=SIDE // 32, shift=SHIFT, clamp_attention=None,
 )  # fmt: skip
-PICTURES = 16384
+CAPTIONS = 24576
 BATCH, THREADS = 64, 2
 DROPOUT = 0.1  # how often the caption is replaced by the empty negative prompt
 PLAIN = 0.1  # how often a caption comes without the instruction, for users who switch it off
@@ -50,32 +50,47 @@ def build(operations=nn) -> Sana:
     return model
 
 
-@torch.no_grad()
-def make_pool() -> dict:
-    """Scaled latents (P, 32, 4, 4) of random training pictures, and the states (P, L, C) and mask (P, L) of a caption for each."""
+def caption_scenes() -> tuple[list[Scene], list[str], list[bool]]:
+    """Random training scenes, a caption of each, and whether it comes without the instruction."""
     rng = random.Random(1)
-    scenes = [draw_scene(rng) for _ in range(PICTURES)]
-    captions = [draw_caption(scene, rng) for scene in scenes]
-    plain = [rng.random() < PLAIN for _ in scenes]
+    scenes = [draw_scene(rng) for _ in range(CAPTIONS)]
+    return scenes, [draw_caption(scene, rng) for scene in scenes], [rng.random() < PLAIN for _ in scenes]
+
+
+def make_texts() -> dict[str, Tensor]:
+    """The states (P, L, C) and mask (P, L) of every caption."""
+    _, captions, plain = caption_scenes()
+    context, mask = encode_captions(load_text_model(), captions, plain)
+    return {"context": context.bfloat16(), "mask": mask}
+
+
+def make_latents() -> dict[str, Tensor]:
+    """The scaled latents (S, 32, 4, 4) of every different picture, and which of them each caption (P,) is of."""
+    scenes, _, _ = caption_scenes()
+    different = list(dict.fromkeys(scenes))
+    numbers = {scene: i for i, scene in enumerate(different)}
     sprites, autoencoder = load_sprites(), load_ema(build_autoencoder(), AUTOENCODER_FOLDER)
 
     def encode(start: int) -> Tensor:
-        pictures = torch.stack([render(scene, sprites) for scene in scenes[start : start + 32]])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return autoencoder.encode(to_model(pictures)).float() * SANA_LATENT_SCALE
+        pictures = torch.stack([render(scene, sprites) for scene in different[start : start + 32]])
+        with torch.no_grad():
+            return autoencoder.encode(to_model(pictures)) * SANA_LATENT_SCALE
 
     with ThreadPoolExecutor(THREADS) as pool:
-        latents = torch.cat(list(pool.map(encode, range(0, PICTURES, 32))))
-    context, mask = encode_captions(load_text_model(), captions, plain)
-    return {"latents": latents, "context": context.bfloat16(), "mask": mask}
+        latents = torch.cat(list(pool.map(encode, range(0, len(different), 32))))
+    return {"latents": latents, "picture": torch.tensor([numbers[scene] for scene in scenes])}
 
 
-def load_pool() -> dict:
-    path = FOLDER / "pool.pt"
-    if not path.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        save_atomically(make_pool(), path)
-    return torch.load(path, weights_only=True)
+def load_pool() -> dict[str, Tensor]:
+    """Both of the above, computed once and kept in the runs folder."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    pool = {}
+    for name, make in (("texts", make_texts), ("latents", make_latents)):
+        path = FOLDER / f"{name}.pt"
+        if not path.exists():
+            save_atomically(make(), path)
+        pool |= torch.load(path, weights_only=True)
+    return pool
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
@@ -99,8 +114,8 @@ def main() -> None:
 
     def compute_loss(seed: int, count: int = BATCH) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)
-        index = torch.randint(PICTURES, (count,), generator=generator)
-        latent, context, mask = pool["latents"][index], pool["context"][index].float(), pool["mask"][index].clone()
+        index = torch.randint(CAPTIONS, (count,), generator=generator)
+        latent, context, mask = pool["latents"][pool["picture"][index]], pool["context"][index].float(), pool["mask"][index].clone()
         mask[torch.rand(count, generator=generator) < DROPOUT, 1:] = 0  # of the empty prompt only BOS is seen
         length = int(mask.sum(dim=1).max())
         sigma = draw_sigmas(count, generator)
