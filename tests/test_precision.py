@@ -90,7 +90,8 @@ def test_the_clamp_saturates_when_on_and_not_when_off(family):
 
 
 def test_the_clamp_option_does_not_change_the_format_to_compute_in():
-    formats = [bench.fresh_model("sana", clamp=clamp).model.model_config.supported_inference_dtypes for clamp in (None, True)]
+    models = [bench.fresh_model("sana", clamp=clamp).model for clamp in (None, True)]
+    formats = [model.model_config.supported_inference_dtypes for model in models]
     assert formats == [[torch.bfloat16, torch.float32]] * 2
 
 
