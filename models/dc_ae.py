@@ -27,9 +27,11 @@ class RMSNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = comfy.ops.cast_to_input(self.weight, x), comfy.ops.cast_to_input(self.bias, x)
-        x = F.rms_norm(x.permute(0, 2, 3, 1), weight.shape, weight, self.eps) + bias  # (B, H, W, C)
-        return x.permute(0, 3, 1, 2)
+        # Summed in float32 without a float32 copy of x, which at full resolution is the largest tensor there is.
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        x = (x * torch.rsqrt(norm.square() / x.shape[1] + self.eps)).to(x.dtype)
+        weight, bias = (comfy.ops.cast_to_input(t, x)[:, None, None] for t in (self.weight, self.bias))
+        return torch.addcmul(bias, x, weight)
 
 
 class ResBlock(nn.Module):

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import autoencoder, text_encoder, tokenizer, transformer
+from . import autoencoder, decoder, text_encoder, tokenizer, transformer
 from .loop import load_ema
 from .pack import CHECKPOINT
 
@@ -80,7 +80,7 @@ def export(out: Path) -> int:
     network = load_ema(transformer.build(), transformer.FOLDER)
     write_weights(out / "transformer" / "diffusion_pytorch_model.safetensors", network.state_dict(), torch.bfloat16)
     write_json(out / "vae" / "config.json", autoencoder_config())
-    network = load_ema(autoencoder.build(), autoencoder.FOLDER)
+    network = decoder.load_autoencoder()
     write_weights(out / "vae" / "diffusion_pytorch_model.safetensors", network.state_dict(), torch.float16)
 
     text = text_encoder.load_text_model()

@@ -7,6 +7,7 @@ the shift 3. Latents and text states come from the frozen autoencoder and text e
 import argparse
 import functools
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -64,33 +65,38 @@ def make_texts() -> dict[str, Tensor]:
     return {"context": context.bfloat16(), "mask": mask}
 
 
+def distinct_scenes() -> list[Scene]:
+    """Every different scene of the captions once."""
+    return list(dict.fromkeys(caption_scenes()[0]))
+
+
 def make_latents() -> dict[str, Tensor]:
     """The scaled latents (S, 32, 4, 4) of every different picture, and which of them each caption (P,) is of."""
-    scenes, _, _ = caption_scenes()
-    different = list(dict.fromkeys(scenes))
-    numbers = {scene: i for i, scene in enumerate(different)}
+    scenes = distinct_scenes()
+    numbers = {scene: i for i, scene in enumerate(scenes)}
     sprites, autoencoder = load_sprites(), load_ema(build_autoencoder(), AUTOENCODER_FOLDER)
 
     def encode(start: int) -> Tensor:
-        pictures = torch.stack([render(scene, sprites) for scene in different[start : start + 32]])
+        pictures = torch.stack([render(scene, sprites) for scene in scenes[start : start + 32]])
         with torch.no_grad():
             return autoencoder.encode(to_model(pictures)) * SANA_LATENT_SCALE
 
     with ThreadPoolExecutor(THREADS) as pool:
-        latents = torch.cat(list(pool.map(encode, range(0, len(different), 32))))
-    return {"latents": latents, "picture": torch.tensor([numbers[scene] for scene in scenes])}
+        latents = torch.cat(list(pool.map(encode, range(0, len(scenes), 32))))
+    return {"latents": latents, "picture": torch.tensor([numbers[scene] for scene in caption_scenes()[0]])}
 
 
-def load_pool() -> dict[str, Tensor]:
-    """Both of the above, computed once and kept in the runs folder."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    pool = {}
-    for name, make in (("texts", make_texts), ("latents", make_latents)):
-        path = FOLDER / f"{name}.pt"
-        if not path.exists():
-            save_atomically(make(), path)
-        pool |= torch.load(path, weights_only=True)
-    return pool
+def load_once(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, computed once and kept in the runs folder."""
+    path = FOLDER / f"{name}.pt"
+    if not path.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        save_atomically(make(), path)
+    return torch.load(path, weights_only=True)
+
+
+def load_latents() -> dict[str, Tensor]:
+    return load_once("latents", make_latents)
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
@@ -105,10 +111,10 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=37)
+    parser.add_argument("--minutes", type=float, default=25)
     args = parser.parse_args()
     torch.manual_seed(0)
-    pool = load_pool()
+    pool = load_latents() | load_once("texts", make_texts)
     model = build()
     run = Run(FOLDER, model, args.minutes, peak=1.5e-3, decay=0.999, weight_decay=0.01)
 
