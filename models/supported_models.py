@@ -11,8 +11,8 @@ from .config import SanaConfig
 from .latent_formats import SanaLatent
 from .model_base import SanaModel
 
-# Peak activation memory per latent position and byte of the compute dtype, for a width of 2240; measured by
-# benchmarks/memory.py.
+# The host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 7.6 in benchmarks/README.md,
+# with a margin.
 MEMORY_FACTOR_AT_2240 = 10.0
 
 CONFIG_KEY = "sana_config"
@@ -48,8 +48,7 @@ class SanaSupported(comfy.supported_models_base.BASE):
     def __init__(self, config: SanaConfig, supported_inference_dtypes: list[torch.dtype]):
         super().__init__({"config": config})
         self.supported_inference_dtypes = supported_inference_dtypes
-        # Sprint keeps the multiplier too (its network divides it out), so that stock nodes which set a shift work on
-        # both.
+        # Sprint keeps the multiplier too (SanaModel divides it out), so that stock nodes which set a shift work on both.
         self.sampling_settings = {"shift": 1.0 if config.guidance_embeds else config.shift, "multiplier": 1000}
         self.memory_usage_factor = MEMORY_FACTOR_AT_2240 * config.hidden_size / 2240
 
