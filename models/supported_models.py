@@ -11,8 +11,8 @@ from .config import SanaConfig
 from .latent_formats import SanaLatent
 from .model_base import SanaModel
 
-# The host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 7.6 in benchmarks/README.md,
-# with a margin.
+# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 7.6 as measured in
+# benchmarks/README.md, with a margin.
 MEMORY_FACTOR_AT_2240 = 10.0
 
 CONFIG_KEY = "sana_config"
@@ -48,7 +48,7 @@ class SanaSupported(comfy.supported_models_base.BASE):
     def __init__(self, config: SanaConfig, supported_inference_dtypes: list[torch.dtype]):
         super().__init__({"config": config})
         self.supported_inference_dtypes = supported_inference_dtypes
-        # Sprint keeps the multiplier too (SanaModel divides it out), so that stock nodes which set a shift work on both.
+        # Sprint keeps the multiplier too, which SanaModel divides out: stock nodes that set a shift work on both then.
         self.sampling_settings = {"shift": 1.0 if config.guidance_embeds else config.shift, "multiplier": 1000}
         self.memory_usage_factor = MEMORY_FACTOR_AT_2240 * config.hidden_size / 2240
 

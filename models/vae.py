@@ -15,7 +15,7 @@ from .config import DCAEConfig
 from .dc_ae import AutoencoderDC
 
 RATIO = 32
-# Peak bytes of activations per image pixel and byte of dtype at the released widths: benchmarks/README.md, with a margin.
+# Peak bytes of activations per pixel and byte of dtype at the released widths: benchmarks/README.md, with a margin.
 DECODE_MEMORY = 1300.0
 ENCODE_MEMORY = 1000.0
 # 1024 px tiles with 128 px overlap: in 512 px ones the attention, global per tile, leaves visible seams in plain areas.

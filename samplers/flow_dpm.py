@@ -34,8 +34,15 @@ from torch import Tensor
 FEW_STEPS = 15
 
 
-def sample_flow_dpm(model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
-                    callback: Callable | None = None, disable: bool | None = None, order: int = 2) -> Tensor:
+def sample_flow_dpm(
+    model: Callable,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: Callable | None = None,
+    disable: bool | None = None,
+    order: int = 2,
+) -> Tensor:
     """Deterministic DPM-Solver++ steps along a rectified flow; the first and the last step are of order 1.
 
     Args:
@@ -52,19 +59,32 @@ def sample_flow_dpm(model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict
         raise ValueError(f"Flow-DPM was asked for order {order}, but it has 1, 2 and 3; choose 2.")
     model_sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     if not isinstance(model_sampling, CONST):
-        raise ValueError(f"Flow-DPM steps along a rectified flow, but this model samples as "
-                         f"{type(model_sampling).__name__}, which is none; choose a stock sampler such as dpmpp_2m.")
+        raise ValueError(
+            f"Flow-DPM steps along a rectified flow, but this model samples as "
+            f"{type(model_sampling).__name__}, which is none; choose a stock sampler such as dpmpp_2m."
+        )
     if order == 1:
         return k_diffusion.sample_euler(model, x, sigmas, extra_args, callback, disable)
     if order == 2:
         # A noise sampler, though never called at eta 0, saves the host from building its Brownian tree.
-        return k_diffusion.sample_dpmpp_2m_sde(model, x, sigmas, extra_args, callback, disable, eta=0.0, s_noise=0.0,
-                                               noise_sampler=_no_noise, solver_type="midpoint")
+        return k_diffusion.sample_dpmpp_2m_sde(
+            model,
+            x,
+            sigmas,
+            extra_args,
+            callback,
+            disable,
+            eta=0.0,
+            s_noise=0.0,
+            noise_sampler=_no_noise,
+            solver_type="midpoint",
+        )
     return _sample_third_order(model, x, sigmas, extra_args or {}, callback, disable)
 
 
-def _sample_third_order(model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Callable | None,
-                        disable: bool | None) -> Tensor:
+def _sample_third_order(
+    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Callable | None, disable: bool | None
+) -> Tensor:
     s_in = x.new_ones([x.shape[0]])
     levels = sigmas.tolist()  # float64 on the CPU: exact coefficients, no wait for the device in the loop
     lambdas = [half_log_snr(sigma) for sigma in levels]
@@ -75,7 +95,7 @@ def _sample_third_order(model: Callable, x: Tensor, sigmas: Tensor, extra_args: 
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         m = [denoised, *m[:2]]
-        weights = multistep_weights(1 - levels[i + 1], lambdas[max(i - orders[i] + 1, 0):i + 2])
+        weights = multistep_weights(1 - levels[i + 1], lambdas[max(i - orders[i] + 1, 0) : i + 2])
         x = levels[i + 1] / levels[i] * x + sum(w * d for w, d in zip(weights, m))
     return x
 

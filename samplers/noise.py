@@ -28,8 +28,10 @@ def step_noise_sampler(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor]
         i = next(step)
         # Item by item: one draw for the whole batch would make item 0 depend on the batch size for odd-sized latents,
         # because torch fills normal numbers in blocks of 16.
-        items = [torch.randn(x.shape[1:], generator=generator.manual_seed(mix_seed(seed or 0, i, item)))
-                 for item in range(x.shape[0])]
+        items = [
+            torch.randn(x.shape[1:], generator=generator.manual_seed(mix_seed(seed or 0, i, item)))
+            for item in range(x.shape[0])
+        ]
         return torch.stack(items).to(device=x.device, dtype=x.dtype)
 
     return noise_sampler

@@ -58,8 +58,12 @@ def register() -> None:
 
 
 def _warn_taken(kind: str, name: str) -> None:
-    logging.warning("SANA: the %s name %s is already taken by another pack, so its version is the one in the lists; "
-                    "use the SANA Native nodes instead, or remove the other pack or copy.", kind, name)
+    logging.warning(
+        "SANA: the %s name %s is already taken by another pack, so its version is the one in the lists; "
+        "use the SANA Native nodes instead, or remove the other pack or copy.",
+        kind,
+        name,
+    )
 
 
 def _flow_shift_of(model_sampling: object) -> float:
@@ -70,5 +74,7 @@ def _flow_shift_of(model_sampling: object) -> float:
 def _check_flow(model_sampling: object) -> None:
     sigma_max = float(getattr(model_sampling, "sigma_max", 1.0))
     if sigma_max > 1.001:
-        raise ValueError(f"SANA's schedulers give flow noise levels from 1 to 0, but this model's begin at "
-                         f"{sigma_max:.4g}; choose a stock scheduler such as normal for it.")
+        raise ValueError(
+            f"SANA's schedulers give flow noise levels from 1 to 0, but this model's begin at "
+            f"{sigma_max:.4g}; choose a stock scheduler such as normal for it."
+        )

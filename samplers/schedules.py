@@ -35,7 +35,7 @@ def get_sigmas_flow_dpm(steps: int, shift: float, denoise: float = 1.0) -> Tenso
     """
     total = _total_steps(steps, shift, denoise)
     u = (1 - U_STEP) * (1 - torch.arange(total + 1, dtype=torch.float64) / total)
-    return flow_shift(u, shift)[-(steps + 1):].float()
+    return flow_shift(u, shift)[-(steps + 1) :].float()
 
 
 def get_sigmas_flow_euler(steps: int, shift: float, denoise: float = 1.0) -> Tensor:
@@ -50,11 +50,15 @@ def get_sigmas_flow_euler(steps: int, shift: float, denoise: float = 1.0) -> Ten
     """
     total = _total_steps(steps, shift, denoise)
     u = torch.linspace(1, flow_shift(U_STEP, shift), total, dtype=torch.float64)
-    return torch.cat([flow_shift(u, shift), u.new_zeros(1)])[-(steps + 1):].float()
+    return torch.cat([flow_shift(u, shift), u.new_zeros(1)])[-(steps + 1) :].float()
 
 
-def get_times_scm(steps: int, max_time: float = SCM_MAX_TIME, intermediate_time: float | None = SCM_INTERMEDIATE_TIME,
-                  denoise: float = 1.0) -> Tensor:
+def get_times_scm(
+    steps: int,
+    max_time: float = SCM_MAX_TIME,
+    intermediate_time: float | None = SCM_INTERMEDIATE_TIME,
+    denoise: float = 1.0,
+) -> Tensor:
     """TrigFlow angles of SANA-Sprint in radians, float32 of shape (steps + 1,), from max_time * denoise to 0.
 
     They are evenly spaced, except that two full steps go through `intermediate_time` (None: evenly spaced as well).
@@ -64,13 +68,17 @@ def get_times_scm(steps: int, max_time: float = SCM_MAX_TIME, intermediate_time:
     """
     _check_steps(steps, denoise)
     if not 0 < max_time <= SCM_MAX_TIME:
-        raise ValueError(f"max_time is {max_time}, but an angle above 0 and up to {SCM_MAX_TIME} (pure noise) is "
-                         f"needed; set it to {SCM_MAX_TIME} unless the checkpoint says otherwise.")
+        raise ValueError(
+            f"max_time is {max_time}, but an angle above 0 and up to {SCM_MAX_TIME} (pure noise) is "
+            f"needed; set it to {SCM_MAX_TIME} unless the checkpoint says otherwise."
+        )
     if steps != 2 or denoise < 1 or intermediate_time is None:
         return torch.linspace(max_time * denoise, 0, steps + 1, dtype=torch.float64).float()
     if not 0 < intermediate_time < max_time:
-        raise ValueError(f"intermediate_time is {intermediate_time}, but an angle between 0 and max_time {max_time} is "
-                         f"needed; set it to {SCM_INTERMEDIATE_TIME}.")
+        raise ValueError(
+            f"intermediate_time is {intermediate_time}, but an angle between 0 and max_time {max_time} is "
+            f"needed; set it to {SCM_INTERMEDIATE_TIME}."
+        )
     return torch.tensor([max_time, intermediate_time, 0.0])
 
 
@@ -80,8 +88,12 @@ def scm_time_to_sigma(t: float | Tensor) -> float | Tensor:
     return sin / (sin + cos)
 
 
-def get_sigmas_scm(steps: int, max_time: float = SCM_MAX_TIME, intermediate_time: float | None = SCM_INTERMEDIATE_TIME,
-                   denoise: float = 1.0) -> Tensor:
+def get_sigmas_scm(
+    steps: int,
+    max_time: float = SCM_MAX_TIME,
+    intermediate_time: float | None = SCM_INTERMEDIATE_TIME,
+    denoise: float = 1.0,
+) -> Tensor:
     """`get_times_scm` as flow sigmas, float32 of shape (steps + 1,).
 
     The first value is at most 1: SANA's rounded pi / 2 gives 1.0000037, and the host would take that as lying before
@@ -105,5 +117,6 @@ def _check_steps(steps: int, denoise: float) -> None:
     if steps < 1:
         raise ValueError(f"steps is {steps}, but at least 1 is needed; raise steps.")
     if not 0 < denoise <= 1:
-        raise ValueError(f"denoise is {denoise}, but a number above 0 and up to 1 is needed; "
-                         "set it to 1 for a new image.")
+        raise ValueError(
+            f"denoise is {denoise}, but a number above 0 and up to 1 is needed; set it to 1 for a new image."
+        )

@@ -18,8 +18,14 @@ from torch import Tensor
 from .noise import step_noise_sampler
 
 
-def sample_scm(model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
-               callback: Callable | None = None, disable: bool | None = None) -> Tensor:
+def sample_scm(
+    model: Callable,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: Callable | None = None,
+    disable: bool | None = None,
+) -> Tensor:
     """Consistency steps: at every sigma predict the clean latent, then noise it afresh to the next sigma.
 
     Args:

@@ -1,4 +1,5 @@
 """Make `import sana_native` and `import comfy` mean the same in every test, however pytest was started."""
+
 import os
 import sys
 import types

@@ -118,8 +118,13 @@ def test_diffusers_paints_the_same_picture(judging):
     pipeline = diffusers.SanaPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     assert json.loads((CHECKPOINT / "vae" / "config.json").read_text())["scaling_factor"] == SANA_LATENT_SCALE
-    prompt, noise = "a red apple on a blue background", torch.randn(32, 4, 4, generator=torch.Generator().manual_seed(3))
+    prompt, noise = (
+        "a red apple on a blue background",
+        torch.randn(32, 4, 4, generator=torch.Generator().manual_seed(3)),
+    )
     options = {"height": 128, "width": 128, "use_resolution_binning": False, "num_inference_steps": 8}
-    theirs = pipeline(prompt, latents=noise[None], complex_human_instruction=[INSTRUCTION], output_type="pt", **options).images
+    theirs = pipeline(
+        prompt, latents=noise[None], complex_human_instruction=[INSTRUCTION], output_type="pt", **options
+    ).images
     ours = judging["generate"].Painter(CHECKPOINT).paint([prompt], [3], steps=8)
     assert judging["data"].psnr(ours, theirs).item() > 50

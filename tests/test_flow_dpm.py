@@ -41,16 +41,26 @@ def gaussian_error(order, steps):
 def test_trajectory_equals_diffusers(order, steps, shift):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero",
-        solver_order=order)
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        final_sigmas_type="zero",
+        solver_order=order,
+    )
     scheduler.set_timesteps(steps)
     scheduler.set_begin_index(0)
     expected = [initial_noise()]
     for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps):
         expected.append(scheduler.step(curved_velocity(expected[-1], sigma), timestep, expected[-1]).prev_sample)
     states = []
-    x = sample_flow_dpm(flow_denoiser(), initial_noise(), get_sigmas_flow_dpm(steps, shift), disable=True, order=order,
-                        callback=lambda info: states.append(info["x"]))
+    x = sample_flow_dpm(
+        flow_denoiser(),
+        initial_noise(),
+        get_sigmas_flow_dpm(steps, shift),
+        disable=True,
+        order=order,
+        callback=lambda info: states.append(info["x"]),
+    )
     assert len(states) == steps
     assert max((a - b).abs().max() for a, b in zip([*states, x], expected)) <= 1e-5
 
@@ -65,10 +75,21 @@ def test_third_order_loop_falls_back_to_the_lower_orders_of_the_host(monkeypatch
     assert (ours - stock(flow_denoiser(), x, sigmas, disable=True, **options)).abs().max() <= 2e-6
 
 
-@pytest.mark.parametrize("steps, final, expected", [
-    (1, 0, [1]), (2, 0, [1, 1]), (3, 0, [1, 2, 1]), (4, 0, [1, 2, 2, 1]), (5, 0, [1, 2, 3, 2, 1]),
-    (14, 0, [1, 2] + [3] * 10 + [2, 1]), (15, 0, [1, 2] + [3] * 12 + [1]), (4, 0.2, [1, 2, 3, 3]), (0, 0, []),
-    (-1, 0, [])])
+@pytest.mark.parametrize(
+    "steps, final, expected",
+    [
+        (1, 0, [1]),
+        (2, 0, [1, 1]),
+        (3, 0, [1, 2, 1]),
+        (4, 0, [1, 2, 2, 1]),
+        (5, 0, [1, 2, 3, 2, 1]),
+        (14, 0, [1, 2] + [3] * 10 + [2, 1]),
+        (15, 0, [1, 2] + [3] * 12 + [1]),
+        (4, 0.2, [1, 2, 3, 3]),
+        (0, 0, []),
+        (-1, 0, []),
+    ],
+)
 def test_order_of_every_step(steps, final, expected):
     assert flow_dpm.step_orders([1.0] * steps + [final] if steps >= 0 else []) == expected
 
@@ -108,8 +129,15 @@ def test_pure_noise_at_sigma_one_stays_finite(order, steps):
 def test_higher_orders_are_nearer_to_the_known_image_also_from_sigma_one():
     z, sigmas = initial_noise(dtype=torch.float64), get_sigmas_flow_dpm(20, 3.0).double()
     sigmas[0] = 1
-    first, second, third = ((sample_flow_dpm(flow_denoiser(gaussian_velocity), z, sigmas, disable=True, order=order)
-                             - gaussian_solution(z, 0.0)).abs().max() for order in ORDERS)
+    first, second, third = (
+        (
+            sample_flow_dpm(flow_denoiser(gaussian_velocity), z, sigmas, disable=True, order=order)
+            - gaussian_solution(z, 0.0)
+        )
+        .abs()
+        .max()
+        for order in ORDERS
+    )
     assert third < 0.7 * first and second < 0.7 * first
 
 
@@ -153,8 +181,14 @@ def test_items_of_a_batch_equal_single_images_and_runs_repeat(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_state_keeps_its_dtype(order, dtype):
     states, model = [], flow_denoiser(lambda x, s: curved_velocity(x, s).to(dtype))
-    x = sample_flow_dpm(model, initial_noise(dtype=dtype), get_sigmas_flow_dpm(5, 3.0).to(dtype), disable=True,
-                        callback=lambda info: states.append(info["x"]), order=order)
+    x = sample_flow_dpm(
+        model,
+        initial_noise(dtype=dtype),
+        get_sigmas_flow_dpm(5, 3.0).to(dtype),
+        disable=True,
+        callback=lambda info: states.append(info["x"]),
+        order=order,
+    )
     assert {state.dtype for state in [*states, x]} == {dtype}
 
 

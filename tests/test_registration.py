@@ -80,15 +80,20 @@ def test_a_taken_name_stays_with_its_owner(host, caplog):
     assert host.samplers.count("sana_scm") == host.schedulers.count("sana_flow") == 1
     assert "sana_flow_dpm" in host.samplers and "sana_flow_euler" in host.schedulers
     assert [record.getMessage().split(" is already")[0] for record in caplog.records] == [
-        "SANA: the sampler name sana_scm", "SANA: the scheduler name sana_flow"]
+        "SANA: the sampler name sana_scm",
+        "SANA: the scheduler name sana_flow",
+    ]
 
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_schedulers_take_the_shift_of_the_model_and_the_steps_of_the_user(steps):
     model_sampling = flow_model_sampling(shift=4.0)
-    expected = [schedules.get_sigmas_flow_dpm(steps, 4.0), schedules.get_sigmas_flow_euler(steps, 4.0),
-                schedules.get_sigmas_scm(steps)]
+    expected = [
+        schedules.get_sigmas_flow_dpm(steps, 4.0),
+        schedules.get_sigmas_flow_euler(steps, 4.0),
+        schedules.get_sigmas_scm(steps),
+    ]
     for name, sigmas in zip(SCHEDULERS, expected):
         assert torch.equal(comfy.samplers.calculate_sigmas(model_sampling, name, steps), sigmas)
 
@@ -130,8 +135,20 @@ def ksample(patcher, sampler, scheduler, latent=None, **options):
     latent = torch.zeros(1, 32, 4, 4) if latent is None else latent
     noise = comfy.sample.prepare_noise(latent, 5)
     cond = [[torch.zeros(1, 1, 8), {}]]
-    return comfy.sample.sample(patcher, noise, options.pop("steps", 6), 1.0, sampler, scheduler, cond, cond, latent,
-                               disable_pbar=True, seed=5, **options)
+    return comfy.sample.sample(
+        patcher,
+        noise,
+        options.pop("steps", 6),
+        1.0,
+        sampler,
+        scheduler,
+        cond,
+        cond,
+        latent,
+        disable_pbar=True,
+        seed=5,
+        **options,
+    )
 
 
 @pytest.mark.usefixtures("registered")
@@ -160,9 +177,21 @@ def test_img2img_keeps_the_input_and_masked_places_stay(patcher, sampler):
 def test_ksampler_object_passes_the_order_on(patcher):
     sigmas, latent = schedules.get_sigmas_flow_dpm(8, 3.0), torch.zeros(1, 32, 4, 4)
     cond = [[torch.zeros(1, 1, 8), {}]]
-    images = [comfy.sample.sample_custom(
-        patcher, comfy.sample.prepare_noise(latent, 5), 1.0, comfy.samplers.KSAMPLER(sample_flow_dpm, {"order": order}),
-        sigmas, cond, cond, latent, disable_pbar=True, seed=5) for order in (1, 2, 3)]
+    images = [
+        comfy.sample.sample_custom(
+            patcher,
+            comfy.sample.prepare_noise(latent, 5),
+            1.0,
+            comfy.samplers.KSAMPLER(sample_flow_dpm, {"order": order}),
+            sigmas,
+            cond,
+            cond,
+            latent,
+            disable_pbar=True,
+            seed=5,
+        )
+        for order in (1, 2, 3)
+    ]
     assert torch.equal(images[1], ksample(patcher, "sana_flow_dpm", "sana_flow", steps=8))
     assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
 

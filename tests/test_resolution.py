@@ -5,18 +5,31 @@ from sana_native.models import resolution
 from sana_native.models.resolution import ASPECT_RATIOS, RESOLUTION_BINS, bin_size, nearest_bin
 
 
-@pytest.mark.parametrize("height, width, expected", [
-    (720, 1280, (768, 1344)), (1080, 1920, (768, 1344)), (768, 1024, (832, 1152)), (1000, 1500, (832, 1216)),
-    (64, 64, (1024, 1024)), (100, 9000, (512, 2048)), (9000, 100, (2048, 512))])
+@pytest.mark.parametrize(
+    "height, width, expected",
+    [
+        (720, 1280, (768, 1344)),
+        (1080, 1920, (768, 1344)),
+        (768, 1024, (832, 1152)),
+        (1000, 1500, (832, 1216)),
+        (64, 64, (1024, 1024)),
+        (100, 9000, (512, 2048)),
+        (9000, 100, (2048, 512)),
+    ],
+)
 def test_nearest_bin_golden_values(height, width, expected):
     assert nearest_bin(height, width, 1024) == expected
 
 
-@pytest.mark.parametrize("size, module, name", [
-    (512, "pixart_alpha.pipeline_pixart_alpha", "ASPECT_RATIO_512_BIN"),
-    (1024, "pixart_alpha.pipeline_pixart_alpha", "ASPECT_RATIO_1024_BIN"),
-    (2048, "pixart_alpha.pipeline_pixart_sigma", "ASPECT_RATIO_2048_BIN"),
-    (4096, "sana.pipeline_sana", "ASPECT_RATIO_4096_BIN")])
+@pytest.mark.parametrize(
+    "size, module, name",
+    [
+        (512, "pixart_alpha.pipeline_pixart_alpha", "ASPECT_RATIO_512_BIN"),
+        (1024, "pixart_alpha.pipeline_pixart_alpha", "ASPECT_RATIO_1024_BIN"),
+        (2048, "pixart_alpha.pipeline_pixart_sigma", "ASPECT_RATIO_2048_BIN"),
+        (4096, "sana.pipeline_sana", "ASPECT_RATIO_4096_BIN"),
+    ],
+)
 def test_tables_and_choice_equal_diffusers(size, module, name):
     bins = getattr(pytest.importorskip(f"diffusers.pipelines.{module}"), name)
     assert RESOLUTION_BINS[size] == {float(key): tuple(map(int, value)) for key, value in bins.items()}
@@ -48,9 +61,21 @@ def test_labels_say_width_to_height():
     assert {"3:2", "2:3", "21:9", "9:21", "2:1", "1:2", "3:1", "1:3", "4:1", "1:4"} <= set(ASPECT_RATIOS)
 
 
-@pytest.mark.parametrize("label, expected", [
-    ("1:1", (1024, 1024)), ("16:9", (1344, 768)), ("9:16", (768, 1344)), ("4:3", (1152, 832)), ("3:4", (832, 1152)),
-    ("3:2", (1216, 832)), ("21:9", (1536, 640)), ("2:1", (1408, 704)), ("4:1", (2048, 512)), ("1:4", (512, 2048))])
+@pytest.mark.parametrize(
+    "label, expected",
+    [
+        ("1:1", (1024, 1024)),
+        ("16:9", (1344, 768)),
+        ("9:16", (768, 1344)),
+        ("4:3", (1152, 832)),
+        ("3:4", (832, 1152)),
+        ("3:2", (1216, 832)),
+        ("21:9", (1536, 640)),
+        ("2:1", (1408, 704)),
+        ("4:1", (2048, 512)),
+        ("1:4", (512, 2048)),
+    ],
+)
 def test_bin_size_gives_width_then_height(label, expected):
     assert bin_size(1024, label) == expected
     assert bin_size(512, label) == tuple(side // 2 for side in expected)
@@ -65,12 +90,15 @@ def test_every_label_gives_a_trained_size(size, label):
     assert height / width == pytest.approx(ASPECT_RATIOS[label], rel=0.04)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: nearest_bin(512, 512, 768), "Size 768 has no trained resolutions, only 512, 1024, 2048, 4096 have"),
-    (lambda: bin_size(768, "1:1"), "Size 768 has no trained resolutions"),
-    (lambda: nearest_bin(0, 512, 1024), "The image is 512x0, but both sides must be above 0"),
-    (lambda: bin_size(1024, "7:5"), "The aspect ratio 7:5 is unknown; choose one of 1:1, "),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: nearest_bin(512, 512, 768), "Size 768 has no trained resolutions, only 512, 1024, 2048, 4096 have"),
+        (lambda: bin_size(768, "1:1"), "Size 768 has no trained resolutions"),
+        (lambda: nearest_bin(0, 512, 1024), "The image is 512x0, but both sides must be above 0"),
+        (lambda: bin_size(1024, "7:5"), "The aspect ratio 7:5 is unknown; choose one of 1:1, "),
+    ],
+)
 def test_unknown_sizes_are_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -16,7 +16,7 @@ SEED = 1234
 def trigflow(latents, t):
     """The velocity field as SANA-Sprint's pipeline shows it to an SCM scheduler, latents of standard deviation 0.5."""
     s = scm_time_to_sigma(t)
-    q = (s**2 + (1 - s)**2).sqrt()
+    q = (s**2 + (1 - s) ** 2).sqrt()
     x = latents / 0.5 * q
     return 0.5 * ((1 - 2 * s) * x + (1 - 2 * s + 2 * s**2) * curved_velocity(x, s)) / q
 

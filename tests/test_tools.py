@@ -1,4 +1,5 @@
 """The tools around the pack: preparing a host, a real server, the demo command line."""
+
 import io
 import json
 import shutil
@@ -14,8 +15,11 @@ from sana_native.tools.comfy_server import ComfyServer, ServerError
 
 PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 255}},
-    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "tools"},
-          "_meta": {"title": "Save"}},
+    "2": {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["1", 0], "filename_prefix": "tools"},
+        "_meta": {"title": "Save"},
+    },
 }
 
 
@@ -107,11 +111,17 @@ def test_missing_venv_module_names_the_package(monkeypatch, tmp_path):
         host.prepare()
 
 
-@pytest.mark.parametrize("output, cure", [
-    ("ERROR: No matching distribution found for torch==2.11.0", "check the network connection"),
-    ("/usr/bin/python3: No module named pip", "install pip for this Python"),
-    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left", "No space left; correct this"),
-])
+@pytest.mark.parametrize(
+    "output, cure",
+    [
+        ("ERROR: No matching distribution found for torch==2.11.0", "check the network connection"),
+        ("/usr/bin/python3: No module named pip", "install pip for this Python"),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left",
+            "No space left; correct this",
+        ),
+    ],
+)
 def test_failed_pip_is_one_sentence_with_a_cure(output, cure):
     with pytest.raises(host.HostError, match="^Could not install the requirements: .*" + cure) as caught:
         host._run([sys.executable, "-c", f"import sys; print({output!r}); sys.exit(1)"], "install the requirements")
@@ -172,16 +182,23 @@ def test_command_line_runs_python_and_returns_its_exit_code(tmp_path):
     for name in ("main.py", "requirements.txt"):
         (tmp_path / name).touch()
     (tmp_path / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
-    done = subprocess.run([sys.executable, "-m", "tools.host", "--", "-c", "import sys; sys.exit(7)"], cwd=host.ROOT,
-                          env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.host", "--", "-c", "import sys; sys.exit(7)"],
+        cwd=host.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 7, done.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_passes_the_prompt_exactly_as_typed():
-    prompt = "it's \"quoted\", costs $5 and $(HOME); `date`"
-    done = subprocess.run(["make", "demo", "PYTHON=echo", f"PROMPT={prompt}"], cwd=host.ROOT, capture_output=True,
-                          text=True, check=True)
+    prompt = 'it\'s "quoted", costs $5 and $(HOME); `date`'
+    done = subprocess.run(
+        ["make", "demo", "PYTHON=echo", f"PROMPT={prompt}"], cwd=host.ROOT, capture_output=True, text=True, check=True
+    )
     assert f"--prompt {prompt} --model" in done.stdout
 
 
@@ -203,19 +220,24 @@ def test_cached_nodes_have_no_time(comfy_server):
     assert again.seconds == {} and again.images()
 
 
-@pytest.mark.parametrize("prompt, sentence", [
-    (prompt_with("1", width=-4), r"refused Node 1 \(EmptyImage\): Value -4 smaller than min of 1: width"),
-    ({"1": PROMPT["1"]}, "refused the prompt: Prompt has no outputs"),
-    ({"9": {"class_type": "Nope", "inputs": {}}}, "refused the prompt: Node 'Nope' not found"),
-])
+@pytest.mark.parametrize(
+    "prompt, sentence",
+    [
+        (prompt_with("1", width=-4), r"refused Node 1 \(EmptyImage\): Value -4 smaller than min of 1: width"),
+        ({"1": PROMPT["1"]}, "refused the prompt: Prompt has no outputs"),
+        ({"9": {"class_type": "Nope", "inputs": {}}}, "refused the prompt: Node 'Nope' not found"),
+    ],
+)
 def test_refused_prompt_names_node_and_input(comfy_server, prompt, sentence):
     with pytest.raises(ServerError, match=sentence):
         comfy_server().run(prompt, timeout=60)
 
 
 def test_failing_node_is_named_by_title_and_class(comfy_server):
-    prompt = {"8": {"class_type": "LoadImage", "inputs": {"image": "broken.png"}, "_meta": {"title": "Broken file"}},
-              "2": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "tools"}}}
+    prompt = {
+        "8": {"class_type": "LoadImage", "inputs": {"image": "broken.png"}, "_meta": {"title": "Broken file"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "tools"}},
+    }
     (comfy_server().base_directory / "input" / "broken.png").write_bytes(b"this is no picture")
     with pytest.raises(ServerError, match=r"Broken file \(LoadImage\) failed: "):
         comfy_server().run(prompt, timeout=60)
@@ -244,6 +266,7 @@ def test_server_that_is_too_slow_is_stopped(tmp_path):
 @pytest.mark.heavy
 def test_server_killed_during_a_prompt_is_reported(tmp_path):
     with ComfyServer(tmp_path, cpu=True) as server:
+
         def kill_soon():
             time.sleep(1)
             server._process.kill()
@@ -256,10 +279,13 @@ def test_server_killed_during_a_prompt_is_reported(tmp_path):
 # tools/demo.py
 
 
-@pytest.mark.parametrize("index, sentence", [
-    (None, r"holds no model_index\.json; give MODEL= a folder"),
-    ({"_class_name": "FluxPipeline"}, "is a FluxPipeline, not a SANA pipeline"),
-])
+@pytest.mark.parametrize(
+    "index, sentence",
+    [
+        (None, r"holds no model_index\.json; give MODEL= a folder"),
+        ({"_class_name": "FluxPipeline"}, "is a FluxPipeline, not a SANA pipeline"),
+    ],
+)
 def test_demo_names_a_wrong_model_folder(tmp_path, index, sentence):
     if index:
         (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -267,22 +293,26 @@ def test_demo_names_a_wrong_model_folder(tmp_path, index, sentence):
         demo.choose_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("pipeline, graph", [
-    ("SanaPipeline", "sana_txt2img"), ("SanaSprintPipeline", "sana_sprint_txt2img")])
+@pytest.mark.parametrize(
+    "pipeline, graph", [("SanaPipeline", "sana_txt2img"), ("SanaSprintPipeline", "sana_sprint_txt2img")]
+)
 def test_demo_picks_the_graph_of_the_family(tmp_path, pipeline, graph):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     folder, chosen = demo.choose_model(str(tmp_path))
     assert (folder, chosen.stem) == (tmp_path, graph)
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--size", "big"], "SIZE=big is not a size"),
-    (["--steps", "many"], "STEPS=many is not a whole number"),
-    (["--seed", "1.5"], "SEED=1.5 is not a whole number"),
-    (["--cfg", "much"], "CFG=much is not a number"),
-    (["--out", "a.jpg"], r"OUT=a\.jpg does not end in \.png"),
-    (["--model", "/no/such/folder"], "MODEL=/no/such/folder is no folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--size", "big"], "SIZE=big is not a size"),
+        (["--steps", "many"], "STEPS=many is not a whole number"),
+        (["--seed", "1.5"], "SEED=1.5 is not a whole number"),
+        (["--cfg", "much"], "CFG=much is not a number"),
+        (["--out", "a.jpg"], r"OUT=a\.jpg does not end in \.png"),
+        (["--model", "/no/such/folder"], "MODEL=/no/such/folder is no folder"),
+    ],
+)
 def test_demo_names_a_wrong_setting(capsys, arguments, sentence):
     assert demo.main(arguments) == 1
     assert host.re.search(sentence, capsys.readouterr().err)
@@ -297,8 +327,11 @@ def test_demo_sets_what_the_user_asked_for():
         "5": {"class_type": "SanaNativeEmptyLatent", "inputs": {"size": "512", "width": 1, "height": 1}},
         "6": {"class_type": "SanaNativeSampler", "inputs": {"model": ["1", 0], "seed": 0, "steps": 20, "cfg": 4.5}},
     }
-    changed = demo.fill_in(prompt, "folder", demo.read_settings(
-        ["--prompt", "a $5 \"fox\"", "--steps", "3", "--seed", "9", "--cfg", "2", "--size", "64x32"]))
+    changed = demo.fill_in(
+        prompt,
+        "folder",
+        demo.read_settings(["--prompt", 'a $5 "fox"', "--steps", "3", "--seed", "9", "--cfg", "2", "--size", "64x32"]),
+    )
     inputs = {node["class_type"].removeprefix("SanaNative"): node["inputs"] for node in changed.values()}
     assert inputs["ModelLoader"]["model_name"] == inputs["DCAELoader"]["vae_name"] == "folder/"
     assert inputs["GemmaLoader"]["text_encoder_name"] == "folder/" and inputs["GemmaEncode"]["prompt"] == 'a $5 "fox"'
@@ -309,13 +342,20 @@ def test_demo_sets_what_the_user_asked_for():
 
 def test_demo_says_when_the_graph_has_no_such_setting():
     with pytest.raises(demo.DemoError, match="This model's graph has no guidance; leave CFG= away"):
-        demo.fill_in({"4": {"class_type": "SanaNativeGemmaEncode", "inputs": {"prompt": ""}},
-                      "6": {"class_type": "RandomNoise", "inputs": {"noise_seed": 0}}}, "folder",
-                     demo.read_settings(["--cfg", "2"]))
+        demo.fill_in(
+            {
+                "4": {"class_type": "SanaNativeGemmaEncode", "inputs": {"prompt": ""}},
+                "6": {"class_type": "RandomNoise", "inputs": {"noise_seed": 0}},
+            },
+            "folder",
+            demo.read_settings(["--cfg", "2"]),
+        )
 
 
 def test_demo_gives_cfg_to_the_guidance_of_a_distilled_model():
-    prompt = {"5": {"class_type": "FluxGuidance", "inputs": {"guidance": 4.5}},
-              "6": {"class_type": "SanaNativeSampler", "inputs": {"seed": 0, "cfg": 1.0}}}
+    prompt = {
+        "5": {"class_type": "FluxGuidance", "inputs": {"guidance": 4.5}},
+        "6": {"class_type": "SanaNativeSampler", "inputs": {"seed": 0, "cfg": 1.0}},
+    }
     changed = demo.fill_in(prompt, "folder", demo.read_settings(["--cfg", "3"]))
     assert (changed["5"]["inputs"]["guidance"], changed["6"]["inputs"]["cfg"]) == (3.0, 1.0)

@@ -1,4 +1,5 @@
 """Workflow files: writing them, and turning them into the prompt the real frontend would queue."""
+
 import json
 import re
 
@@ -8,21 +9,39 @@ from sana_native.tools.workflow_build import ROOT, Group, Node, build
 
 PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 255}},
-    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"},
-          "_meta": {"title": "Save"}},
+    "2": {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["1", 0], "filename_prefix": "x"},
+        "_meta": {"title": "Save"},
+    },
 }
 
 
 def txt2img():
     """A stock graph with every kind of link and widget: seeds with control, combos, text, links into widgets."""
-    checkpoint = Node("CheckpointLoaderSimple", {"ckpt_name": "model.safetensors"},
-                      models=[{"name": "model.safetensors", "url": "https://a.example/m", "directory": "checkpoints"}])
+    checkpoint = Node(
+        "CheckpointLoaderSimple",
+        {"ckpt_name": "model.safetensors"},
+        models=[{"name": "model.safetensors", "url": "https://a.example/m", "directory": "checkpoints"}],
+    )
     positive = Node("CLIPTextEncode", {"clip": checkpoint[1], "text": "a red fox"}, title="Prompt")
     negative = Node("CLIPTextEncode", {"clip": checkpoint[1]}, title="Negative")
     size = Node("PrimitiveInt", {"value": 256}, control="fixed")
     latent = Node("EmptyLatentImage", {"width": size, "height": 128})
-    sampler = Node("KSampler", {"model": checkpoint, "positive": positive, "negative": negative, "latent_image": latent,
-                                "seed": 7, "steps": 3, "cfg": 4.5}, control="fixed", title="Denoise")
+    sampler = Node(
+        "KSampler",
+        {
+            "model": checkpoint,
+            "positive": positive,
+            "negative": negative,
+            "latent_image": latent,
+            "seed": 7,
+            "steps": 3,
+            "cfg": 4.5,
+        },
+        control="fixed",
+        title="Denoise",
+    )
     decode = Node("VAEDecode", {"samples": sampler, "vae": checkpoint[2]})
     save = Node("SaveImage", {"images": decode})
     note = Node("MarkdownNote", {"text": "hello"})
@@ -34,9 +53,22 @@ def test_built_workflow_becomes_the_prompt_it_describes(object_info):
     nodes, groups = txt2img()
     prompt = workflow.to_api(json.loads(json.dumps(build(nodes, object_info, groups=groups))), object_info)
     assert list(prompt) == [str(number) for number in range(1, 9)]
-    assert prompt["6"] == {"class_type": "KSampler", "_meta": {"title": "Denoise"}, "inputs": {
-        "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["5", 0], "seed": 7, "steps": 3,
-        "cfg": 4.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}}
+    assert prompt["6"] == {
+        "class_type": "KSampler",
+        "_meta": {"title": "Denoise"},
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["5", 0],
+            "seed": 7,
+            "steps": 3,
+            "cfg": 4.5,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+    }
     assert prompt["5"]["inputs"] == {"width": ["4", 0], "height": 128, "batch_size": 1}
     assert prompt["2"]["inputs"] == {"clip": ["1", 1], "text": "a red fox"}
     assert prompt["8"]["inputs"]["filename_prefix"] == "ComfyUI"
@@ -57,7 +89,7 @@ def test_built_workflow_has_what_the_frontend_needs(object_info):
     assert by_id[9]["widgets_values"] == ["hello"]
     boxes = [(*node["pos"], *node["size"]) for node in built["nodes"]]
     for number, (x, y, w, h) in enumerate(boxes):
-        for x2, y2, w2, h2 in boxes[number + 1:]:
+        for x2, y2, w2, h2 in boxes[number + 1 :]:
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y, "two nodes overlap"
 
 
@@ -73,12 +105,15 @@ def test_pack_nodes_carry_the_pack_and_its_version(object_info):
     assert built["nodes"][0]["properties"] == {"Node name for S&R": "Ours", "cnr_id": "sana-native", "ver": version}
 
 
-@pytest.mark.parametrize("nodes, sentence", [
-    ([Node("Nope")], "There is no node Nope; check its spelling"),
-    ([Node("EmptyImage", {"widht": 1})], "EmptyImage has no input widht; it has batch_size, color, height, width"),
-    ([Node("SaveImage")], "SaveImage.images needs a link"),
-    ([Node("SaveImage", {"images": Node("EmptyImage")})], "SaveImage.images reads EmptyImage, which is not among"),
-])
+@pytest.mark.parametrize(
+    "nodes, sentence",
+    [
+        ([Node("Nope")], "There is no node Nope; check its spelling"),
+        ([Node("EmptyImage", {"widht": 1})], "EmptyImage has no input widht; it has batch_size, color, height, width"),
+        ([Node("SaveImage")], "SaveImage.images needs a link"),
+        ([Node("SaveImage", {"images": Node("EmptyImage")})], "SaveImage.images reads EmptyImage, which is not among"),
+    ],
+)
 def test_mistakes_in_a_description_are_named(object_info, nodes, sentence):
     with pytest.raises(workflow.WorkflowError, match=sentence):
         build(nodes, object_info)
@@ -92,8 +127,9 @@ def test_output_that_does_not_exist_is_named(object_info):
 
 def test_dynamic_combo_brings_its_own_inputs(object_info):
     image = Node("EmptyImage")
-    resize = Node("ResizeImageMaskNode", {"input": image, "resize_type": "scale by multiplier",
-                                          "resize_type.multiplier": 0.5})
+    resize = Node(
+        "ResizeImageMaskNode", {"input": image, "resize_type": "scale by multiplier", "resize_type.multiplier": 0.5}
+    )
     built = build([image, resize, Node("SaveImage", {"images": resize})], object_info)
     inputs = workflow.to_api(built, object_info)["2"]["inputs"]
     assert inputs["resize_type"] == "scale by multiplier" and inputs["resize_type.multiplier"] == 0.5
@@ -122,10 +158,15 @@ def test_muted_node_leaves_nothing(object_info):
 
 def test_reroutes_and_primitives_are_seen_through(object_info):
     built = chain(object_info)
-    built["nodes"][1] = {"id": 2, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": 1}],
-                         "outputs": [{"name": "", "type": "IMAGE", "links": [2]}]}
-    built["nodes"].append({"id": 4, "type": "PrimitiveNode", "outputs": [{"type": "INT", "links": [3]}],
-                           "widgets_values": [96, "fixed"]})
+    built["nodes"][1] = {
+        "id": 2,
+        "type": "Reroute",
+        "inputs": [{"name": "", "type": "*", "link": 1}],
+        "outputs": [{"name": "", "type": "IMAGE", "links": [2]}],
+    }
+    built["nodes"].append(
+        {"id": 4, "type": "PrimitiveNode", "outputs": [{"type": "INT", "links": [3]}], "widgets_values": [96, "fixed"]}
+    )
     built["links"].append([3, 4, 0, 1, 0, "INT"])
     built["nodes"][0]["inputs"][0]["link"] = 3
     prompt = workflow.to_api(built, object_info)
@@ -134,7 +175,9 @@ def test_reroutes_and_primitives_are_seen_through(object_info):
 
 def test_upload_button_does_not_shift_the_values_after_it(object_info):
     assert workflow.read_widgets(object_info["LoadImageMask"], ["a.png", "alpha", "image"]) == {
-        "image": "a.png", "channel": "alpha"}
+        "image": "a.png",
+        "channel": "alpha",
+    }
 
 
 def test_short_or_named_widget_lists_are_filled_with_defaults(object_info):

@@ -2,6 +2,7 @@
 
 Runs inside the host's environment (torch and aiohttp are there). Used by `make demo` and by the tests.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -53,8 +54,16 @@ class ComfyServer:
     The log goes to `server.log` in the base directory.
     """
 
-    def __init__(self, base_directory: str | Path, extra_args: Sequence[str] = (), *, host: str | Path | None = None,
-                 python: str | Path = sys.executable, cpu: bool | None = None, boot_seconds: float = 180):
+    def __init__(
+        self,
+        base_directory: str | Path,
+        extra_args: Sequence[str] = (),
+        *,
+        host: str | Path | None = None,
+        python: str | Path = sys.executable,
+        cpu: bool | None = None,
+        boot_seconds: float = 180,
+    ):
         self.base_directory = Path(base_directory)
         self.host = Path(host or os.environ.get("COMFYUI_PATH") or ROOT / ".comfyui" / "ComfyUI")
         self.python, self.cpu, self.boot_seconds, self.extra_args = python, cpu, boot_seconds, list(extra_args)
@@ -80,8 +89,14 @@ class ComfyServer:
         self.port = _free_port()
         with open(self.log_file, "w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                self._command(), cwd=self.host, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, start_new_session=True)
+                self._command(),
+                cwd=self.host,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                start_new_session=True,
+            )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -167,9 +182,20 @@ class ComfyServer:
         return record["outputs"]
 
     def _command(self) -> list[str]:
-        command = [str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port),
-                   "--base-directory", str(self.base_directory.resolve()), "--database-url", "sqlite:///:memory:",
-                   "--disable-api-nodes", "--disable-auto-launch"]
+        command = [
+            str(self.python),
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base_directory.resolve()),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+        ]
         if not has_cuda() if self.cpu is None else self.cpu:
             command.append("--cpu")
         return command + self.extra_args

