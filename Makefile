@@ -7,11 +7,14 @@ DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
 $(foreach name,$(DEMO),$(eval override $(name) := $$(value $(name))))
 export $(DEMO)
 
-.PHONY: demo test test-heavy bench lint clean prepare
+.PHONY: demo train-demo test test-heavy bench lint clean prepare
 
 demo:
 	@exec $(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
 		--size "$$SIZE" --out "$$OUT"
+
+train-demo:
+	@exec $(RUN) --extra demo -- -m demo.train
 
 prepare:
 	@exec $(RUN)

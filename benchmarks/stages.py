@@ -11,34 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
+from demo.train.pack import prepare_imports
+
 ROOT = Path(__file__).resolve().parent.parent
-HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".comfyui" / "ComfyUI")
 IMPLEMENTATIONS = {
     "step": ("ours", "diffusers"),
     "decode": ("ours", "diffusers", "host"),
     "encode": ("ours", "diffusers", "host"),
 }
 PROMPT_TOKENS, POSITIONS = 30, 300
-
-
-def import_pack() -> None:
-    """The pack's modules as `sana_native`, with the host on the path, as the tests have them."""
-    sys.path[:] = [str(HOST)] + [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    sys.argv = [sys.argv[0], "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    package = types.ModuleType("sana_native")
-    package.__path__ = [str(ROOT)]
-    sys.modules["sana_native"] = package
 
 
 def dc_ae_config():
@@ -125,7 +112,7 @@ def call(stage: str, implementation: str, model, size: int, dtype):
 
 def measure(stage: str, implementation: str, size: int, dtype_name: str) -> dict:
     """Seconds of one pass after a warm-up, and the bytes it needs above the weights."""
-    import_pack()
+    prepare_imports()
     import resource
 
     import psutil

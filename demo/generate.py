@@ -48,7 +48,7 @@ class Painter:
         self.patcher, self.network = patcher, patcher.model.diffusion_model
 
     def encode(self, prompts: list[str], negative_prompt: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Context (B, L, C) and mask (B, L) of the prompts, then of the negative prompt; L without what all prompts pad."""
+        """Context (B, L, C) and mask (B, L) of the prompts, then of the negative; L without what all prompts pad."""
         pairs = [encode_prompts(self.clip, prompt, negative_prompt) for prompt in prompts]
         context, negative = (torch.cat([pair[i][0][0] for pair in pairs]) for i in (0, 1))
         mask, negative_mask = (torch.cat([pair[i][0][1]["attention_mask"] for pair in pairs]) for i in (0, 1))

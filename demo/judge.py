@@ -1,8 +1,9 @@
 """Says what is in a picture of the demo by comparing it with fresh renderings; knows nothing of any generator.
 
-    python -m demo.judge                                                # its own error rate, on true renderings
-    python -m demo.judge --checkpoint demo/checkpoint --count 200       # pictures of held-out prompts, judged
-    python -m demo.judge --picture output/demo.png                      # one picture
+python -m demo.judge                                                # its own error rate, on true renderings
+python -m demo.judge --checkpoint demo/checkpoint --count 200       # pictures of held-out prompts, judged
+python -m demo.judge --checkpoint demo/checkpoint --rebuild         # the autoencoder alone
+python -m demo.judge --picture output/demo.png                      # one picture
 """
 
 import argparse
@@ -28,11 +29,13 @@ from .train.data import (
     fill,
     is_held_out,
     load_sprites,
+    psnr,
     render,
 )
 
 # Prompts and noise for judging; training draws from other numbers.
 PROMPT_SEED = 1_000_003
+CHUNK = 50  # pictures at a time
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Judge:
         sprites = load_sprites()
         self.kinds = [(thing, size) for thing in THING_NAMES for size in SIZES]
         colour, coverage = torch.zeros(len(self.kinds), 3, SIDE, SIDE), torch.zeros(len(self.kinds), 1, SIDE, SIDE)
-        outside = torch.zeros(len(self.kinds), SIDE, SIDE, dtype=torch.bool)  # offsets at which a thing leaves the picture
+        # Offsets at which a thing would leave the picture.
+        outside = torch.zeros(len(self.kinds), SIDE, SIDE, dtype=torch.bool)
         for i, (thing, size) in enumerate(self.kinds):
             side = SIZES[size]
-            colour[i, :, :side, :side], coverage[i, :, :side, :side] = sprites[thing, side][:3], sprites[thing, side][3:]
+            colour[i, :, :side, :side] = sprites[thing, side][:3]
+            coverage[i, :, :side, :side] = sprites[thing, side][3:]
             outside[i, SIDE - side + 1 :], outside[i, :, SIDE - side + 1 :] = True, True
         self.outside = outside
         self.templates = []  # a background: spectra of what each thing adds to it, and the square of that
@@ -68,8 +73,8 @@ class Judge:
     def look(self, picture: Tensor) -> Verdict:
         """The best match of a picture (3, SIDE, SIDE) in [0, 1].
 
-        With D the picture less the background and K what a thing adds to it, |D - K|^2 = |D|^2 - 2 D.K + |K|^2; the middle
-        term at all places at once is a correlation.
+        With D the picture less the background and K what a thing adds to it, |D - K|^2 = |D|^2 - 2 D.K + |K|^2; the
+        middle term at all places at once is a correlation.
         """
         best = None
         for background, (spectrum, square) in zip(BACKGROUND_NAMES, self.templates, strict=True):
@@ -108,7 +113,8 @@ def tally(judge: Judge, scenes: list[Scene], pictures: Tensor) -> tuple[dict[str
     for scene, verdict in pairs:
         thing, background = scene.thing == verdict.thing, scene.background == verdict.background
         group = "held-out pairs" if is_held_out(scene.thing, scene.background) else "trained pairs"
-        for name, value in (("thing", thing), ("background", background), ("both", thing and background), (group, thing and background)):
+        both = thing and background
+        for name, value in (("thing", thing), ("background", background), ("both", both), (group, both)):
             right.setdefault(name, []).append(value)
     wrong = [(s, v) for s, v in pairs if (s.thing, s.background) != (v.thing, v.background)]
     return {name: sum(values) / len(values) for name, values in right.items()}, wrong
@@ -127,20 +133,35 @@ def judge_checkpoint(judge: Judge, args: argparse.Namespace) -> None:
 
     prompts = draw_prompts(args.count, args.seed)
     painter = Painter(args.checkpoint)
-    pictures = torch.cat([
-        painter.paint([caption for _, caption in prompts[start : start + 50]],
-                      [PROMPT_SEED + args.seed + i for i in range(start, min(start + 50, args.count))], args.steps, args.cfg)
-        for start in range(0, args.count, 50)
-    ])  # fmt: skip
+    pictures = []
+    for start in range(0, args.count, CHUNK):
+        captions = [caption for _, caption in prompts[start : start + CHUNK]]
+        seeds = [PROMPT_SEED + args.seed + start + i for i in range(len(captions))]
+        pictures.append(painter.paint(captions, seeds, args.steps, args.cfg))
+    pictures = torch.cat(pictures)
     shares, wrong = tally(judge, [scene for scene, _ in prompts], pictures)
     captions = dict(prompts)
     for scene, verdict in wrong:
         say(f"  {captions[scene]!r}: {verdict.thing} on {verdict.background}")
     missed = Counter(scene.thing for scene, verdict in wrong if scene.thing != verdict.thing)
     say(f"things missed: {dict(missed.most_common(8))}")
-    say(f"{args.count} pictures, {args.steps} steps, cfg {args.cfg}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    right = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    say(f"{args.count} pictures, {args.steps} steps, cfg {args.cfg}: {right}")
     if args.sheet:
         save_sheet(pictures, args.sheet)
+
+
+def judge_autoencoder(args: argparse.Namespace) -> None:
+    """Peak signal-to-noise ratio of pictures through the autoencoder and back."""
+    from .generate import Painter
+
+    sprites, vae = load_sprites(), Painter(args.checkpoint).vae
+    for group, held_out in (("held-out", True), ("trained", False)):
+        rng = random.Random(PROMPT_SEED + args.seed)
+        pictures = torch.stack([render(draw_scene(rng, held_out), sprites) for _ in range(args.count)])
+        rebuilt = vae.decode(vae.encode(pictures.movedim(1, -1))).movedim(-1, 1)
+        decibels = psnr(rebuilt, pictures)
+        say(f"{args.count} pictures of {group} pairs: {decibels.mean():.2f} dB, worst {decibels.min():.2f} dB")
 
 
 def judge_itself(judge: Judge, count: int, seed: int) -> dict[str, float]:
@@ -159,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a demo checkpoint in diffusers layout")
     parser.add_argument("--picture", type=Path, help="a picture of 128 x 128 px")
+    parser.add_argument("--rebuild", action="store_true", help="measure the checkpoint's autoencoder instead")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
@@ -170,12 +192,16 @@ def main() -> None:
         from torchvision.io import ImageReadMode, read_image
 
         verdict = judge.look(read_image(str(args.picture), ImageReadMode.RGB).float() / 255)
-        say(f"{verdict.size} {verdict.thing}, {place_of(verdict)}, {verdict.background} background; mean squared error {verdict.error:.5f}")
+        say(f"{verdict.size} {verdict.thing}, {place_of(verdict)}, {verdict.background} background")
+        say(f"mean squared error {verdict.error:.5f}")
+    elif args.checkpoint and args.rebuild:
+        judge_autoencoder(args)
     elif args.checkpoint:
         judge_checkpoint(judge, args)
     else:
         shares = judge_itself(judge, args.count, args.seed)
-        say(f"errors on {args.count} true renderings: " + ", ".join(f"{name} {1 - share:.1%}" for name, share in shares.items()))
+        errors = ", ".join(f"{name} {1 - share:.1%}" for name, share in shares.items())
+        say(f"errors on {args.count} true renderings: {errors}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import random
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import sentencepiece
 import torch
+import transformers
 from sana_native.models.config import SANA_LATENT_SCALE
 from sana_native.models.gemma import INSTRUCTION
 from sana_native.models.loader import load_dc_ae
@@ -15,8 +17,7 @@ from sana_native.models.loader import load_dc_ae
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "demo" / "checkpoint"
 SIZE_LIMIT = 16e6  # bytes
-
-pytest.importorskip("resvg_py", reason="rendering needs the demo extra")
+PSNR_LIMIT = 25.5  # dB
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,6 @@ def test_tokenizer_keeps_gemmas_conventions():
 
 
 def test_transformers_reads_the_same_tokens():
-    transformers = pytest.importorskip("transformers")
     processor = sentencepiece.SentencePieceProcessor(str(CHECKPOINT / "tokenizer" / "tokenizer.model"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
     for text in (INSTRUCTION + "a Big rocket, yellow background.", "TOP LEFT\na é 漢"):
@@ -110,11 +110,10 @@ def test_pictures_show_what_the_prompt_says(judging, judge):
     prompts = judging["judge"].draw_prompts(12, seed=5)
     pictures = painter.paint([caption for _, caption in prompts], [100 + i for i in range(12)])
     shares, wrong = judging["judge"].tally(judge, [scene for scene, _ in prompts], pictures)
-    assert shares["both"] >= 9 / 12, [(prompts[i][1]) for i in range(12) if prompts[i][0] in {s for s, _ in wrong}]
+    assert shares["both"] >= 10 / 12, [(prompts[i][1]) for i in range(12) if prompts[i][0] in {s for s, _ in wrong}]
 
 
 def test_diffusers_paints_the_same_picture(judging):
-    diffusers = pytest.importorskip("diffusers")
     pipeline = diffusers.SanaPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     assert json.loads((CHECKPOINT / "vae" / "config.json").read_text())["scaling_factor"] == SANA_LATENT_SCALE

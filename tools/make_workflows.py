@@ -145,7 +145,7 @@ def workflows() -> dict[str, dict]:
         "demo_txt2img": text_to_image(
             None,
             "a red apple on a blue background",
-            {"steps": 20, "cfg": 4.5},
+            {"steps": 20, "cfg": 3.0},
             demo,
             "Runs at once on the small model that comes with the pack: one thing on one plain background, 128 px. "
             "demo/README.md lists the things and backgrounds it knows.",

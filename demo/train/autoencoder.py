@@ -1,7 +1,8 @@
 """Trains the demo's DC-AE f32c32: `python -m demo.train.autoencoder [--minutes M]`. Resumes where it was stopped.
 
-The released scaling factor 0.41407 is made true for this model too: a penalty keeps every channel of the scaled latent at
-zero mean and unit variance. Noise on the latent in training keeps the decoder smooth for what a diffusion model will hand it.
+The released scaling factor 0.41407 is made true for this model too: a penalty keeps every channel of the scaled latent
+at zero mean and unit variance. Noise on the latent in training keeps the decoder smooth for what a diffusion model will
+hand it.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def main() -> None:
     sprites = load_sprites()
     RMSNorm2d.forward = fast_norm.fast_forward
     model = build().to(memory_format=torch.channels_last)
-    run = Run(FOLDER, model, args.minutes, peak=2e-3, decay=0.998, weight_decay=0.01)
+    run = Run(FOLDER, model, args.minutes, peak=2e-3, decay=0.998)
     rng = random.Random(-1)
     held_out = torch.stack([render(draw_scene(rng, held_out=True), sprites) for _ in range(24)])
 

@@ -16,7 +16,9 @@ PLACED_TEMPLATES = (
 )  # fmt: skip
 PLACE_WORDS = {place: (place, f"at the {place}", f"in the {place}") for place in PLACES}
 PLACE_WORDS["center"] = ("center", "in the center", "in the middle")
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium", "medium-sized"), "big": ("big", "large", "huge")}
+SIZE_WORDS = {
+    "small": ("small", "little", "tiny"), "medium": ("medium", "medium-sized"), "big": ("big", "large", "huge"),
+}  # fmt: skip
 
 
 def article(noun: str) -> str:

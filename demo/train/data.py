@@ -1,7 +1,7 @@
 """The demo's pictures and captions: one drawn thing on one plain background, 128 x 128 px.
 
-The things are icons of Microsoft's Fluent Emoji (flat), MIT licence; `icons.py` says where `icons.json` comes from. The pictures
-are rendered when they are needed.
+The things are icons of Microsoft's Fluent Emoji (flat), MIT licence; `icons.py` says where `icons.json` comes from. The
+pictures are rendered when they are needed.
 """
 
 import io

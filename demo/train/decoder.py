@@ -1,6 +1,7 @@
-"""Trains the demo's DC-AE decoder further on latents of the finished encoder: `python -m demo.train.decoder [--minutes M]`.
+"""Trains the demo's DC-AE decoder further: `python -m demo.train.decoder [--minutes M]`. Resumes where it was stopped.
 
-The encoder stays as it is, so this can run beside the training of the transformer. Resumes where it was stopped.
+It sees latents of the finished encoder, with noise. The encoder stays as it is, so this can run beside the training of
+the transformer.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from .autoencoder import FOLDER as AUTOENCODER_FOLDER
 from .autoencoder import LATENT_NOISE, SANA_LATENT_SCALE, RMSNorm2d, build, reconstruct, reconstruction_loss
 from .data import RUNS, SIZES, draw_scene, load_sprites, psnr, render, to_model
 from .loop import Run, load_ema
+from .muon import Muon
 from .transformer import distinct_scenes, load_latents
 
 FOLDER = RUNS / "decoder"
-BATCH, THREADS = 6, 1
+BATCH, THREADS = 5, 2
+PEAK = 1.5e-3
 
 
 def load_autoencoder():
@@ -32,7 +35,7 @@ def load_autoencoder():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--minutes", type=float, default=20)
     args = parser.parse_args()
     torch.manual_seed(0)
     sprites, latents = load_sprites(), load_latents()["latents"]
@@ -43,7 +46,9 @@ def main() -> None:
     whole = copy.deepcopy(model)
     RMSNorm2d.forward, exact_forward = fast_norm.fast_forward, RMSNorm2d.forward
     decoder = model.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
-    run = Run(FOLDER, decoder, args.minutes, peak=1.5e-3, decay=0.995, weight_decay=0.01)
+    if (FOLDER / "start.pt").exists():
+        decoder.load_state_dict(torch.load(FOLDER / "start.pt", weights_only=True))
+    run = Run(FOLDER, decoder, args.minutes, PEAK, decay=0.995, optimizer=Muon(decoder, PEAK))
 
     def compute_loss(seed: int) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)

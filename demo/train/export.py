@@ -19,8 +19,10 @@ VERSION = "0.42.1"  # of diffusers, whose layout this is
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": VERSION, "algorithm_type": "dpmsolver++",
     "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, "dynamic_thresholding_ratio": 0.995,
-    "euler_at_final": False, "final_sigmas_type": "zero", "flow_shift": transformer.SHIFT, "lambda_min_clipped": float("-inf"),
-    "lower_order_final": True, "num_train_timesteps": 1000, "prediction_type": "flow_prediction", "rescale_betas_zero_snr": False,
+    "euler_at_final": False, "final_sigmas_type": "zero", "flow_shift": transformer.SHIFT,
+    "lambda_min_clipped": float("-inf"),
+    "lower_order_final": True, "num_train_timesteps": 1000, "prediction_type": "flow_prediction",
+    "rescale_betas_zero_snr": False,
     "sample_max_value": 1.0, "solver_order": 2, "solver_type": "midpoint", "steps_offset": 0, "thresholding": False,
     "timestep_spacing": "linspace", "trained_betas": None, "use_beta_sigmas": False, "use_exponential_sigmas": False,
     "use_flow_sigmas": True, "use_karras_sigmas": False, "use_lu_lambdas": False, "variance_type": None,
@@ -38,11 +40,14 @@ def transformer_config() -> dict:
     return {
         "_class_name": "SanaTransformer2DModel", "_diffusers_version": VERSION, "attention_bias": False,
         "attention_head_dim": 32, "caption_channels": config.caption_channels,
-        "cross_attention_dim": config.hidden_size, "cross_attention_head_dim": config.hidden_size // config.num_cross_attention_heads,
-        "dropout": 0.0, "guidance_embeds": False, "guidance_embeds_scale": 0.1, "in_channels": 32, "interpolation_scale": None,
+        "cross_attention_dim": config.hidden_size,
+        "cross_attention_head_dim": config.hidden_size // config.num_cross_attention_heads,
+        "dropout": 0.0, "guidance_embeds": False, "guidance_embeds_scale": 0.1, "in_channels": 32,
+        "interpolation_scale": None,
         "mlp_ratio": transformer.MLP_RATIO, "norm_elementwise_affine": False, "norm_eps": 1e-6,
         "num_attention_heads": config.hidden_size // 32, "num_cross_attention_heads": config.num_cross_attention_heads,
-        "num_layers": config.depth, "out_channels": 32, "patch_size": 1, "qk_norm": None, "sample_size": config.sample_size,
+        "num_layers": config.depth, "out_channels": 32, "patch_size": 1, "qk_norm": None,
+        "sample_size": config.sample_size,
         "timestep_scale": 1.0,
     }  # fmt: skip
 
@@ -58,7 +63,8 @@ def autoencoder_config() -> dict:
     return halves | {
         "_class_name": "AutoencoderDC", "_diffusers_version": VERSION, "attention_head_dim": config.attention_head_dim,
         "decoder_act_fns": "silu", "decoder_norm_types": "rms_norm", "downsample_block_type": "Conv", "in_channels": 3,
-        "latent_channels": config.latent_channels, "scaling_factor": config.scaling_factor, "upsample_block_type": "interpolate",
+        "latent_channels": config.latent_channels, "scaling_factor": config.scaling_factor,
+        "upsample_block_type": "interpolate",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Takes the demo's icons out of their package into `demo/icons.json`: `python -m demo.train.icons`. Seconds, needs npm once.
+"""Takes the demo's icons out of their package into `demo/icons.json`: `python -m demo.train.icons`. Needs npm once.
 
 The file is in the repository; this is how it was made. The icons are Microsoft's Fluent Emoji (flat), MIT licence
 (`demo/LICENSE-fluent-emoji.txt`), as packed by Iconify in `@iconify-json/fluent-emoji-flat`.

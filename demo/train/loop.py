@@ -20,12 +20,12 @@ def save_atomically(state: Any, path: Path) -> None:
 
 
 def cosine_rate(step: int, progress: float, peak: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, under a half cosine from the peak to one hundredth of it as progress goes 0 to 1."""
+    """Linear warm-up over `warmup` steps, under a half cosine from the peak to a hundredth as progress goes 0 to 1."""
     return peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def gradients_in_parallel(parameters: list[nn.Parameter], losses: list[Callable[[], tuple[Tensor, str]]]) -> str:
-    """Sets `.grad` to the mean gradient of several losses, each computed in a thread of its own; returns the first note.
+    """Sets `.grad` to the mean gradient of losses, each computed in a thread of its own; returns the first note.
 
     On a shared machine this keeps two cores busy where OpenMP's barriers would wait for a core that does other work:
     measured with four busy neighbours, 1 to 2 s a step instead of 8 to 20 s. Set OMP_NUM_THREADS=1 beside it.
@@ -42,16 +42,20 @@ def gradients_in_parallel(parameters: list[nn.Parameter], losses: list[Callable[
     return results[0][1]
 
 
+def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+
+
 class Run:
     """One training run in a folder: `state.pt` to resume from, `ema.pt` to use, `log.txt` to read."""
 
-    def __init__(self, folder: Path, model: nn.Module, minutes: float, peak: float, decay: float, weight_decay: float):
+    def __init__(self, folder: Path, model: nn.Module, minutes: float, peak: float, decay: float, optimizer=None):
         self.folder, self.model, self.minutes, self.peak, self.decay = folder, model, minutes, peak, decay
         folder.mkdir(parents=True, exist_ok=True)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        self.optimizer = optimizer or adamw(model, peak)
         self.step, self.seconds = 0, 0.0
         self.resume()
 
@@ -90,8 +94,8 @@ class Run:
     def train(self, losses: Callable[[int], list[Callable]], evaluate: Callable[[], str], every: float) -> None:
         """Trains for the given minutes of running time, over all resumptions.
 
-        `losses(step)` gives the step's loss functions, one a thread. The state is written once a minute and at the end; the
-        EMA weights are evaluated every `every` minutes.
+        `losses(step)` gives the step's loss functions, one a thread. The state is written once a minute and at the end;
+        the EMA weights are evaluated every `every` minutes.
         """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         written = evaluated = started = time.time()

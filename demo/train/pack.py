@@ -10,7 +10,7 @@ CHECKPOINT = ROOT / "demo" / "checkpoint"
 
 
 def prepare_imports() -> None:
-    """Call before importing anything of `sana_native` or `comfy`; the host comes from $COMFYUI_PATH or .comfyui/ComfyUI.
+    """Call before importing `sana_native` or `comfy`; the host comes from $COMFYUI_PATH or .comfyui/ComfyUI.
 
     Raises: FileNotFoundError if there is no host.
     """

@@ -1,4 +1,4 @@
-"""Text states as the pack's inference makes them: BOS and what follows the instruction, computed with its states cached."""
+"""Text states as the pack's inference makes them: BOS and what follows the instruction, whose own states are cached."""
 
 import copy
 
@@ -17,7 +17,10 @@ def encode_captions(model: nn.Module, captions: list[str], plain: list[bool], ch
     """
     prefix = encode_text(INSTRUCTION)[:-1]  # its last space merges with the first word
     first = model(input_ids=torch.tensor([prefix]), use_cache=True)
-    rows = [encode_text(c) if p else encode_text(INSTRUCTION + c)[len(prefix) :] for c, p in zip(captions, plain, strict=True)]
+    rows = [
+        encode_text(caption) if alone else encode_text(INSTRUCTION + caption)[len(prefix) :]
+        for caption, alone in zip(captions, plain, strict=True)
+    ]
     length = max(len(row) + (not p) for row, p in zip(rows, plain, strict=True))
     context = torch.zeros(len(rows), length, first.last_hidden_state.shape[-1])
     mask = torch.zeros(len(rows), length, dtype=torch.long)

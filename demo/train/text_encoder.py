@@ -1,8 +1,8 @@
 """Trains the demo's narrow Gemma-2: `python -m demo.train.text_encoder [--minutes M]`. Resumes where it was stopped.
 
-A causal language model of captions after SANA's instruction, without it, and of the instruction. So few channels would keep
-little of the words already read, so heads that are dropped afterwards ask the states for them: each state for its own token,
-the last one for all that the caption says.
+A causal language model of captions after SANA's instruction, without it, and of the instruction. So few channels would
+keep little of the words already read, so heads that are dropped afterwards ask the states for them: each state for its
+own token, the last one for all that the caption says.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from .captions import draw_caption
+from .captions import PLACE_WORDS, SIZE_WORDS, draw_caption
 from .data import BACKGROUND_NAMES, PLACES, RUNS, SIZES, THING_NAMES, draw_scene
 from .loop import Run, load_ema
 from .tokenizer import INSTRUCTION, PATH, VOCABULARY_SIZE
@@ -55,7 +55,8 @@ class TextModel(nn.Module):
         width = CONFIG["hidden_size"]
         self.token = nn.Linear(width, VOCABULARY_SIZE)
         # One more class for what a caption leaves unsaid.
-        self.facts = nn.ModuleList(nn.Linear(width, n) for n in (len(THING_NAMES), len(BACKGROUND_NAMES), len(SIZES) + 1, len(PLACES) + 1))
+        classes = (len(THING_NAMES), len(BACKGROUND_NAMES), len(SIZES) + 1, len(PLACES) + 1)
+        self.facts = nn.ModuleList(nn.Linear(width, count) for count in classes)
 
 
 @functools.cache
@@ -76,8 +77,6 @@ def pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def facts_of(caption: str, scene) -> list[int]:
     """Indices of thing, background, size and place; the last index of a list where the caption is silent."""
-    from .captions import PLACE_WORDS, SIZE_WORDS
-
     words = f" {caption.lower().strip('.').replace(',', ' ')} "
     has_size = any(f" {word} " in words for word in SIZE_WORDS[scene.size])
     has_place = any(f" {word} " in words for word in PLACE_WORDS[scene.place])
@@ -102,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     model = TextModel()
-    run = Run(FOLDER, model, args.minutes, peak=2e-3, decay=0.99, weight_decay=0.01)
+    run = Run(FOLDER, model, args.minutes, peak=2e-3, decay=0.99)
     caption_start = len(encode_text(INSTRUCTION)) - 1
 
     def compute_loss(seed: int, instruct: bool, accuracy: list[float] | None = None) -> tuple[Tensor, str]:
@@ -121,7 +120,8 @@ def main() -> None:
         told = sum(F.cross_entropy(guess, targets[:, i]) for i, guess in enumerate(guesses)) / len(guesses)
         if accuracy is not None:
             accuracy += [(guess.argmax(1) == targets[:, i]).float().mean().item() for i, guess in enumerate(guesses)]
-        return language + 0.5 * own + told, f"language {language.item():.3f} own {own.item():.3f} facts {told.item():.3f}"
+        note = f"language {language.item():.3f} own {own.item():.3f} facts {told.item():.3f}"
+        return language + 0.5 * own + told, note
 
     def losses(step: int) -> list:
         return [functools.partial(compute_loss, 2 * step + instruct, instruct) for instruct in (True, False)]

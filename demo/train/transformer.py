@@ -1,7 +1,7 @@
 """Trains the demo's linear DiT: `python -m demo.train.transformer [--minutes M]`. Resumes where it was stopped.
 
-Flow matching as in SANA: x = (1 - sigma) x0 + sigma noise, the network predicts noise - x0; sigma is a logit-normal draw bent by
-the shift 3. Latents and text states come from the frozen autoencoder and text encoder and are computed once.
+Flow matching as in SANA: x = (1 - sigma) x0 + sigma noise, the network predicts noise - x0; sigma is a logit-normal
+draw bent by the shift 3. Latents and text states come from the frozen autoencoder and text encoder, computed once.
 """
 
 import argparse
@@ -111,17 +111,18 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--minutes", type=float, default=24)
     args = parser.parse_args()
     torch.manual_seed(0)
     pool = load_latents() | load_once("texts", make_texts)
     model = build()
-    run = Run(FOLDER, model, args.minutes, peak=1.5e-3, decay=0.999, weight_decay=0.01)
+    run = Run(FOLDER, model, args.minutes, peak=1.5e-3, decay=0.999)
 
     def compute_loss(seed: int, count: int = BATCH) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)
         index = torch.randint(CAPTIONS, (count,), generator=generator)
-        latent, context, mask = pool["latents"][pool["picture"][index]], pool["context"][index].float(), pool["mask"][index].clone()
+        latent = pool["latents"][pool["picture"][index]]
+        context, mask = pool["context"][index].float(), pool["mask"][index].clone()
         mask[torch.rand(count, generator=generator) < DROPOUT, 1:] = 0  # of the empty prompt only BOS is seen
         length = int(mask.sum(dim=1).max())
         sigma = draw_sigmas(count, generator)
