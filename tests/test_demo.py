@@ -1,18 +1,22 @@
 """The bundled demo checkpoint and its judge: what demo/README.md promises, as far as it can be seen in seconds."""
 
+import io
 import json
 import random
 import sys
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import sentencepiece
 import torch
 import transformers
+from PIL import Image
 from sana_native.models.config import SANA_LATENT_SCALE
 from sana_native.models.gemma import INSTRUCTION
 from sana_native.models.loader import load_dc_ae
+from sana_native.tools.workflow import set_inputs, to_api
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "demo" / "checkpoint"
@@ -127,3 +131,21 @@ def test_diffusers_paints_the_same_picture(judging):
     ).images
     ours = judging["generate"].Painter(CHECKPOINT).paint([prompt], [3], steps=8)
     assert judging["data"].psnr(ours, theirs).item() > 50
+
+
+@pytest.mark.parametrize(("thing", "background"), [("red apple", "blue"), ("rocket", "green"), ("snowman", "gray")])
+def test_the_demos_graph_draws_what_the_prompt_says_in_the_real_server(comfy_server, judge, thing, background):
+    server = comfy_server()
+    graph = json.loads((ROOT / "workflows" / "demo_txt2img.json").read_text(encoding="utf-8"))
+    prompt = set_inputs(
+        to_api(graph, server.object_info()),
+        "SanaNativeGemmaEncode",
+        prompt=f"a big {thing} on a {background} background",
+    )
+    prompt = set_inputs(prompt, "SanaNativeSampler", seed=11)
+
+    (image,) = server.run(prompt, timeout=120).images()
+
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(server.fetch_image(image))))).movedim(-1, 0).float() / 255
+    verdict = judge.look(pixels)
+    assert (verdict.thing, verdict.background) == (thing, background)

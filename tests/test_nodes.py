@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from pathlib import Path
 
 import comfy.samplers
 import folder_paths
@@ -116,6 +117,7 @@ def models_folder(monkeypatch, tmp_path):
     return tmp_path
 
 
+DEMO = "sana-native-demo/"  # comes with the pack
 LOADERS = {
     "ModelLoader": ("diffusion_models", ("auto", 0.0, "auto")),
     "GemmaLoader": ("text_encoders", ("auto",)),
@@ -127,7 +129,7 @@ LOADERS = {
 @pytest.mark.parametrize("name", LOADERS)
 def test_loader_lists_diffusers_folders_and_files(name):
     schema = OURS[name].define_schema()
-    assert schema.inputs[0].options == ["group/tiny model/", f"{LOADERS[name][0]}.safetensors"]
+    assert schema.inputs[0].options == ["group/tiny model/", DEMO, f"{LOADERS[name][0]}.safetensors"]
 
 
 @pytest.mark.usefixtures("models_folder")
@@ -142,8 +144,12 @@ def test_loader_lists_only_folders_that_hold_its_part(models_folder):
     part.mkdir()
     (part / "model_index.json").touch()
     (part / "vae").mkdir()
-    assert list(files.diffusers_folders("vae")) == ["group/tiny model/", "part/"]
-    assert list(files.diffusers_folders("transformer")) == ["group/tiny model/"]
+    assert list(files.diffusers_folders("vae")) == ["group/tiny model/", "part/", DEMO]
+    assert list(files.diffusers_folders("transformer")) == ["group/tiny model/", DEMO]
+
+
+def test_the_bundled_demo_is_found_without_any_file_of_the_users():
+    assert Path(files.resolve(DEMO, "vae", "vae")).joinpath("vae", "config.json").is_file()
 
 
 @pytest.mark.usefixtures("models_folder")
