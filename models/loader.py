@@ -1,7 +1,7 @@
 """Paths -> MODEL, CLIP and VAE owned by the host's memory manager: read, detect, convert, check, load strictly.
 
-The only file that logs. Every function takes `disable_dynamic`, with which the host reloads a model for its training,
-compile and multi-device nodes.
+Loading is logged in one line a file. `disable_dynamic` is how the host asks when it loads a model anew, by
+`cached_patcher_init`, for its training, compile and multi-device nodes.
 """
 
 import dataclasses
