@@ -216,7 +216,8 @@ class Sana(nn.Module):
     def _forward(self, x, timesteps, context, attention_mask=None, guidance=None, transformer_options={}, **kwargs):  # noqa: ARG002, B006
         grid = x.shape[-2:]
         dtype = x.dtype
-        x = self.patch_embed.proj(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        # Contiguous once here: every later sum keeps the layout, and LayerNorm would copy any other.
+        x = self.patch_embed.proj(x).flatten(2).transpose(1, 2).contiguous()  # (B, N, C)
         if self.config.interpolation_scale is not None:
             base, scale = self.config.sample_size, self.config.interpolation_scale
             x = (x + position_embedding(*grid, x.shape[-1], base, scale, x.device)).to(dtype)
