@@ -46,8 +46,6 @@ def main() -> None:
     whole = copy.deepcopy(model)
     RMSNorm2d.forward, exact_forward = fast_norm.fast_forward, RMSNorm2d.forward
     decoder = model.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
-    if (FOLDER / "start.pt").exists():
-        decoder.load_state_dict(torch.load(FOLDER / "start.pt", weights_only=True))
     run = Run(FOLDER, decoder, args.minutes, PEAK, decay=0.995, optimizer=Muon(decoder, PEAK))
 
     def compute_loss(seed: int) -> tuple[Tensor, str]:

@@ -35,6 +35,13 @@ INDEX = {
 }  # fmt: skip
 
 
+def forget_where(path: Path) -> None:
+    """Drops from a saved tokenizer's configuration what is true on this machine only."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in ("vocab_file", "is_local", "local_files_only")}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def transformer_config() -> dict:
     config = transformer.CONFIG
     return {
@@ -98,6 +105,7 @@ def export(out: Path) -> int:
     shutil.copy(tokenizer.PATH, out / "tokenizer" / "tokenizer.model")
     loaded = transformers.GemmaTokenizer.from_pretrained(out / "tokenizer", add_bos_token=True)
     loaded.save_pretrained(out / "tokenizer")
+    forget_where(out / "tokenizer" / "tokenizer_config.json")
     shutil.copy(tokenizer.PATH, out / "tokenizer" / "tokenizer.model")
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
