@@ -1,5 +1,6 @@
 """Trains the demo's SentencePiece model, in Gemma's conventions: `python -m demo.train.tokenizer`. Seconds."""
 
+import io
 import logging
 import random
 
@@ -29,9 +30,10 @@ def sentences() -> list[str]:
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()  # a file's name would be written into the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences()),
-        model_prefix=str(FOLDER / "tokenizer"),
+        model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY_SIZE,
         pad_id=0,
@@ -50,6 +52,7 @@ def main() -> None:
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
+    PATH.write_bytes(model.getvalue())
     processor = sentencepiece.SentencePieceProcessor(str(PATH))
     count = len(processor.encode(INSTRUCTION))
     logging.info("%d pieces, the instruction takes %d of them", processor.get_piece_size(), count)
