@@ -11,6 +11,7 @@ SELF_ATTENTION_HEAD_DIM = 32
 
 # Cross-attention heads cannot be read off any tensor shape; these are the released widths (0.6B; 1.6B and 4.8B).
 CROSS_ATTENTION_HEADS = {1152: 16, 2240: 20}
+DEPTHS = {1152: (28,), 2240: (20, 60)}  # of the released models of a width
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SanaConfig:
     sample_size: int  # native latent side; the base of the positional embedding
     shift: float  # flow shift of the noise schedule
     clamp_attention: bool | None  # saturate self-attention at +-65504; None: only when computing in float16
+    trained_in: str | None = None  # "float16" or "bfloat16"; None: nothing tells
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class DCAEHalfConfig:
     widths: tuple[int, ...]
     layers: tuple[int, ...]
     kernel_sizes: tuple[tuple[int, ...], ...]  # of the multi-scale projections, one tuple a stage
+    pixel_shuffle: bool = False  # upsamples by a convolution to 4 x channels and pixel shuffle, as DC-AE-Lite's decoder
 
 
 @dataclass(frozen=True)
@@ -52,4 +55,5 @@ class DCAEConfig:
     attention_head_dim: int
     scaling_factor: float
     encoder: DCAEHalfConfig
-    decoder: DCAEHalfConfig
+    decoder: DCAEHalfConfig  # no layers in the first stage: the last convolution upsamples in its place
+    out_activation: str = "relu"  # before the last convolution: "relu", or "silu" in DC-AE-Lite

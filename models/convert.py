@@ -5,10 +5,16 @@ Source: key lists of NVlabs/Sana and mit-han-lab/efficientvit checkpoints.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
+
+# Where trainers keep the weights among optimizer states and counters, in the order of choice: NVIDIA's own inference
+# takes the weights that were trained, not their average.
+NESTS = ("state_dict", "state_dict_ema", "model", "model_state_dict", "module", "ema", "model_ema", "ema_model")
 
 NVIDIA_SANA_KEYS = {
     "x_embedder.proj": "patch_embed.proj",
@@ -38,11 +44,14 @@ NVIDIA_FUSED_KEYS = {
     "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
 }
+WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2")
 # Training leftovers that inference does not read.
 NVIDIA_UNUSED_KEYS = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
 
-# Substring replacements from the original DC-AE names, in this order.
+# Substring replacements from the original DC-AE names, in this order. The first is of decoders whose last convolution
+# upsamples (DC-AE-Lite); below `.conv.conv.` it would be taken for the plain one.
 DC_AE_REPLACEMENTS = (
+    ("decoder.project_out.op_list.2.conv.conv.", "decoder.conv_out.conv."),
     ("main.", ""),
     ("op_list.", ""),
     ("context_module", "attn"),
@@ -82,6 +91,9 @@ def is_original_dc_ae(state_dict: StateDict) -> bool:
 
 
 def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict:
+    """The parts of a fused layer's tensor; what quantisation says of the whole layer goes to every part."""
+    if suffix in WHOLE_LAYER or tensor.shape[:1] in ((), (1,)):
+        return {f"{name}.{suffix}": tensor for name in names}
     return {f"{name}.{suffix}": part for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)}
 
 
@@ -131,9 +143,29 @@ def convert_original_dc_ae(state_dict: StateDict) -> StateDict:
 
 
 def strip_prefix(state_dict: StateDict, prefixes: tuple[str, ...]) -> StateDict:
-    """The part of a state dict below the first prefix that occurs, without it; all of it when none does."""
+    """The part of a state dict below the first prefix that occurs, without it; all of it when none does.
+
+    Repeated, because wrappers of training libraries nest: `module._orig_mod.x` is `x`.
+    """
     for prefix in prefixes:
         below = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
         if below:
-            return below
+            return strip_prefix(below, prefixes)
     return state_dict
+
+
+def weights_of(loaded: Mapping[str, Any]) -> StateDict:
+    """The tensors of what torch.save wrote: those of the first of `NESTS` that holds any, else its own."""
+    for name in NESTS:
+        if isinstance(loaded.get(name), Mapping):
+            below = weights_of(loaded[name])
+            if below:
+                return below
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def layout_of(state_dict: StateDict) -> str:
+    """Whose key names these are, for the log: "NVIDIA", "DC-AE authors" or "diffusers"; prefixes already stripped."""
+    if is_nvidia_sana(state_dict):
+        return "NVIDIA"
+    return "DC-AE authors" if is_original_dc_ae(state_dict) else "diffusers"

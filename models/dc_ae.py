@@ -1,6 +1,7 @@
 """DC-AE f32c32, the deep compression autoencoder of SANA.
 
-Source: DC-AE, arXiv 2410.10733; module names are those of diffusers' AutoencoderDC, so its files load as they are.
+Source: DC-AE, arXiv 2410.10733, and for the decoder of DC-AE-Lite dc-ai-projects/DC-Gen; module names are those of
+diffusers' AutoencoderDC, so its files load as they are.
 Not here: the latent scale (`latent_formats.py`), tiling and memory (`vae.py`), NVIDIA's key names (`convert.py`).
 """
 
@@ -158,17 +159,38 @@ class DownBlock(nn.Module):
         return self.conv(x) + shortcut
 
 
-class UpBlock(nn.Module):
-    """Nearest upsampling and 3x3 convolution with a channel-to-space shortcut. (B, C, H, W) -> (B, D, 2H, 2W)."""
+class Upsample(nn.Module):
+    """3x3 convolution after nearest upsampling, or before a pixel shuffle. (B, C, H, W) -> (B, D, 2H, 2W)."""
 
-    def __init__(self, in_channels: int, out_channels: int, dtype=None, device=None, operations: Any = None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pixel_shuffle: bool = False,
+        dtype=None,
+        device=None,
+        operations: Any = None,
+    ):
         super().__init__()
-        self.repeats = 4 * out_channels // in_channels
-        self.conv = operations.Conv2d(in_channels, out_channels, 3, padding=1, dtype=dtype, device=device)
+        self.pixel_shuffle = pixel_shuffle
+        width = 4 * out_channels if pixel_shuffle else out_channels
+        self.conv = operations.Conv2d(in_channels, width, 3, padding=1, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest")) + shortcut
+        if self.pixel_shuffle:
+            return F.pixel_shuffle(self.conv(x), 2)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class UpBlock(Upsample):
+    """Upsampling with a channel-to-space shortcut. (B, C, H, W) -> (B, D, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *args, **kwargs):
+        super().__init__(in_channels, out_channels, *args, **kwargs)
+        self.repeats = 4 * out_channels // in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
 
 
 def stage_blocks(half: DCAEHalfConfig, stage: int, head_dim: int, dtype, device, operations: Any) -> list[nn.Module]:
@@ -214,17 +236,26 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for stage, width in enumerate(half.widths):
             blocks = stage_blocks(half, stage, config.attention_head_dim, dtype, device, operations)
-            if stage + 1 < len(half.widths):
-                blocks.insert(0, UpBlock(half.widths[stage + 1], width, dtype, device, operations))
+            if blocks and stage + 1 < len(half.widths):
+                blocks.insert(
+                    0, UpBlock(half.widths[stage + 1], width, half.pixel_shuffle, operations=operations, **kw)
+                )
             self.up_blocks.append(nn.Sequential(*blocks))
-        self.norm_out = RMSNorm2d(half.widths[0], **kw)
-        self.conv_out = operations.Conv2d(half.widths[0], config.image_channels, 3, padding=1, **kw)
+        self.activation = {"relu": F.relu, "silu": F.silu}[config.out_activation]
+        if half.layers[0]:
+            self.norm_out = RMSNorm2d(half.widths[0], **kw)
+            self.conv_out = operations.Conv2d(half.widths[0], config.image_channels, 3, padding=1, **kw)
+        else:
+            self.norm_out = RMSNorm2d(half.widths[1], **kw)
+            self.conv_out = Upsample(
+                half.widths[1], config.image_channels, half.pixel_shuffle, operations=operations, **kw
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x) + x.repeat_interleave(self.repeats, dim=1)
         for stage in reversed(self.up_blocks):  # numbered by width, run from the latent up
             x = stage(x)
-        return self.conv_out(F.relu(self.norm_out(x)))
+        return self.conv_out(self.activation(self.norm_out(x)))
 
 
 class AutoencoderDC(nn.Module):

@@ -5,7 +5,6 @@ Source: key lists of the released checkpoints in NVIDIA's, diffusers' and the DC
 
 import re
 from collections.abc import Mapping
-from math import isqrt
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +17,8 @@ from .config import (
     DCAEHalfConfig,
     SanaConfig,
 )
+from .config_checks import check_depth, check_heads, check_numbers
+from .release_names import native_sample_size, release_shift, telling_names, training_format
 
 StateDict = Mapping[str, Tensor]
 
@@ -44,7 +45,12 @@ GEMMA_KEYS = (
 # its name. A ControlNet shares most names with its base model, so it comes first; a checkpoint of several parts is
 # named after its diffusion model, so text encoders and autoencoders come last.
 HOST_LOADER = "use the host's own loader"
+OTHER_LANGUAGE_MODEL = f"another language model ({HOST_LOADER})"
+GEMMA_1 = "a Gemma-1 text encoder (use gemma-2-2b-it)"
 FAMILIES = {
+    "weight.absmax": "a model quantised by bitsandbytes, which this version does not load (take the bf16 file)",
+    "SCB": "a model quantised by bitsandbytes, which this version does not load (take the bf16 file)",
+    "qweight": "a 4-bit model for Nunchaku or another engine, which this version does not load (take the bf16 file)",
     "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
     "controlnet.0.before_proj.weight": "a SANA ControlNet merged with its base, which this version does not load",
     "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
@@ -68,7 +74,7 @@ FAMILIES = {
     "layers.0.pre_feedforward_layernorm.weight+self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
     "layers.0.pre_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
     "layers.0.post_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
-    "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": f"another language model ({HOST_LOADER})",
+    "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": OTHER_LANGUAGE_MODEL,
     "encoder.layers.0.mlp.fc1.weight+embeddings.token_embedding.weight": f"a CLIP text encoder ({HOST_LOADER})",
     "encoder.block.0.layer.0.SelfAttention.k.weight": f"a T5 text encoder ({HOST_LOADER})",
     "encoder.conv_in.conv.weight": "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)",
@@ -81,52 +87,55 @@ FAMILIES = {
     "decoder.mid_block.resnets.0.conv1.weight": f"another family's VAE ({HOST_LOADER})",
 }
 
+# What config.json can say of a DC-AE and no tensor tells, and the values that are implemented.
+DC_AE_FIXED: dict[str, tuple] = {
+    "encoder_out_shortcut": (True,),
+    "decoder_in_shortcut": (True,),
+    "decoder_act_fns": ("silu", ["silu"] * 6),
+    "decoder_conv_act_fn": ("relu", "silu"),
+}
+INTERPOLATION_SCALES = {64: 1.0, 128: 2.0}  # by sample size; 512 and 1024 px models have no positional embedding
+SMALL_WIDTH = 1152  # of the 0.6B
+FOREIGN_ENGINES = (".qweight", ".weight.absmax", ".SCB")  # ends of keys of 4 and 8-bit formats that the host lacks
 GEMMA_HEAD_DIM = 256  # of every Gemma-2 2B; not readable off a shape
-# The variant ending of a diffusers file (".bf16.safetensors") is how it is stored, not how it was trained.
-FLOAT16_TRAINED = re.compile(r"sana_(600m|1600m)_(512|1024)px(?!.*_bf16)", re.IGNORECASE)
 
 
 def describe(state_dict: StateDict) -> str:
     """What a state dict seems to be, for an error message."""
-    if any("lora_" in key for key in state_dict):
+    # SVDQuant's files hold low-rank parts too, under the same names.
+    if any("lora_" in key for key in state_dict) and not any(key.endswith(FOREIGN_ENGINES) for key in state_dict):
         return "a LoRA (load it with a LoRA node)"
     for keys, family in FAMILIES.items():
         if all(any(f".{key}".endswith(f".{end}") for key in state_dict) for end in keys.split("+")):
-            return family
+            return GEMMA_1 if family == OTHER_LANGUAGE_MODEL and has_gemma_vocabulary(state_dict) else family
     first = sorted(state_dict)[:2]
     return (
         f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "a file without tensors"
     )
 
 
-def depth_of(state_dict: StateDict, prefix: str) -> int:
-    """1 + the highest index N among keys `<prefix>N.`; 0 when there is none."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return 1 + max((int(match[1]) for match in map(pattern.match, state_dict) if match), default=-1)
+def has_gemma_vocabulary(state_dict: StateDict) -> bool:
+    """Gemma 1 has the names of Llama's tensors; only the size of its vocabulary tells it."""
+    return any(
+        key.endswith("embed_tokens.weight") and tensor.shape[:1] == (256000,) for key, tensor in state_dict.items()
+    )
+
+
+def depth_of(state_dict: StateDict, prefix: str, first: int = 0) -> int:
+    """Count of the indices N among keys `<prefix>N.`, from `first`. Raises KeyError with the first one that lacks."""
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,6})\.")
+    found = {int(match[1]) for match in map(pattern.match, state_dict) if match}
+    for index in range(first, first + len(found)):
+        if index not in found:
+            raise KeyError(f"{prefix}{index}")
+    return len(found)
 
 
 def is_sana(state_dict: StateDict) -> bool:
     """True for a SANA image transformer in the internal layout."""
-    if any(key.startswith("controlnet") for key in state_dict):
+    if any(key.startswith("controlnet") or key.endswith(FOREIGN_ENGINES) for key in state_dict):
         return False
     return all(key in state_dict for key in SANA_KEYS) and state_dict[SANA_KEYS[0]].ndim == 4
-
-
-def native_sample_size(name: str, source_config: Mapping[str, Any], positions: int | None) -> int:
-    """Latent side the model was trained at, from config.json, a saved position table or the file name; else 32."""
-    if "sample_size" in source_config:
-        return int(source_config["sample_size"])
-    if positions is not None:
-        return isqrt(positions)
-    for pattern, size in ((r"4kpx|4096", 128), (r"2kpx|2048", 64), (r"512px", 16)):
-        if re.search(pattern, name, re.IGNORECASE):
-            return size
-    return 32
-
-
-def float16_trained(name: str) -> bool:
-    """True for the file name of a release trained in float16, which must saturate at its limit in any format."""
-    return FLOAT16_TRAINED.search(name) is not None
 
 
 def check_config(name: str, source: Mapping[str, Any], width: int, depth: int) -> None:
@@ -141,37 +150,41 @@ def check_config(name: str, source: Mapping[str, Any], width: int, depth: int) -
 
 
 def detect_sana(
-    state_dict: StateDict, name: str = "", source_config: Mapping[str, Any] | None = None, positions: int | None = None
+    state_dict: StateDict,
+    name: str = "",
+    source_config: Mapping[str, Any] | None = None,
+    positions: int | None = None,
+    path: str = "",
 ) -> SanaConfig:
     """Configuration of a SANA transformer in the internal layout.
 
-    name: file or folder name, used only for what tensors cannot tell. source_config: diffusers' config.json, with the
-    optional extra key "flow_shift" of its scheduler. positions: length of NVIDIA's `pos_embed` buffer. Raises
-    ValueError when the cross-attention heads cannot be known or config.json contradicts the tensors, KeyError with the
-    name of a tensor that is missing.
+    name: for messages. path: of the file, used only for what tensors cannot tell; the name where it is not given.
+    source_config: diffusers' config.json, with the optional extra keys "flow_shift" of its scheduler, "clamp_attention"
+    and "trained_in". positions: length of NVIDIA's `pos_embed` buffer. Raises ValueError when the cross-attention heads
+    cannot be known or config.json contradicts the tensors, KeyError with the name of a tensor that is missing.
     """
-    source = source_config or {}
+    source = check_numbers(name, source_config or {})
+    names = telling_names(path or name) + telling_names(str(source.get("_name_or_path") or ""))
     size, in_channels = state_dict["patch_embed.proj.weight"].shape[:2]
     depth = depth_of(state_dict, "transformer_blocks.")
     check_config(name, source, size, depth)
+    if "num_layers" not in source:
+        check_depth(name, size, depth)
     heads = source.get("num_cross_attention_heads", CROSS_ATTENTION_HEADS.get(size))
     if heads is None:
         raise ValueError(
             f"{name} is a SANA transformer of width {size}, whose number of cross-attention heads no tensor tells: "
             "put its config.json beside the weights."
         )
-    sample_size = native_sample_size(name, source, positions)
+    check_heads(name, size, heads)
+    sample_size = native_sample_size(names, source, positions)
     if "sample_size" in source:
         interpolation = source.get("interpolation_scale")
     else:
-        interpolation = {64: 1.0, 128: 2.0}.get(sample_size)  # 512 and 1024 px models have no positional embedding
-    if "flow_shift" in source:
-        shift = source["flow_shift"]
-    elif re.search(r"sana_600m_1024px", name, re.IGNORECASE):
-        shift = 4.0
-    else:
-        shift = 6.0 if sample_size >= 128 else 3.0
+        interpolation = INTERPOLATION_SCALES.get(sample_size)
     qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in state_dict
+    small = size == SMALL_WIDTH and not qk_norm
+    trained_in = source.get("trained_in") or training_format(names, qk_norm, sample_size)
     return SanaConfig(
         hidden_size=size,
         depth=depth,
@@ -185,9 +198,25 @@ def detect_sana(
         guidance_embeds_scale=float(source.get("guidance_embeds_scale", 0.1)),
         interpolation_scale=None if interpolation is None else float(interpolation),
         sample_size=sample_size,
-        shift=float(shift),
-        clamp_attention=source.get("clamp_attention", True if float16_trained(name) and not qk_norm else None),
+        shift=release_shift(names, source, positions, small, sample_size),
+        clamp_attention=source.get("clamp_attention", True if trained_in == "float16" else None),
+        trained_in=trained_in,
     )
+
+
+def chosen_config(native_size: int | None, trained_in_float16: bool | None) -> dict[str, Any]:
+    """The user's own word on what no tensor tells, as keys of `source_config`; {} for what is left to detection.
+
+    native_size: pixels a side, 512, 1024, 2048 or 4096.
+    """
+    chosen: dict[str, Any] = {}
+    if native_size is not None:
+        sample_size = native_size // 32
+        chosen |= {"sample_size": sample_size, "interpolation_scale": INTERPOLATION_SCALES.get(sample_size)}
+    if trained_in_float16 is not None:
+        chosen["clamp_attention"] = True if trained_in_float16 else None
+        chosen["trained_in"] = "float16" if trained_in_float16 else "bfloat16"
+    return chosen
 
 
 def is_dc_ae(state_dict: StateDict) -> bool:
@@ -196,10 +225,18 @@ def is_dc_ae(state_dict: StateDict) -> bool:
 
 
 def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfConfig:
-    stages = depth_of(state_dict, prefix)
+    # A decoder without layers in the first stage has no tensors there: its last convolution upsamples in their place.
+    empty = int(up and "decoder.conv_out.conv.weight" in state_dict)
+    stages = empty + depth_of(state_dict, prefix, empty)
     types, widths, layers, kernels = [], [], [], []
     for stage in range(stages):
         below = f"{prefix}{stage}."
+        if stage < empty:
+            types.append("ResBlock")
+            widths.append(state_dict["decoder.norm_out.weight"].shape[0])
+            layers.append(0)
+            kernels.append(())
+            continue
         resample = stage + 1 < stages  # every stage but the innermost holds one up- or downsampler among its blocks
         first = 1 if up and resample else 0
         layers.append(depth_of(state_dict, below) - resample)
@@ -214,28 +251,44 @@ def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfC
                 state_dict[f"{below}{first}.attn.to_qkv_multiscale.{i}.proj_in.weight"].shape[-1] for i in range(scales)
             )
         )
-    return DCAEHalfConfig(tuple(types), tuple(widths), tuple(layers), tuple(kernels))
+    pixel_shuffle = up and stages > 1 and state_dict[f"{prefix}{stages - 2}.0.conv.weight"].shape[0] == 4 * widths[-2]
+    return DCAEHalfConfig(tuple(types), tuple(widths), tuple(layers), tuple(kernels), pixel_shuffle)
 
 
-def detect_dc_ae(state_dict: StateDict, source_config: Mapping[str, Any] | None = None) -> DCAEConfig:
+def detect_dc_ae(
+    state_dict: StateDict, source_config: Mapping[str, Any] | None = None, name: str = "this DC-AE"
+) -> DCAEConfig:
     """Configuration of a DC-AE in the internal layout; widths and depths of both halves from shapes.
 
-    Raises KeyError with the name of a tensor that is missing, ValueError for widths that no heads divide.
+    source_config: diffusers' config.json. name: for messages. Raises KeyError with the name of a tensor that is
+    missing, ValueError for widths that no heads divide and for what config.json asks for and no SANA autoencoder has.
     """
-    source = source_config or {}
+    source = check_numbers(name, source_config or {})
+    decoder = detect_dc_ae_half(state_dict, "decoder.up_blocks.", up=True)
+    # No tensor tells the last activation; of the releases, only the Lite decoder has no attention, and it ends in SiLU.
+    out_activation = source.get("decoder_conv_act_fn") or (
+        "relu" if "EfficientViTBlock" in decoder.block_types else "silu"
+    )
     config = DCAEConfig(
         image_channels=state_dict["encoder.conv_in.weight"].shape[1],
         latent_channels=state_dict["encoder.conv_out.weight"].shape[0],
         attention_head_dim=int(source.get("attention_head_dim", SELF_ATTENTION_HEAD_DIM)),
         scaling_factor=float(source.get("scaling_factor", SANA_LATENT_SCALE)),
         encoder=detect_dc_ae_half(state_dict, "encoder.down_blocks.", up=False),
-        decoder=detect_dc_ae_half(state_dict, "decoder.up_blocks.", up=True),
+        decoder=decoder,
+        out_activation=out_activation,
     )
+    foreign = [f"{key} {source[key]}" for key, ours in DC_AE_FIXED.items() if source.get(key, ours[0]) not in ours]
+    if foreign:
+        raise ValueError(
+            f"The config.json of {name} asks for {', '.join(foreign)}, which no SANA autoencoder has: use "
+            "dc-ae-f32c32-sana-1.0 or 1.1, or the Lite one."
+        )
     for half in (config.encoder, config.decoder):
         for block_type, width in zip(half.block_types, half.widths, strict=True):
             if block_type != "ResBlock" and width % config.attention_head_dim:
                 raise ValueError(
-                    f"This DC-AE has attention over {width} channels, which heads of {config.attention_head_dim} do "
+                    f"{name} has attention over {width} channels, which heads of {config.attention_head_dim} do "
                     "not divide: download it again."
                 )
     return config
@@ -243,6 +296,8 @@ def detect_dc_ae(state_dict: StateDict, source_config: Mapping[str, Any] | None 
 
 def is_gemma2(state_dict: StateDict) -> bool:
     """True for a Gemma-2 decoder with keys below `model.`; Gemma 1 has no norm before the FFN, Gemma 3 has q_norm."""
+    if any(key.endswith(FOREIGN_ENGINES) for key in state_dict):
+        return False
     return all(key in state_dict for key in GEMMA_KEYS) and "model.layers.0.self_attn.q_norm.weight" not in state_dict
 
 

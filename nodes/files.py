@@ -4,21 +4,58 @@ import os
 
 import folder_paths
 
-FOLDER_MARK = "/"  # ends the name of a diffusers folder in a loader's list
+from ..models.checkpoint import read_json
+
+FOLDER_MARK = "/"  # ends the name of a folder in a loader's list
+# Files with all three parts, as the host's own Save Checkpoint writes them, lie in a folder of their own.
+CHECKPOINTS = "checkpoints"
+CHECKPOINTS_MARK = CHECKPOINTS + "/"
+# Class in config.json -> component, for a folder that holds this one alone.
+CLASSES = {
+    "SanaTransformer2DModel": "transformer",
+    "AutoencoderDC": "vae",
+    "Gemma2Model": "text_encoder",
+    "Gemma2ForCausalLM": "text_encoder",
+}
+AVERAGED = "transformer_ema"  # a trainer's average of the weights, beside the transformer
 # The demo model comes with the pack, so that its workflow runs before anything was downloaded.
 BUNDLED_NAME = "sana-native-demo" + FOLDER_MARK
 BUNDLED_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo", "checkpoint")
 
 
+def component_of(folder: str) -> str | None:
+    """Which component's config.json lies in a folder; None for another class's, and for one that cannot be read."""
+    try:
+        config = read_json(os.path.join(folder, "config.json"))
+    except (OSError, ValueError):
+        return None
+    names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    return next((CLASSES[name] for name in names if name in CLASSES), None)
+
+
+def parts_of(folder: str, subfolders: list[str], files: list[str]) -> dict[str, list[str]]:
+    """Component -> folders to offer for it, of a folder that is a model; {} for one that is none, such as a group."""
+    parts = {name: [folder] for name in ("transformer", "vae", "text_encoder") if name in subfolders}
+    if AVERAGED in subfolders:
+        parts.setdefault("transformer", []).append(os.path.join(folder, AVERAGED))
+    if "transformer" in parts or "model_index.json" in files:
+        return parts
+    alone = component_of(folder) if "config.json" in files else None
+    return {alone: [folder]} if alone else {}
+
+
 def diffusers_folders(component: str) -> dict[str, str]:
-    """Name -> path of every model in the host's `diffusers` folders that holds the component."""
+    """Name -> path of every model in the host's `diffusers` folders that holds the component.
+
+    A model is a diffusers folder, a trainer's checkpoint with a `transformer` folder, or one component's folder.
+    """
     found: dict[str, str] = {}
     for search_path in folder_paths.get_folder_paths("diffusers"):
         for root, folders, files in os.walk(search_path, followlinks=True):
-            if "model_index.json" in files:
-                if component in folders:
-                    name = os.path.relpath(root, search_path).replace(os.sep, "/") + FOLDER_MARK
-                    found.setdefault(name, root)
+            parts = {} if root == search_path else parts_of(root, folders, files)
+            for path in parts.get(component, ()):
+                found.setdefault(os.path.relpath(path, search_path).replace(os.sep, "/") + FOLDER_MARK, path)
+            if parts or "model_index.json" in files:
                 folders.clear()  # a model's own subfolders hold no further model
     if os.path.isdir(os.path.join(BUNDLED_FOLDER, component)):
         found.setdefault(BUNDLED_NAME, BUNDLED_FOLDER)
@@ -26,8 +63,10 @@ def diffusers_folders(component: str) -> dict[str, str]:
 
 
 def list_names(folder: str, component: str) -> list[str]:
-    """Names for a loader's combo: diffusers folders first, then files."""
-    return [*diffusers_folders(component), *folder_paths.get_filename_list(folder)]
+    """Names for a loader's combo: diffusers folders first, then files, then those of `checkpoints`."""
+    files = folder_paths.get_filename_list(folder)
+    checkpoints = [CHECKPOINTS_MARK + name for name in folder_paths.get_filename_list(CHECKPOINTS)]
+    return [*diffusers_folders(component), *files, *(name for name in checkpoints if name not in files)]
 
 
 def resolve(name: str, folder: str, component: str) -> str:
@@ -39,4 +78,18 @@ def resolve(name: str, folder: str, component: str) -> str:
                 f"The diffusers folder {name} is not in models/diffusers any more: refresh the list and pick again."
             )
         return folders[name]
-    return folder_paths.get_full_path_or_raise(folder, name)
+    if name.startswith(CHECKPOINTS_MARK) and folder_paths.get_full_path(folder, name) is None:
+        return file_path(name.removeprefix(CHECKPOINTS_MARK), CHECKPOINTS)
+    return file_path(name, folder)
+
+
+def file_path(name: str, folder: str) -> str:
+    """Path of a file in the host's folders. Raises FileNotFoundError when it is gone."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is not None:
+        return path
+    for search_path in folder_paths.get_folder_paths(folder):
+        candidate = os.path.join(search_path, os.path.normpath(os.sep + name).lstrip(os.sep))
+        if os.path.lexists(candidate):  # a link that leads nowhere, or no file: the reader says which
+            return candidate
+    raise FileNotFoundError(f"{name} is not in models/{folder} any more: refresh the list and pick again.")

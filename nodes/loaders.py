@@ -16,6 +16,8 @@ DTYPES = {
 }
 WIDE_DTYPES = ["auto", "bfloat16", "float32"]  # what Gemma and DC-AE stand; both overflow in float16
 CLAMP = {"auto": None, "on": True, "off": False}
+NATIVE_RESOLUTIONS = {"auto": None, "512": 512, "1024": 1024, "2K": 2048, "4K": 4096}
+TRAINED_IN_FLOAT16 = {"auto": None, "float16": True, "bfloat16": False}
 CATEGORY = "model/loaders"
 
 
@@ -32,8 +34,8 @@ class SanaNativeModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=list_names("diffusion_models", "transformer"),
-                    tooltip="File in models/diffusion_models (.safetensors or NVIDIA's .pth; any shard of a set), or a "
-                    "diffusers folder in models/diffusers, shown with a slash at its end.",
+                    tooltip="File in models/diffusion_models (.safetensors or NVIDIA's .pth; any shard of a set) or "
+                    "models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -61,13 +63,47 @@ class SanaNativeModelLoader(io.ComfyNode):
                     tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in "
                     "float16, which depend on it in every format.",
                 ),
+                io.Combo.Input(
+                    "native_resolution",
+                    options=list(NATIVE_RESOLUTIONS),
+                    default="auto",
+                    advanced=True,
+                    optional=True,
+                    tooltip="Picture size the checkpoint was trained at; 2K and 4K models know positions, others do "
+                    "not. auto: read from config.json, NVIDIA's position table or the file's name. Set it for a "
+                    "renamed 2K or 4K file without config.json.",
+                ),
+                io.Combo.Input(
+                    "trained_in",
+                    options=list(TRAINED_IN_FLOAT16),
+                    default="auto",
+                    advanced=True,
+                    optional=True,
+                    tooltip="Number format the checkpoint was trained in, which no tensor tells. auto: read from the "
+                    "release's name. Set it for a fine-tune: what its base has (float16 for the first 512 and 1024 px "
+                    "models without BF16 in their name).",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for any sampler node.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, shift: float, clamp: str) -> io.NodeOutput:
-        options = {"dtype": DTYPES[weight_dtype], "shift": shift or None, "clamp": CLAMP[clamp]}
+    def execute(
+        cls,
+        model_name: str,
+        weight_dtype: str,
+        shift: float = 0.0,
+        clamp: str = "auto",
+        native_resolution: str = "auto",
+        trained_in: str = "auto",
+    ) -> io.NodeOutput:
+        options = {
+            "dtype": DTYPES[weight_dtype],
+            "shift": shift or None,
+            "clamp": CLAMP[clamp],
+            "native_size": NATIVE_RESOLUTIONS[native_resolution],
+            "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
+        }
         return io.NodeOutput(load_sana(resolve(model_name, "diffusion_models", "transformer"), options))
 
 
@@ -84,8 +120,9 @@ class SanaNativeGemmaLoader(io.ComfyNode):
                 io.Combo.Input(
                     "text_encoder_name",
                     options=list_names("text_encoders", "text_encoder"),
-                    tooltip="File in models/text_encoders, or a diffusers folder in models/diffusers, shown with a "
-                    "slash at its end. The tokenizer is read from the file itself or from a tokenizer.model beside it.",
+                    tooltip="File in models/text_encoders or models/checkpoints, or a folder in models/diffusers, with "
+                    "a slash at its end. The tokenizer is read from the file itself or from a tokenizer.model beside "
+                    "it.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -118,8 +155,8 @@ class SanaNativeDCAELoader(io.ComfyNode):
                 io.Combo.Input(
                     "vae_name",
                     options=list_names("vae", "vae"),
-                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0 or 1.1, either key layout), or a diffusers "
-                    "folder in models/diffusers, shown with a slash at its end.",
+                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0, 1.1 or Lite, either key layout) or "
+                    "models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -1,8 +1,15 @@
-"""Weights in their authors' layouts, made from diffusers' by its own mapping, not by reversing the pack's tables."""
+"""Weights in their authors' layouts, made from diffusers' by its own mapping, not by reversing the pack's tables, and
+files as trainers leave them."""
 
+import json
+import random
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -100,6 +107,7 @@ def original_end(half: str, rest: str) -> str:
         ("decoder", "conv_in"): "project_in.main.conv",
         ("decoder", "norm_out"): "project_out.op_list.0",
         ("decoder", "conv_out"): "project_out.op_list.2.conv",
+        ("decoder", "conv_out.conv"): "project_out.op_list.2.conv.conv",  # upsamples: no layers in the first stage
     }
     return f"{names[half, stem]}.{suffix}"
 
@@ -121,3 +129,36 @@ def original_block(half: str, inner: str) -> str:
         "conv_out.norm": "local_module.main.point_conv.norm",
     }
     return f"{names[stem]}.{suffix}"
+
+
+def prefixed(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in state_dict.items()}
+
+
+def training_state(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What NVIDIA's training saves beside the weights: optimizer, schedule, counters and random states."""
+    moments = {index: {"step": 7, "exp_avg": torch.zeros_like(t)} for index, t in enumerate(list(weights.values())[:3])}
+    return {
+        "optimizer": {"state": moments, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0, 1, 2]}]},
+        "scheduler": {"base_lrs": [1e-4], "last_epoch": 7, "_step_count": 8},
+        "epoch": 3,
+        "step": 7,
+        "rng_state": {
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state(),
+            "python": random.getstate(),
+            "generator": torch.Generator().get_state(),
+        },
+    }
+
+
+def save(path: Path, content: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
+    """A .pth or .safetensors, with config.json beside it where one is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file({key: tensor.contiguous().clone() for key, tensor in content.items()}, path)
+    else:
+        torch.save(content, path)
+    if config is not None:
+        (path.parent / "config.json").write_text(json.dumps(config))
+    return str(path)

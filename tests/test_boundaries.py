@@ -11,8 +11,11 @@ PACKAGES = ("nodes", "models", "samplers")
 PACK = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py")) + [ROOT / "__init__.py"]
 PURE = {
     "models/config.py",
+    "models/config_checks.py",
     "models/model_detection.py",
     "models/convert.py",
+    "models/release_names.py",
+    "models/lora_convert.py",
     "models/resolution.py",
     "samplers/schedules.py",
 }
@@ -30,7 +33,7 @@ HOST = {
     "server",
 }
 ONLY_IN_NODES = HOST - {"comfy"}
-LIBRARIES = {"torch", "safetensors", "sentencepiece"}
+LIBRARIES = {"torch", "safetensors", "sentencepiece", "numpy"}
 BANNED_MODULES = {
     "subprocess",
     "socket",

@@ -1,4 +1,4 @@
-"""Configuration from keys and shapes: every released size, what only names and config.json tell, and refusals."""
+"""Configuration from tensors, config.json and names, in this order of trust, and files that are not SANA's."""
 
 import dataclasses
 
@@ -12,186 +12,18 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from sana_native.models import convert, loader
-from sana_native.models.config import DCAEConfig, DCAEHalfConfig, SanaConfig
-from sana_native.models.dc_ae import AutoencoderDC
-from sana_native.models.model_detection import (
-    DC_AE_KEYS,
-    SANA_KEYS,
-    detect_dc_ae,
-    detect_gemma2,
-    detect_sana,
-    is_dc_ae,
-    is_gemma2,
-    is_sana,
-)
-from sana_native.models.sana import Sana
+from sana_native.models import loader
+from sana_native.models.model_detection import DC_AE_KEYS, SANA_KEYS, detect_sana, is_dc_ae, is_sana
 from sana_native.tests import layouts, tiny
-
-SMALL, MEDIUM = (
-    {"hidden_size": 1152, "num_cross_attention_heads": 16},
-    {"hidden_size": 2240, "num_cross_attention_heads": 20},
-)
-SPRINT = {"qk_norm": True, "guidance_embeds": True}
-# The released models: what they differ in, parameters, tensors in diffusers' layout, tensors of a block in NVIDIA's.
-RELEASED = {
-    "SANA 0.6B": (SMALL | {"depth": 28}, 591_747_872, 548, 15),
-    "SANA 1.6B": (MEDIUM | {"depth": 20}, 1_604_462_752, 396, 15),
-    "SANA-1.5 1.6B": (MEDIUM | {"depth": 20, "qk_norm": True}, 1_604_641_952, 476, 19),
-    "SANA-1.5 4.8B": (MEDIUM | {"depth": 60, "qk_norm": True}, 4_721_825_952, 1396, 19),
-    "SANA-Sprint 0.6B": (SMALL | {"depth": 28} | SPRINT, 593_501_216, 664, 19),
-    "SANA-Sprint 1.6B": (MEDIUM | {"depth": 20} | SPRINT, 1_610_237_472, 480, 19),
-}
-DC_AE_HALF = {
-    "block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
-    "widths": (128, 256, 512, 512, 1024, 1024),
-    "kernel_sizes": ((), (), (), (5,), (5,), (5,)),
-}
-DC_AE = DCAEConfig(
-    image_channels=3,
-    latent_channels=32,
-    attention_head_dim=32,
-    scaling_factor=0.41407,
-    encoder=DCAEHalfConfig(layers=(2, 2, 2, 3, 3, 3), **DC_AE_HALF),
-    decoder=DCAEHalfConfig(layers=(3,) * 6, **DC_AE_HALF),
-)
-
-
-def released_config(name: str) -> SanaConfig:
-    common = {
-        "caption_channels": 2304,
-        "in_channels": 32,
-        "out_channels": 32,
-        "qk_norm": False,
-        "guidance_embeds": False,
-        "guidance_embeds_scale": 0.1,
-        "interpolation_scale": None,
-        "sample_size": 32,
-        "shift": 3.0,
-        "clamp_attention": None,
-    }
-    own = RELEASED[name][0]
-    return SanaConfig(**common | {"mlp_hidden_size": own["hidden_size"] * 5 // 2} | own)
+from sana_native.tests.test_released import meta as released
 
 
 def meta_sana(name: str) -> dict[str, torch.Tensor]:
-    return Sana(released_config(name), device="meta", operations=comfy.ops.disable_weight_init).state_dict()
+    return released("diffusers", name)
 
 
 def meta_dc_ae() -> dict[str, torch.Tensor]:
-    return AutoencoderDC(DC_AE, device="meta", operations=comfy.ops.disable_weight_init).state_dict()
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_released_size_has_its_exact_parameters_and_tensors(name):
-    _, parameters, tensors, _ = RELEASED[name]
-    state_dict = meta_sana(name)
-    assert (sum(t.numel() for t in state_dict.values()), len(state_dict)) == (parameters, tensors)
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_released_size_has_the_keys_and_shapes_of_diffusers(name):
-    config = released_config(name)
-    with torch.device("meta"):
-        reference = diffusers.SanaTransformer2DModel(
-            num_attention_heads=config.hidden_size // 32,
-            num_layers=config.depth,
-            num_cross_attention_heads=config.num_cross_attention_heads,
-            cross_attention_head_dim=config.hidden_size // config.num_cross_attention_heads,
-            cross_attention_dim=config.hidden_size,
-            guidance_embeds=config.guidance_embeds,
-            qk_norm="rms_norm_across_heads" if config.qk_norm else None,
-        )
-    assert shapes(meta_sana(name)) == shapes(reference.state_dict())
-
-
-def shapes(state_dict) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_released_size_is_recognised_from_diffusers_layout(name):
-    state_dict = meta_sana(name)
-    assert is_sana(state_dict) and detect_sana(state_dict) == released_config(name)
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_released_size_is_recognised_from_nvidias_layout(name):
-    state_dict = meta_sana(name)
-    native = layouts.nvidia_sana(state_dict)
-    assert len([key for key in native if key.startswith("blocks.0.")]) == RELEASED[name][3]
-    assert convert.is_nvidia_sana(native) and not convert.is_nvidia_sana(state_dict)
-    converted = convert.convert_nvidia_sana(native)
-    assert shapes(converted) == shapes(state_dict)
-    assert detect_sana(converted, positions=native["pos_embed"].shape[1]) == released_config(name)
-
-
-def test_dc_ae_has_its_exact_parameters_and_tensors_and_the_keys_of_diffusers():
-    state_dict = meta_dc_ae()
-    assert (sum(t.numel() for t in state_dict.values()), len(state_dict)) == (312_250_275, 375)
-    with torch.device("meta"):
-        reference = diffusers.AutoencoderDC(
-            encoder_block_types=DC_AE_HALF["block_types"],
-            decoder_block_types=DC_AE_HALF["block_types"],
-            upsample_block_type="interpolate",
-            downsample_block_type="Conv",
-        )
-    assert shapes(state_dict) == shapes(reference.state_dict())
-
-
-def test_dc_ae_is_recognised_in_both_layouts():
-    state_dict = meta_dc_ae()
-    native = layouts.original_dc_ae(state_dict)
-    assert convert.is_original_dc_ae(native) and not convert.is_original_dc_ae(state_dict)
-    converted = convert.convert_original_dc_ae(native)
-    assert shapes(converted) == shapes(state_dict)
-    for layout in (state_dict, converted):
-        assert is_dc_ae(layout) and detect_dc_ae(layout) == DC_AE
-
-
-def test_gemma_2_2b_is_recognised_with_its_real_widths():
-    config = transformers.Gemma2Config(
-        hidden_size=2304, num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4
-    )
-    with torch.device("meta"):
-        state_dict = {f"model.{key}": tensor for key, tensor in transformers.Gemma2Model(config).state_dict().items()}
-    assert is_gemma2(state_dict) and detect_gemma2(state_dict) == {
-        "vocab_size": 256000,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-    }
-
-
-# File name, then sample_size, interpolation_scale, shift, clamp_attention.
-NAMED = {
-    "Sana_600M_512px_MultiLing.pth": (16, None, 3.0, True),
-    "Sana_600M_1024px_MultiLing.pth": (32, None, 4.0, True),
-    "Sana_1600M_512px.pth": (16, None, 3.0, True),
-    "Sana_1600M_512px_MultiLing.pth": (16, None, 3.0, True),
-    "Sana_1600M_1024px.pth": (32, None, 3.0, True),
-    "Sana_1600M_1024px_MultiLing.pth": (32, None, 3.0, True),
-    "Sana_1600M_1024px_diffusers/transformer/diffusion_pytorch_model.fp16.safetensors": (32, None, 3.0, True),
-    "Sana_1600M_1024px_diffusers/transformer/diffusion_pytorch_model.bf16.safetensors": (32, None, 3.0, True),
-    "Sana_1600M_1024px_BF16.pth": (32, None, 3.0, None),
-    "Sana_1600M_1024px_BF16_diffusers/transformer/diffusion_pytorch_model.safetensors": (32, None, 3.0, None),
-    "Sana_1600M_2Kpx_BF16.pth": (64, 1.0, 3.0, None),
-    "Sana_1600M_4Kpx_BF16.pth": (128, 2.0, 6.0, None),
-    "SANA1.5_1.6B_1024px.pth": (32, None, 3.0, None),
-    "my_own_model.safetensors": (32, None, 3.0, None),
-}
-
-
-@pytest.mark.parametrize("file", NAMED)
-def test_file_name_tells_what_no_tensor_does(file):
-    config = detect_sana(meta_sana("SANA 1.6B"), file)
-    assert (config.sample_size, config.interpolation_scale, config.shift, config.clamp_attention) == NAMED[file]
-
-
-def test_checkpoints_with_qk_norm_were_never_trained_in_float16_whatever_their_name():
-    assert detect_sana(meta_sana("SANA-1.5 1.6B"), "Sana_1600M_1024px.pth").clamp_attention is None
+    return released("diffusers", "dc-ae-f32c32-sana-1.0 and 1.1")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +159,9 @@ def test_every_loader_names_the_foreign_family_it_refuses(family, prefix, tmp_pa
     path = save(tmp_path / "foreign.safetensors", [prefix + key for key in FOREIGN[family]()])
     name = family.partition(" (")[0]
     for expected, load in LOADERS.items():
-        with pytest.raises(ValueError, match=rf"foreign.safetensors is {name}.*, not {expected}\.$"):
+        with pytest.raises(
+            ValueError, match=rf"foreign.safetensors is {name}.*, not {expected}(: pick another file)?\.$"
+        ):
             load(path)
 
 
@@ -344,7 +178,7 @@ def test_every_loader_names_a_lora_a_merged_controlnet_and_an_unknown_file(expec
         (["b", "a", "c"], r"something else \(3 tensors, such as a, b\)"),
         ([], "a file without tensors"),
     ):
-        with pytest.raises(ValueError, match=rf"x.safetensors is {name}, not {expected}\.$"):
+        with pytest.raises(ValueError, match=rf"x.safetensors is {name}, not {expected}(: pick another file)?\.$"):
             LOADERS[expected](save(tmp_path / "x.safetensors", keys))
 
 
@@ -379,5 +213,5 @@ def test_dc_ae_of_other_models_is_refused_by_name(tmp_path):
 
 
 def test_configuration_is_compared_whole():
-    base = released_config("SANA 1.6B")
+    base = detect_sana(meta_sana("SANA 1.6B"))
     assert all(base != dataclasses.replace(base, **{field.name: -1}) for field in dataclasses.fields(base))

@@ -1,4 +1,4 @@
-"""The twelve nodes: schema and code agree, everything is explained, defaults are valid, and inputs stay as they are."""
+"""The thirteen nodes: schema and code agree, everything is explained, defaults are valid, and inputs stay as they are."""
 
 import copy
 import inspect
@@ -29,6 +29,7 @@ IDS = {
     "SanaNativeSampler",
     "SanaNativeDCAEEncode",
     "SanaNativeDCAEDecode",
+    "SanaNativeLoraLoader",
 }
 SHELVES = {
     "model/loaders",
@@ -45,8 +46,8 @@ def defaults(node) -> dict:
     return {item.id: item.default for item in node.GET_SCHEMA().inputs if getattr(item, "default", None) is not None}
 
 
-def test_ids_are_the_twelve_and_permanent():
-    assert len(NODES) == 12 and {node.GET_SCHEMA().node_id for node in NODES} == IDS
+def test_ids_are_the_thirteen_and_permanent():
+    assert len(NODES) == 13 and {node.GET_SCHEMA().node_id for node in NODES} == IDS
 
 
 def test_entry_point_hands_over_the_nodes():
@@ -94,7 +95,7 @@ def test_defaults_are_valid(node):
 
 @every_node
 def test_every_number_and_choice_has_a_default(node):
-    choosing_a_file = {"model_name", "text_encoder_name", "vae_name"}
+    choosing_a_file = {"model_name", "text_encoder_name", "vae_name", "lora_name"}
     for item in node.GET_SCHEMA().inputs:
         if isinstance(item, io.Combo.Input | io.Int.Input | io.Float.Input | io.Boolean.Input):
             assert item.default is not None or item.id in choosing_a_file
@@ -106,7 +107,7 @@ def models_folder(monkeypatch, tmp_path):
     diffusers = tmp_path / "diffusers" / "group" / "tiny model"
     diffusers.parent.mkdir(parents=True)
     diffusers.symlink_to(folder() / "sana", target_is_directory=True)
-    paths = {"diffusers": [str(tmp_path / "diffusers")]}
+    paths = {"diffusers": [str(tmp_path / "diffusers")], "checkpoints": [str(tmp_path / "checkpoints")]}
     for name in ("diffusion_models", "text_encoders", "vae"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.safetensors").touch()
@@ -173,7 +174,7 @@ def test_model_loader_gives_the_weights_the_chosen_format(dtype):
 
 
 @pytest.mark.usefixtures("models_folder")
-@pytest.mark.parametrize("clamp, expected", [("auto", None), ("on", True), ("off", False)])
+@pytest.mark.parametrize("clamp, expected", [("auto", True), ("on", True), ("off", False)])
 def test_model_loader_passes_shift_and_clamp_on(clamp, expected):
     (loaded,) = call(OURS["ModelLoader"], "group/tiny model/", "auto", 2.5, clamp)
     config = loaded.model.diffusion_model.config

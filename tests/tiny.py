@@ -45,8 +45,8 @@ def transformer(sprint: bool = False, seed: int = 0, **overrides) -> diffusers.S
     return randomise(diffusers.SanaTransformer2DModel(**config | overrides), seed)
 
 
-def dc_ae(seed: int = 1) -> diffusers.AutoencoderDC:
-    model = diffusers.AutoencoderDC(
+def dc_ae(seed: int = 1, **overrides) -> diffusers.AutoencoderDC:
+    config = dict(
         in_channels=3,
         latent_channels=LATENT_CHANNELS,
         attention_head_dim=32,
@@ -64,7 +64,18 @@ def dc_ae(seed: int = 1) -> diffusers.AutoencoderDC:
         decoder_act_fns="silu",
         scaling_factor=0.41407,
     )
-    return randomise(model, seed, gain=0.7)
+    return randomise(diffusers.AutoencoderDC(**config | overrides), seed, gain=0.7)
+
+
+def dc_ae_lite() -> diffusers.AutoencoderDC:
+    """The decoder of DC-AE-Lite: residual blocks, none at full size, pixel shuffle and a SiLU at the end."""
+    return dc_ae(
+        decoder_block_types="ResBlock",
+        decoder_layers_per_block=(0, 2, 1, 1, 1, 1),
+        decoder_qkv_multiscales=((),) * 6,
+        upsample_block_type="pixel_shuffle",
+        decoder_conv_act_fn="silu",
+    )
 
 
 def train_tokenizer() -> bytes:
