@@ -6,11 +6,15 @@ work; what they lack is added here by subclasses: logit soft-capping, the choice
 
 from typing import Any
 
+import comfy.sd
 import comfy.sd1_clip
 import torch
 from comfy.text_encoders import llama
 from comfy.text_encoders.lumina2 import Gemma2BTokenizer
 from torch import Tensor
+
+from .precision import FLOAT8
+from .weights import make_ready
 
 # The text SANA was trained with, character for character; the quotes and the trailing space matter.
 INSTRUCTION = "\n".join(
@@ -74,6 +78,10 @@ class Gemma2(llama.Gemma2_2B):
         super().__init__(config_dict, dtype, device, operations)
         for layer in self.model.layers:
             layer.self_attn = SoftcapAttention(self.model.config, device=device, dtype=dtype, ops=operations)
+        if dtype in FLOAT8:  # the norms add one to their weights, which float8 cannot
+            for module in self.modules():
+                if isinstance(module, llama.RMSNorm):
+                    module.to(torch.bfloat16)
 
 
 class GemmaModel(comfy.sd1_clip.SDClipModel):
@@ -156,6 +164,20 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
             mask = extra["attention_mask"]
             extra = extra | {"attention_mask": torch.cat([mask[:, :1], mask[:, last:]], dim=1)}
         return context, pooled, extra
+
+
+class GemmaClip(comfy.sd.CLIP):
+    """The host's CLIP, which on the CPU uses weights where the file is mapped and keeps the norms wide."""
+
+    def load_sd(self, sd: dict[str, Tensor], full_model: bool = False):  # noqa: ARG002 - the host's signature
+        for key, tensor in sd.items():
+            if key.endswith("norm.weight") and tensor.dtype in FLOAT8:
+                sd[key] = tensor.to(torch.bfloat16)
+        model = self.cond_stage_model
+        assign = make_ready(model.gemma2_2b.transformer, sd, self.patcher)
+        for module in model.modules():  # the host's way to hand it on
+            module.can_assign_sd = assign
+        return model.load_sd(sd)
 
 
 def encode_prompts(

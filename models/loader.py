@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -20,24 +21,40 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from . import convert
+from . import convert, quantised, summary
 from . import model_detection as detection
 from .checkpoint import Checkpoint, read_beside, read_checkpoint
 from .config import SANA_LATENT_SCALE, SanaConfig
-from .gemma import CLIP_NAME, SanaTextEncoder, SanaTokenizer
+from .config_checks import check_gemma2, is_base_gemma
+from .dc_ae import AutoencoderDC
+from .device import describe_device, requested
+from .gemma import CLIP_NAME, Gemma2, GemmaClip, SanaTextEncoder, SanaTokenizer
+from .model_patcher import sana_patcher
+from .precision import Precision, dc_ae_precision, gemma_precision, sana_precision
+from .sana import Sana
 from .supported_models import CONFIG_KEY, SanaSupported, read_config_tensor
 from .vae import SanaVAE
+from .weights import make_ready
+from .weight_values import check_values
 
 logger = logging.getLogger(__name__)
 
-MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
+MODEL_PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+)
 TEXT_PREFIXES = (
     "text_encoders.gemma2_2b.transformer.",
     "gemma2_2b.transformer.",
     "text_encoder.",
     "text_encoders.gemma2_2b.",
 )
-VAE_PREFIXES = ("first_stage_model.", "vae.")
+VAE_PREFIXES = ("first_stage_model.", "vae.", "module.", "_orig_mod.")
 GEMMA_SPECIAL_IDS = (0, 2)  # padding, start
 # What each loader expects, in the words of `model_detection.FAMILIES`.
 SANA, GEMMA, DC_AE = "a SANA transformer", "a Gemma-2 text encoder", "a DC-AE autoencoder"
@@ -58,14 +75,23 @@ def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None
         )
 
 
-def check_shapes(name: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raises ValueError for the first tensor whose shape differs."""
-    for key, tensor in expected.items():
-        if tensor.shape != found[key].shape:
+def check_tensors(
+    checkpoint: Checkpoint, expected: dict[str, Tensor], found: dict[str, Tensor], layers: dict[str, str]
+) -> None:
+    """Raises ValueError that names missing and unexpected tensors, or the first one of another shape.
+
+    expected: state dict of the network with torch's own layers, as those of the host have no weights before they are
+    loaded when it streams. layers: the file's quantised layers with their formats.
+    """
+    name = checkpoint.name
+    check_keys(name, expected, quantised.plain_view(found, layers))
+    for key, shape in quantised.stored_shapes(expected, layers).items():
+        if shape != tuple(found[key].shape):
             raise ValueError(
-                f"{name} does not fit its architecture: {key} has shape {tuple(found[key].shape)}, expected "
-                f"{tuple(tensor.shape)}: download it again."
+                f"{name} does not fit its architecture: {key} has shape {tuple(found[key].shape)}, expected {shape}: "
+                "download it again."
             )
+    check_values(name, [key for key in expected if key.removesuffix(".weight") not in layers], found)
 
 
 def refuse(checkpoint: Checkpoint, expected: str, required: Iterable[str], state_dict: dict[str, Tensor]) -> ValueError:
@@ -74,7 +100,8 @@ def refuse(checkpoint: Checkpoint, expected: str, required: Iterable[str], state
     missing = [key for key in required if key not in state_dict]
     if found.startswith(expected):
         return missing_tensor(checkpoint, expected, missing[0]) if missing else other_shapes(checkpoint, expected)
-    return ValueError(f"{checkpoint.name} is {found}, not {expected}.")
+    cure = "" if re.search(r"\((use|take|load) ", found) else ": pick another file"
+    return ValueError(f"{checkpoint.name} is {found}, not {expected}{cure}.")
 
 
 def missing_tensor(checkpoint: Checkpoint, expected: str, key: str) -> ValueError:
@@ -103,48 +130,47 @@ def own_config(checkpoint: Checkpoint, class_name: str) -> dict:
     return checkpoint.config if checkpoint.config.get("_class_name", class_name) == class_name else {}
 
 
-def prepare_sana(checkpoint: Checkpoint) -> tuple[SanaConfig, dict[str, Tensor]]:
-    """Configuration and tensors in the internal layout. Raises ValueError when the file is not a SANA transformer."""
-    state_dict = convert.strip_prefix(checkpoint.state_dict, MODEL_PREFIXES)
-    table = state_dict.get("pos_embed")
-    saved = state_dict.pop(CONFIG_KEY, None)
-    if convert.is_nvidia_sana(state_dict):
-        state_dict = convert.convert_nvidia_sana(state_dict)
-    if not detection.is_sana(state_dict):
-        raise refuse(checkpoint, SANA, detection.SANA_KEYS, state_dict)
-    source = dict(own_config(checkpoint, "SanaTransformer2DModel"))
-    scheduler = read_beside(checkpoint.path, "scheduler", "scheduler_config.json")
-    if "flow_shift" in scheduler:
-        source["flow_shift"] = scheduler["flow_shift"]
+def read_sana(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str], dict, str]:
+    """Tensors in the internal layout, quantised layers, what lies beside or in the file, and the layout it had.
+
+    Raises ValueError when the file is not a SANA transformer.
+    """
     with naming_faults(checkpoint, SANA):
+        state_dict = quantised.strip_quantised(checkpoint.state_dict, MODEL_PREFIXES, checkpoint.metadata)
+        source = dict(own_config(checkpoint, "SanaTransformer2DModel"))
+        table, saved = state_dict.get("pos_embed"), state_dict.pop(CONFIG_KEY, None)
+        layout = convert.layout_of(state_dict)
+        if convert.is_nvidia_sana(state_dict):
+            state_dict = convert.convert_nvidia_sana(state_dict)
+        if not detection.is_sana(state_dict):
+            raise refuse(checkpoint, SANA, detection.SANA_KEYS, state_dict)
+        scheduler = read_beside(checkpoint.path, "scheduler", "scheduler_config.json")
+        if "flow_shift" in scheduler:
+            source["flow_shift"] = scheduler["flow_shift"]
+        if table is not None:
+            source["positions"] = table.shape[-2]
         if saved is not None:
             source |= read_config_tensor(saved)
-        positions = None if table is None else table.shape[-2]
-        return detection.detect_sana(state_dict, checkpoint.name, source, positions), state_dict
+        layers = quantised.quantised_layers(state_dict)
+    quantised.check_quantised(checkpoint.name, state_dict, layers)
+    return state_dict, layers, source, layout
 
 
-def inference_dtypes(config: SanaConfig) -> list[torch.dtype]:
-    """Formats to compute in, best first: float16 for what was trained in it, else bfloat16; float32 if that is slow."""
-    return [torch.float16 if config.clamp_attention else torch.bfloat16, torch.float32]
-
-
-def set_dtypes(
-    supported: SanaSupported, state_dict: dict[str, Tensor], requested: torch.dtype | None, load_device: torch.device
-) -> torch.dtype:
-    """Sets the formats to keep the weights and to compute in, as the host chooses them; returns the first."""
-    quantised = supported.quant_config is not None
-    dtype = requested
-    if dtype is None:
-        dtype = comfy.model_management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(state_dict),
-            supported_dtypes=list(supported.supported_inference_dtypes),
-            weight_dtype=None if quantised else comfy.utils.weight_dtype(state_dict),
+def configure_sana(checkpoint: Checkpoint, view: dict[str, Tensor], source: dict, options: dict) -> SanaConfig:
+    """The configuration detected from unquantised shapes, with the user's options over it."""
+    source = source | detection.chosen_config(options.get("native_size"), options.get("trained_in_float16"))
+    with naming_faults(checkpoint, SANA):
+        config = detection.detect_sana(
+            view, checkpoint.name, source, source.get("positions"), os.path.normpath(checkpoint.path)
         )
-    manual_cast = comfy.model_management.unet_manual_cast(
-        None if quantised else dtype, load_device, supported.supported_inference_dtypes
-    )
-    supported.set_inference_dtype(dtype, manual_cast, device=load_device)
-    return dtype
+    chosen = {"shift": options.get("shift"), "clamp_attention": options.get("clamp")}
+    return dataclasses.replace(config, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def log_loaded(checkpoint: Checkpoint, what: str, precision: Precision) -> None:
+    if precision.warning:
+        logger.warning("SANA: %s: %s.", checkpoint.name, precision.warning)
+    logger.info("SANA: %s is %s, %s", checkpoint.name, what, summary.describe_precision(precision))
 
 
 def load_sana(
@@ -152,56 +178,65 @@ def load_sana(
 ) -> comfy.model_patcher.ModelPatcher:
     """SANA transformer from a file or folder.
 
-    options: "dtype" torch.dtype of the weights or None, "shift" flow shift or None, "clamp" bool or None; None is the
-    checkpoint's own.
+    options, each None for the checkpoint's own: "dtype" torch.dtype of the weights, "shift" flow shift, "clamp" bool,
+    "native_size" pixels a side, "trained_in_float16" bool.
     Raises ValueError or FileNotFoundError with one sentence for what cannot be loaded.
     """
     options = options or {}
     checkpoint = read_checkpoint(path, "transformer")
-    config, state_dict = prepare_sana(checkpoint)
-    dtypes = inference_dtypes(config)  # of the checkpoint as it was trained, whatever the options say
-    overrides = {"shift": options.get("shift"), "clamp_attention": options.get("clamp")}
-    config = dataclasses.replace(config, **{name: value for name, value in overrides.items() if value is not None})
+    state_dict, layers, source, layout = read_sana(checkpoint)
+    view = quantised.plain_view(state_dict, layers)
+    config = configure_sana(checkpoint, view, source, options)
+    check_tensors(
+        checkpoint,
+        Sana(config, device="meta", operations=torch.nn).state_dict(),
+        state_dict,
+        layers,
+    )
 
-    state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
-    supported = SanaSupported(config, dtypes)
-    supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     load_device = comfy.model_management.get_torch_device()
-    dtype = set_dtypes(supported, state_dict, options.get("dtype"), load_device)
+    parameters = comfy.utils.calculate_parameters(view)
+    precision = sana_precision(
+        config.trained_in,
+        comfy.utils.weight_dtype(state_dict),
+        requested(options.get("dtype"), "weight_dtype", "unet"),
+        describe_device(load_device, parameters),
+        quantised.formats(layers),
+    )
+    if config.clamp_attention is None:
+        config = dataclasses.replace(config, clamp_attention=precision.clamp)
+    supported = SanaSupported(config, precision)
+    supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
 
     offload_device = comfy.model_management.unet_offload_device()
     model = supported.get_model(state_dict)
-    expected = model.diffusion_model.state_dict()
-    if supported.quant_config is None:
-        check_keys(checkpoint.name, expected, state_dict)
-        check_shapes(checkpoint.name, expected, state_dict)
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    patcher = sana_patcher(model, load_device, offload_device, disable_dynamic)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    model.load_model_weights(state_dict, "", assign=make_ready(model.diffusion_model, state_dict, patcher))
     patcher.cached_patcher_init = (load_sana, (path, options))
-    family = "SANA-Sprint" if config.guidance_embeds else "SANA-1.5" if config.qk_norm else "SANA"
-    logger.info(
-        "SANA: %s is %s, width %d, depth %d, native %d px, weights %s, computed in %s",
-        checkpoint.name,
-        family,
-        config.hidden_size,
-        config.depth,
-        32 * config.sample_size,
-        dtype,
-        model.get_dtype_inference(),
-    )
+    log_loaded(checkpoint, summary.describe_sana(config, parameters, layout), precision)
     return patcher
 
 
-def find_tokenizer(path: str) -> Tensor | None:
-    """Bytes of the tokenizer.model beside the weights or in a diffusers model's tokenizer folder, as a uint8 tensor."""
+def beside(path: str, name: str) -> tuple[str, str]:
+    """Where a tokenizer file may lie: beside the weights, or in a diffusers model's tokenizer folder."""
     folder = os.path.dirname(path)
-    for candidate in (
-        os.path.join(folder, "tokenizer.model"),
-        os.path.join(os.path.dirname(folder), "tokenizer", "tokenizer.model"),
-    ):
+    return os.path.join(folder, name), os.path.join(os.path.dirname(folder), "tokenizer", name)
+
+
+def no_tokenizer(checkpoint: Checkpoint) -> FileNotFoundError:
+    other = " (a tokenizer.json is, but the host does not read it)"
+    found = other if any(map(os.path.isfile, beside(checkpoint.path, "tokenizer.json"))) else ""
+    return FileNotFoundError(
+        f"{checkpoint.name} has no tokenizer inside, and there is no tokenizer.model beside it{found}: put Gemma's "
+        "tokenizer.model in its folder."
+    )
+
+
+def find_tokenizer(path: str) -> Tensor | None:
+    """Bytes of the tokenizer.model that belongs to the weights, as a uint8 tensor."""
+    for candidate in beside(path, "tokenizer.model"):
         if os.path.isfile(candidate) and os.path.getsize(candidate):
             with open(candidate, "rb") as file:
                 return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
@@ -235,55 +270,70 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
     options = options or {}
     checkpoint = read_checkpoint(path, "text_encoder")
     spiece = find_spiece(checkpoint.state_dict)
-    state_dict = convert.strip_prefix(checkpoint.state_dict, TEXT_PREFIXES)
-    ignored = ("spiece_model", "logit_scale", "lm_head.weight")
-    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(ignored)}
-    if "embed_tokens.weight" in state_dict:
-        state_dict = {f"model.{key}": tensor for key, tensor in state_dict.items()}
-    if not detection.is_gemma2(state_dict):
-        raise refuse(checkpoint, GEMMA, detection.GEMMA_KEYS, state_dict)
+    state_dict, layers = read_gemma(checkpoint)
     spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
     if spiece is None:
-        raise FileNotFoundError(
-            f"{checkpoint.name} has no tokenizer inside, and there is no tokenizer.model beside it: put Gemma's "
-            "tokenizer.model in its folder."
-        )
-
-    state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata=checkpoint.metadata or {})
+        raise no_tokenizer(checkpoint)
+    view = quantised.plain_view(state_dict, layers)
     with naming_faults(checkpoint, GEMMA):
-        model_config = detection.detect_gemma2(state_dict)
+        model_config = detection.detect_gemma2(view)
+    own = checkpoint.config if checkpoint.config.get("model_type") == "gemma2" else {}
+    check_gemma2(checkpoint.name, model_config, own)
     check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
+    check_tensors(
+        checkpoint,
+        Gemma2(dict(model_config), torch.bfloat16, "meta", torch.nn).state_dict(),
+        state_dict,
+        layers,
+    )
+
     found = comfy.sd.llama_detect([state_dict])
+    stored = found.get("dtype_llama", torch.bfloat16) if layers else comfy.utils.weight_dtype(state_dict)
+    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
     model_options = {
-        "dtype": options.get("dtype") or found.get("dtype_llama", torch.bfloat16),
+        "dtype": precision.weights,
         f"{CLIP_NAME}_model_config": model_config,
         "quantization_metadata": found.get("llama_quantization_metadata"),
     }
     target = comfy.supported_models_base.ClipTarget(SanaTokenizer, SanaTextEncoder)
-    clip = comfy.sd.CLIP(
+    parameters = comfy.utils.calculate_parameters(view)
+    clip = GemmaClip(
         target,
         tokenizer_data={"spiece_model": spiece},
-        parameters=comfy.utils.calculate_parameters(state_dict),
+        parameters=parameters,
+        state_dict=[state_dict],
         model_options=model_options,
         disable_dynamic=disable_dynamic,
     )
-    if model_options["quantization_metadata"] is None:
-        expected = clip.cond_stage_model.gemma2_2b.transformer.state_dict()
-        check_keys(checkpoint.name, expected, state_dict)
-        check_shapes(checkpoint.name, expected, state_dict)
-    clip.load_sd(state_dict)
     clip.patcher.cached_patcher_init = (load_gemma_patcher, (path, options))
-    logger.info(
-        "SANA: %s is Gemma-2, width %d, weights %s",
-        checkpoint.name,
-        model_config["hidden_size"],
-        model_options["dtype"],
-    )
+    if is_base_gemma(checkpoint.path, own):
+        logger.warning(
+            "SANA: %s is the base Gemma-2 2B by its name, but SANA was trained with the instruction-tuned one: use "
+            "gemma-2-2b-it for pictures that follow the prompt.",
+            checkpoint.name,
+        )
+    log_loaded(checkpoint, summary.describe_gemma(model_config, parameters, quantised.formats(layers)), precision)
     return clip
 
 
+def read_gemma(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under the host's names without the tokenizer's, and quantised layers. Raises ValueError for others."""
+    ignored = ("spiece_model", "logit_scale", "lm_head.weight")
+    with naming_faults(checkpoint, GEMMA):
+        state_dict = quantised.strip_quantised(checkpoint.state_dict, TEXT_PREFIXES, checkpoint.metadata)
+        state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(ignored)}
+        if "embed_tokens.weight" in state_dict:
+            state_dict = {f"model.{key}": tensor for key, tensor in state_dict.items()}
+        if not detection.is_gemma2(state_dict):
+            raise refuse(checkpoint, GEMMA, detection.GEMMA_KEYS, state_dict)
+        layers = quantised.quantised_layers(state_dict)
+    quantised.check_quantised(checkpoint.name, state_dict, layers)
+    return state_dict, layers
+
+
 def find_spiece(state_dict: dict[str, Tensor]) -> Tensor | None:
-    return next((tensor for key, tensor in state_dict.items() if key.endswith("spiece_model")), None)
+    found = next((tensor for key, tensor in state_dict.items() if key.endswith("spiece_model")), None)
+    return None if found is None else found.to(torch.uint8)  # bytes survive a cast to 16 bits with the weights
 
 
 def load_gemma_patcher(path: str, options: dict | None = None, disable_dynamic: bool = False):
@@ -299,25 +349,25 @@ def load_dc_ae(path: str, options: dict | None = None, device=None) -> SanaVAE:
     options = options or {}
     checkpoint = read_checkpoint(path, "vae")
     state_dict = convert.strip_prefix(checkpoint.state_dict, VAE_PREFIXES)
+    layout = convert.layout_of(state_dict)
     if convert.is_original_dc_ae(state_dict):
         with naming_faults(checkpoint, DC_AE):
             state_dict = convert.convert_original_dc_ae(state_dict)
     if not detection.is_dc_ae(state_dict):
         raise refuse(checkpoint, DC_AE, detection.DC_AE_KEYS, state_dict)
     with naming_faults(checkpoint, DC_AE):
-        config = detection.detect_dc_ae(state_dict, own_config(checkpoint, "AutoencoderDC"))
+        config = detection.detect_dc_ae(state_dict, own_config(checkpoint, "AutoencoderDC"), checkpoint.name)
     if abs(config.scaling_factor - SANA_LATENT_SCALE) > 1e-6 or config.latent_channels != 32:
         raise ValueError(
             f"{checkpoint.name} is a DC-AE with {config.latent_channels} latent channels and scaling factor "
             f"{config.scaling_factor}; SANA's has 32 and {SANA_LATENT_SCALE}: use dc-ae-f32c32-sana-1.0 or 1.1."
         )
-    with torch.device("meta"):
-        expected = SanaVAE.network(config).state_dict()
-    check_keys(checkpoint.name, expected, state_dict)
-    check_shapes(checkpoint.name, expected, state_dict)
-    vae = SanaVAE(config, state_dict, options.get("dtype"), device)
+    check_tensors(checkpoint, AutoencoderDC(config, device="meta", operations=torch.nn).state_dict(), state_dict, {})
+    device = comfy.model_management.vae_device() if device is None else device
+    precision = dc_ae_precision(requested(options.get("dtype"), "dtype", "vae"), describe_device(device))
+    vae = SanaVAE(config, state_dict, precision.weights, device)
     vae.patcher.cached_patcher_init = (load_dc_ae_patcher, (path, options))
-    logger.info("SANA: %s is DC-AE f32c32, computed in %s", checkpoint.name, vae.vae_dtype)
+    log_loaded(checkpoint, summary.describe_dc_ae(config, layout), precision)
     return vae
 
 

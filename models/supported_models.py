@@ -10,6 +10,7 @@ from torch import Tensor
 from .config import SanaConfig
 from .latent_formats import SanaLatent
 from .model_base import SanaModel
+from .precision import Precision
 
 # In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 7.6 as measured in
 # benchmarks/README.md, with a margin.
@@ -23,18 +24,24 @@ SAVED_FIELDS = (
     "interpolation_scale",
     "sample_size",
     "clamp_attention",
+    "trained_in",
 )
 
 
 def config_tensor(config: SanaConfig) -> Tensor:
     """The fields no shape tells, and the shift, as JSON in a uint8 tensor, as the host stores quantisation marks."""
     values = dataclasses.asdict(config)
-    fields = {name: values[name] for name in SAVED_FIELDS} | {"flow_shift": config.shift}
+    fields = {name: values[name] for name in SAVED_FIELDS} | {"flow_shift": config.shift, "num_layers": config.depth}
     return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
 
 def read_config_tensor(tensor: Tensor) -> dict:
-    return json.loads(bytes(tensor.tolist()).decode())
+    """The reverse, also of a tensor that was cast with the weights. Raises json.JSONDecodeError for anything else."""
+    text = bytes(tensor.to(torch.uint8).flatten().tolist()).decode(errors="replace")
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise json.JSONDecodeError("not an object", text, 0)
+    return fields
 
 
 class SanaSupported(comfy.supported_models_base.BASE):
@@ -45,9 +52,10 @@ class SanaSupported(comfy.supported_models_base.BASE):
     vae_key_prefix = ["vae."]
     text_encoder_key_prefix = ["text_encoders."]
 
-    def __init__(self, config: SanaConfig, supported_inference_dtypes: list[torch.dtype]):
+    def __init__(self, config: SanaConfig, precision: Precision):
         super().__init__({"config": config})
-        self.supported_inference_dtypes = supported_inference_dtypes
+        self.supported_inference_dtypes = [precision.compute]
+        self.set_inference_dtype(precision.weights, precision.compute)
         # Sprint keeps the multiplier too, which SanaModel divides out: stock nodes that set a shift work on both then.
         self.sampling_settings = {"shift": 1.0 if config.guidance_embeds else config.shift, "multiplier": 1000}
         self.memory_usage_factor = MEMORY_FACTOR_AT_2240 * config.hidden_size / 2240

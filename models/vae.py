@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .config import DCAEConfig
 from .dc_ae import AutoencoderDC
+from .precision import require_finite
 
 RATIO = 32
 # Peak bytes of activations per pixel and byte of dtype at the released widths: benchmarks/README.md, with a margin.
@@ -41,11 +42,6 @@ def muted(message: str):
         root.removeFilter(keep)
 
 
-def require_finite(tensor: Tensor, stage: str, cure: str) -> None:
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{stage} holds NaN or infinity: {cure}.")
-
-
 class SanaVAE(comfy.sd.VAE):
     """The host's VAE around DC-AE. Latents are raw, as in the host's other families: the model applies the scale.
 
@@ -65,7 +61,7 @@ class SanaVAE(comfy.sd.VAE):
         offload_device = comfy.model_management.vae_offload_device()
         dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
         self.vae_dtype = dtype if dtype in self.working_dtypes else torch.float32  # DC-AE overflows in float16
-        self.first_stage_model = self.network(config).eval().to(self.vae_dtype)
+        self.first_stage_model = self.network(config, self.vae_dtype).eval().to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.output_device = comfy.model_management.intermediate_device()
         self.patcher = comfy.model_patcher.CoreModelPatcher(
@@ -75,8 +71,8 @@ class SanaVAE(comfy.sd.VAE):
         self.model_size()
 
     @staticmethod
-    def network(config: DCAEConfig) -> AutoencoderDC:
-        return AutoencoderDC(config, operations=comfy.ops.manual_cast)
+    def network(config: DCAEConfig, dtype: torch.dtype | None = None) -> AutoencoderDC:
+        return AutoencoderDC(config, dtype=dtype, operations=comfy.ops.manual_cast)
 
     def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
         return super().decode_tiled_(samples, *tile_arguments(tile_x, tile_y, overlap, 1))

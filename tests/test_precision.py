@@ -62,7 +62,7 @@ def test_the_loader_node_hands_its_choices_on(monkeypatch):
     assert patcher.model.diffusion_model.config.clamp_attention is True
     patcher = bench.call(loader, "sana/", "auto", 0.0, "auto")[0]
     assert patcher.model.get_dtype() == torch.float32 and patcher.get_model_object("model_sampling").shift == 3.0
-    assert patcher.model.diffusion_model.config.clamp_attention is None
+    assert patcher.model.diffusion_model.config.clamp_attention is True  # nothing tells how it was trained
 
 
 # The clamp
@@ -86,13 +86,20 @@ def attention_output(patcher) -> float:
 def test_the_clamp_saturates_when_on_and_not_when_off(family):
     assert attention_output(bench.fresh_model(family, clamp=True)) == LIMIT
     assert attention_output(bench.fresh_model(family, clamp=False)) > 1.5 * LIMIT
-    assert attention_output(bench.fresh_model(family)) > 1.5 * LIMIT  # auto, in float32
+
+
+def test_auto_clamps_unless_the_model_was_trained_in_bfloat16():
+    """As NVIDIA's own inference does, which clamps everywhere; all models with qk-norm were trained in bfloat16."""
+    assert attention_output(bench.fresh_model("sana")) == LIMIT
+    assert attention_output(bench.fresh_model("sana", trained_in_float16=True)) == LIMIT
+    assert attention_output(bench.fresh_model("sana", trained_in_float16=False)) > 1.5 * LIMIT
+    assert attention_output(bench.fresh_model("sprint")) > 1.5 * LIMIT
 
 
 def test_the_clamp_option_does_not_change_the_format_to_compute_in():
-    models = [bench.fresh_model("sana", clamp=clamp).model for clamp in (None, True)]
-    formats = [model.model_config.supported_inference_dtypes for model in models]
-    assert formats == [[torch.bfloat16, torch.float32]] * 2
+    """A clamp says nothing of the training, also when it comes back from a saved file."""
+    for clamp in (None, True, False):
+        assert bench.fresh_model("sana", clamp=clamp).model.diffusion_model.config.trained_in is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""Peak memory of single passes against what the host is told to keep free for them.
+
+    python -m benchmarks.memory [--stages step decode encode text] [--sizes 512 1024 2048]
+
+Networks have the released widths and random float32 weights, the transformer and the text encoder only two blocks,
+because their peak is that of one. Each figure comes from a process of its own and is resident memory above what it had
+before the pass, which is the second one. The estimate is asked of the code that answers the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.loading import memory
+from benchmarks.stages import build, call
+from demo.train.pack import prepare_imports
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("step", "decode", "encode", "text")
+TOKENS = 850  # of a text encode: the instruction and 300 positions
+# Freed memory goes back to the system at once, so that the second pass shows all that it needs.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def transformer_pass(size: int):
+    """One step of a picture of the 1.6B's width, and the estimate for it."""
+    import comfy.ops
+    import torch
+    from sana_native.models.config import SanaConfig
+    from sana_native.models.sana import Sana
+    from sana_native.models.supported_models import MEMORY_FACTOR_AT_2240
+
+    config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
+    model = Sana(config, operations=comfy.ops.disable_weight_init)
+    fill(model)
+    side = size // 32
+    inputs = {
+        "x": torch.randn(1, 32, side, side),
+        "timesteps": torch.full((1,), 547.0),
+        "context": torch.randn(1, 300, 2304),
+        "attention_mask": torch.ones(1, 300),
+    }
+    # The host's formula for its memory-efficient attention; that for the others is 15 / bytes times as much.
+    return lambda: model(**inputs), side * side * 4 * 0.01 * MEMORY_FACTOR_AT_2240 * 2**20
+
+
+def autoencoder_pass(stage: str, size: int):
+    import torch
+    from sana_native.models import vae
+
+    model = build(stage, "ours", torch.float32)
+    units = vae.DECODE_MEMORY if stage == "decode" else vae.ENCODE_MEMORY
+    return call(stage, "ours", model, size, torch.float32), vae.memory_used((size, size), units, torch.float32)
+
+
+def text_pass():
+    """Two layers of Gemma-2-2b in bfloat16 over a long prompt, and the fixed reserve that the host keeps for those."""
+    import comfy.model_management
+    import comfy.ops
+    import torch
+    from sana_native.models.gemma import Gemma2
+
+    sizes = {"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    model = Gemma2(sizes | heads, torch.bfloat16, "cpu", comfy.ops.manual_cast)
+    fill(model)
+    tokens = torch.randint(0, 256000, (1, TOKENS))
+    return lambda: model(tokens, dtype=torch.float32), comfy.model_management.minimum_inference_memory()
+
+
+def fill(model) -> None:
+    import torch
+
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter.data, -0.01, 0.01)
+    model.eval()
+
+
+def measure(stage: str, size: int) -> dict:
+    prepare_imports()
+    import torch
+
+    with torch.inference_mode():
+        if stage == "step":
+            run, told = transformer_pass(size)
+        else:
+            run, told = text_pass() if stage == "text" else autoencoder_pass(stage, size)
+        run()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = memory("VmRSS")
+        run()
+    return {"peak": memory("VmHWM") - before, "told": told}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024, 2048])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        sys.stdout.write(json.dumps(measure(given.measure[0], int(given.measure[1]))) + "\n")
+        return
+    sys.stdout.write("| stage | px | peak MiB | told MiB | told / peak |\n|---|---|---|---|---|\n")
+    for stage in given.stages:
+        for size in given.sizes if stage != "text" else given.sizes[:1]:
+            command = [sys.executable, "-m", "benchmarks.memory", "--measure", stage, str(size)]
+            done = subprocess.run(command, cwd=ROOT, env=os.environ | ALLOCATOR, check=True, stdout=subprocess.PIPE)
+            found = json.loads(done.stdout.splitlines()[-1])
+            peak, told = found["peak"] / 2**20, found["told"] / 2**20
+            sys.stdout.write(
+                f"| {stage} | {size if stage != 'text' else ''} | {peak:.0f} | {told:.0f} | {told / peak:.2f} |\n"
+            )
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
