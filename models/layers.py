@@ -3,7 +3,8 @@
 Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 section 3.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,25 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Ten
     return out[:, :, :-1] / (out[:, :, -1:] + eps)
 
 
+class DenseChange(NamedTuple):
+    """A LoRA on a depthwise convolution that mixes its channels, which no depthwise weight can hold.
+
+    down (r, C, k, k), then up (1, r, 1, 1), the same for every channel, as OneTrainer trains it, or (C, r / C, 1, 1), a
+    share of the rank for each, as PEFT does.
+    """
+
+    strength: float
+    down: Tensor
+    up: Tensor
+    alpha: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rank = self.down.shape[0]
+        hidden = F.conv2d(x, self.down.to(x), padding=self.down.shape[-1] // 2)
+        scale = self.strength * (1.0 if self.alpha is None else self.alpha / rank)
+        return F.conv2d(hidden, self.up.to(x) * scale, groups=rank // self.up.shape[1])
+
+
 class GLUMBConv(nn.Module):
     """Inverted bottleneck with a 3x3 depthwise convolution and a SiLU gate (the Mix-FFN of SANA).
 
@@ -35,6 +55,10 @@ class GLUMBConv(nn.Module):
         self.conv_depth = operations.Conv2d(inner, inner, 3, padding=1, groups=inner, **kw)
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
+    def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
+        inner = F.silu(self.conv_inverted(x))
+        out = self.conv_depth(inner)
+        for change in changes:
+            out = out + change(inner)
+        x, gate = out.chunk(2, dim=1)
         return self.conv_point(x * F.silu(gate))

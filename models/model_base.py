@@ -7,11 +7,14 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from .model_sampling import ModelSamplingSana
+from .precision import require_finite
 from .sana import Sana
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
 TIMESTEPS = 1000  # of SANA's training
 TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
+CONDITIONING_CURE = "encode the prompt again with SANA Gemma Encode, without a LoRA on its clip"
+LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
 UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond"
 
 
@@ -30,11 +33,12 @@ def require_gemma(context: Tensor | None, mask: Tensor | None, channels: int) ->
         )
 
 
-class SanaModel(comfy.model_base.ErnieImage):
+class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
     """SANA, SANA-1.5 and SANA-Sprint.
 
-    The base class is chosen for its name alone: the host lists "transformer.<layer>" as LoRA names for it, which is
-    what trainers write for SANA. Nothing else of it is used, hence the explicit calls to BaseModel.
+    The base classes are chosen for their names alone, which decide what the host takes for a layer in a LoRA: for the
+    first "transformer.<layer>", "<layer>" and "lycoris_<layer>", for the second "base_model.model.<layer>", as trainers
+    of SANA write. Nothing else of them is used, hence the explicit calls to BaseModel.
     """
 
     def __init__(self, model_config, device=None):
@@ -50,6 +54,7 @@ class SanaModel(comfy.model_base.ErnieImage):
         # Regular, so that a batch holds equal shapes only: repeating tokens to a common length would break the mask.
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         require_gemma(context, mask, self.diffusion_model.config.caption_channels)
+        require_finite(context, "The conditioning", CONDITIONING_CURE)
         conds["c_crossattn"] = comfy.conds.CONDRegular(context)
         if mask is not None:
             conds["attention_mask"] = comfy.conds.CONDRegular(mask)
@@ -59,6 +64,9 @@ class SanaModel(comfy.model_base.ErnieImage):
                 torch.tensor([DEFAULT_GUIDANCE if guidance is None else float(guidance)])
             )
         return conds
+
+    def extra_conds_shapes(self, **kwargs) -> dict:
+        return BaseModel.extra_conds_shapes(self, **kwargs)
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         if self.is_sprint:
@@ -81,6 +89,7 @@ class SanaModel(comfy.model_base.ErnieImage):
                 f"This latent has {latent.shape[1]} channels where SANA needs {channels}: encode the image with a "
                 "DC-AE (SANA DC-AE Loader), not with another model's VAE."
             )
+        require_finite(latent, "The latent to denoise", LATENT_CURE)
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:

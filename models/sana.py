@@ -24,6 +24,7 @@ QK_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-6
 MASK_BIAS = -10000.0  # the reference's bias for padding; finite, so it is exact in float16 too
 FLOAT16_MAX = 65504.0
+DENSE_CHANGES = "sana_dense_changes"  # in transformer_options: index of a block -> changes of its depthwise convolution
 
 
 def position_embedding(height: int, width: int, hidden_size: int, base_size: int, scale: float, device) -> Tensor:
@@ -168,7 +169,8 @@ class SanaBlock(nn.Module):
         x = torch.addcmul(x, gate_msa, self.attn1(modulate(x, shift_msa, scale_msa)))
         x = x + self.attn2(x, context, bias, transformer_options)  # neither normalised nor gated
         image = modulate(x, shift_mlp, scale_mlp).transpose(1, 2).unflatten(2, grid)  # (B, N, C) -> (B, C, H, W)
-        return torch.addcmul(x, gate_mlp, self.ff(image).flatten(2).transpose(1, 2))
+        changes = transformer_options.get(DENSE_CHANGES, {}).get(transformer_options.get("block_index"), ())
+        return torch.addcmul(x, gate_mlp, self.ff(image, changes).flatten(2).transpose(1, 2))
 
 
 class Sana(nn.Module):

@@ -7,6 +7,7 @@ from .conditioning import SanaNativeGemmaEncode
 from .dc_ae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
+from .lora import SanaNativeLoraLoader
 from .sampling import (
     SanaNativeFlowDPMSampler,
     SanaNativeFlowScheduler,
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeSampler,
     SanaNativeDCAEEncode,
     SanaNativeDCAEDecode,
+    SanaNativeLoraLoader,
 ]
 
 

@@ -13,7 +13,7 @@ from sana_native.tests import tiny
 PACK = Path(__file__).resolve().parent.parent
 HOST = Path(folder_paths.__file__).resolve().parent
 NODES = ["DCAEDecode", "DCAEEncode", "DCAELoader", "EmptyLatent", "FlowDPMSampler", "FlowScheduler", "GemmaEncode",
-         "GemmaLoader", "ModelLoader", "SCMSampler", "SCMScheduler", "Sampler"]  # fmt: skip
+         "GemmaLoader", "LoraLoader", "ModelLoader", "SCMSampler", "SCMScheduler", "Sampler"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def report(tmp_path_factory) -> dict:
     return json.loads((path / "report.json").read_text(encoding="utf-8"))
 
 
-def test_the_host_loads_the_pack_and_gains_the_twelve_nodes_alone(report):
+def test_the_host_loads_the_pack_and_gains_the_thirteen_nodes_alone(report):
     assert report["loaded"] and report["nodes_added"] == [f"SanaNative{name}" for name in NODES]
     assert not report["nodes_changed"]
 
