@@ -97,6 +97,14 @@ def measure(stage: str, size: int) -> dict:
     return {"peak": memory("VmHWM") - before, "told": told}
 
 
+def peak_and_told(stage: str, size: int) -> tuple[int, float]:
+    """Bytes one pass needs at most, and what the host is told, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure", stage, str(size)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ALLOCATOR, check=True, stdout=subprocess.PIPE)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["peak"], found["told"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
@@ -109,13 +117,9 @@ def main() -> None:
     sys.stdout.write("| stage | px | peak MiB | told MiB | told / peak |\n|---|---|---|---|---|\n")
     for stage in given.stages:
         for size in given.sizes if stage != "text" else given.sizes[:1]:
-            command = [sys.executable, "-m", "benchmarks.memory", "--measure", stage, str(size)]
-            done = subprocess.run(command, cwd=ROOT, env=os.environ | ALLOCATOR, check=True, stdout=subprocess.PIPE)
-            found = json.loads(done.stdout.splitlines()[-1])
-            peak, told = found["peak"] / 2**20, found["told"] / 2**20
-            sys.stdout.write(
-                f"| {stage} | {size if stage != 'text' else ''} | {peak:.0f} | {told:.0f} | {told / peak:.2f} |\n"
-            )
+            peak, told = (found / 2**20 for found in peak_and_told(stage, size))
+            pixels = "" if stage == "text" else size
+            sys.stdout.write(f"| {stage} | {pixels} | {peak:.0f} | {told:.0f} | {told / peak:.2f} |\n")
             sys.stdout.flush()
 
 

@@ -1,7 +1,7 @@
 """Weights the host has quantised: its marks and scales, brought to one form, checked, and taken out of the picture.
 
 A quantised layer is a narrow `weight`, scales, and `comfy_quant`, the format as JSON in a uint8 tensor. Older files
-mark the whole file by `scaled_fp8`, others name the layers in their metadata; the host turns both into the present form.
+mark the whole file by `scaled_fp8`, others name the layers in their metadata; the host turns both into this form.
 """
 
 import json
@@ -62,7 +62,7 @@ def check_quantised(name: str, state_dict: StateDict, layers: dict[str, str]) ->
 
 
 def plain_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
-    """The state dict as if nothing were quantised: no scales, no marks, packed weights as meta tensors of full width."""
+    """The state dict as if unquantised: no scales, no marks, packed weights as meta tensors of their full width."""
     side = {f"{layer}.{part}" for layer in layers for part in SIDE_TENSORS}
     view = {key: tensor for key, tensor in state_dict.items() if key not in side}
     for layer, kind in layers.items():

@@ -12,9 +12,10 @@ from .latent_formats import SanaLatent
 from .model_base import SanaModel
 from .precision import Precision
 
-# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 7.6 as measured in
-# benchmarks/README.md, with a margin.
-MEMORY_FACTOR_AT_2240 = 10.0
+# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 4.2 as measured in
+# benchmarks/README.md, with a margin for what a GPU's kernels need besides.
+MEMORY_FACTOR_AT_2240 = 6.0
+
 
 CONFIG_KEY = "sana_config"
 # Fields that no tensor tells; saved with the weights so that a saved model loads without its config.json.

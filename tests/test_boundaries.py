@@ -16,7 +16,9 @@ PURE = {
     "models/convert.py",
     "models/release_names.py",
     "models/lora_convert.py",
+    "models/precision.py",
     "models/resolution.py",
+    "models/summary.py",
     "samplers/schedules.py",
 }
 # Package -> packages of the pack it may import from.

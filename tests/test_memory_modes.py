@@ -1,5 +1,9 @@
 """Little memory, start flags and compilation leave the picture: all of it through the host's own management."""
 
+import json
+import subprocess
+import sys
+
 import comfy.memory_management
 import comfy.model_management
 import comfy.ops
@@ -105,7 +109,8 @@ def test_files_load_where_the_host_streams_weights(monkeypatch):
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     monkeypatch.setattr(comfy.utils, "load_safetensors", lambda path: (safetensors.torch.load_file(path), {}))
     assert comfy.ops.manual_cast.Linear(2, 2).weight is None
-    assert bench.relative(whole_graph(*load_parts("sana")), expected) < 1e-5
+    # Not bit for bit: such layers need no gradient, and torch multiplies by those in another order.
+    assert bench.relative(whole_graph(*load_parts("sana")), expected) < 1e-4
 
 
 # The real server
@@ -135,6 +140,29 @@ def test_start_flags_leave_the_picture(comfy_server, flags, exact):
         assert np.array_equal(*images)
     else:
         assert 0 < np.abs(images[0] - images[1]).mean() < (20 if "fp8" in flags[0] else 4)
+
+
+# Measured in processes of their own
+
+
+def benchmark(name: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    return subprocess.run(command, cwd=pictures.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.heavy
+def test_loading_needs_no_more_than_the_file(tmp_path):
+    benchmark("loading", "--step", "write", str(tmp_path), "3")
+    for cache in ("cold", "warm"):
+        found = json.loads(benchmark("loading", "--step", "measure", "ours", cache, str(tmp_path)))
+        assert 0.9 * found["size"] < found["peak"] < 1.1 * found["size"]
+
+
+@pytest.mark.heavy
+def test_the_host_is_told_of_enough_memory_but_not_of_thrice_as_much():
+    rows = benchmark("memory", "--stages", "step", "decode", "encode", "--sizes", "256", "512").splitlines()[2:]
+    shares = [float(row.split("|")[-2]) for row in rows]
+    assert len(shares) == 6 and all(1 < share < 3 for share in shares)
 
 
 # Compilation

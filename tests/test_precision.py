@@ -208,6 +208,34 @@ def test_a_bfloat16_text_encoder_stays_near_float32():
     assert 0 < rms_error(conds[0][0][0], conds[1][0][0]) < 0.03
 
 
+# What is not finite is stopped where it comes in
+
+
+def test_a_conditioning_that_is_not_finite_is_not_sampled_with(monkeypatch):
+    positive, negative = bench.encoded()
+    context = positive[0][0].clone()
+    context[0, 3] = float("nan")
+    seen = bench.count_calls(monkeypatch, bench.model("sana"))
+    for sample in (bench.draw, bench.ksampler):
+        with pytest.raises(
+            ValueError, match=r"The conditioning holds NaN or infinity: encode the prompt again with SANA"
+        ):
+            sample(bench.model("sana"), (bench.changed(positive, context=context), negative))
+    assert not seen.batches
+
+
+def test_a_latent_that_is_not_finite_is_not_sampled_from(monkeypatch):
+    latent = bench.clean_latent()
+    latent["samples"][0, 3, 1, 1] = float("inf")
+    seen = bench.count_calls(monkeypatch, bench.model("sana"))
+    for sample in (bench.draw, bench.ksampler):
+        with pytest.raises(
+            ValueError, match=r"The latent to denoise holds NaN or infinity: look for the node that made"
+        ):
+            sample(bench.model("sana"), bench.encoded(), latent, denoise=0.5)
+    assert not seen.batches
+
+
 # Neighbours
 
 

@@ -149,3 +149,61 @@ def test_a_saved_file_loads_from_any_folder_without_what_lay_beside_the_original
     ModelSave().save(model, "diffusion_models/saved")
     moved = shutil.move(written(output), tmp_path / "Sana_1600M_512px.safetensors")
     assert_equal_models(load_sana(str(moved)), model)
+
+
+# With a LoRA merged, and in other formats
+
+
+def patched(source, weight: str, seed: int = 4):
+    """A clone whose one weight is changed, as a LoRA does."""
+    shape = source.model.state_dict()[weight].shape
+    change = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.1
+    clone = source.clone()
+    assert clone.add_patches({weight: ("diff", (change,))}) == [weight]
+    return clone, change
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("variant", MODELS)
+def test_a_merged_lora_is_saved_as_the_model_applies_it(variant, dtype, output, tmp_path):
+    model = load_sana(diffusers_folder(tmp_path / "model", variant), {"dtype": dtype})
+    key = "transformer_blocks.1.ff.conv_point.weight"
+    before = model.model.diffusion_model.state_dict()[key].clone()
+    clone, change = patched(model, f"diffusion_model.{key}")
+    ModelSave().save(clone, "diffusion_models/saved")
+    clone.load(clone.load_device, full_load=True)
+    loaded = load_sana(str(written(output)), {"dtype": dtype})
+    assert_equal_models(loaded, clone)
+    after = loaded.model.diffusion_model.state_dict()[key]
+    coarse = {None: 1e-6, torch.bfloat16: 0.02, torch.float8_e4m3fn: 0.2}[dtype]  # of the rounding
+    assert torch.allclose(after.float(), before.float() + change, atol=coarse, rtol=coarse)
+
+
+def test_a_text_encoder_is_saved_with_its_lora_merged(output):
+    source = load_gemma(str(folder() / "sana"))
+    weight = "gemma2_2b.transformer.model.layers.1.mlp.up_proj.weight"
+    changed = source.clone()
+    changed.patcher, _ = patched(source.patcher, weight)
+    CLIPSave().save(changed, "text_encoders/saved")
+    loaded = load_gemma(str(written(output)))
+    a, b, c = (encoder.encode_from_tokens(encoder.tokenize("a cat")) for encoder in (loaded, changed, clip()))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_narrow_text_encoder_is_saved_bit_for_bit(dtype, output):
+    narrow = load_gemma(str(folder() / "sana"), {"dtype": dtype})
+    CLIPSave().save(narrow, "text_encoders/saved")
+    loaded = load_gemma(str(written(output)), {"dtype": dtype})
+    assert_equal_states(loaded.cond_stage_model.state_dict(), narrow.cond_stage_model.state_dict())
+
+
+@pytest.mark.parametrize("trained_in_float16", [True, False])
+def test_how_a_model_was_trained_is_saved(trained_in_float16, output, tmp_path):
+    chosen = {"trained_in_float16": trained_in_float16}
+    model = load_sana(diffusers_folder(tmp_path / "model", "SANA"), chosen)
+    ModelSave().save(model, "diffusion_models/saved")
+    config = load_sana(str(written(output))).model.diffusion_model.config
+    assert config == model.model.diffusion_model.config
+    assert config.trained_in == ("float16" if trained_in_float16 else "bfloat16")
+    assert config.clamp_attention is trained_in_float16
