@@ -5,19 +5,14 @@ Loading is logged in one line a file. `disable_dynamic` is how the host asks whe
 """
 
 import dataclasses
-import json
 import logging
 import os
-import re
-from collections.abc import Iterable
-from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
-import sentencepiece
 import torch
 from torch import Tensor
 
@@ -32,10 +27,11 @@ from .gemma import CLIP_NAME, Gemma2, GemmaClip, SanaTextEncoder, SanaTokenizer
 from .model_patcher import sana_patcher
 from .precision import Precision, dc_ae_precision, gemma_precision, sana_precision
 from .sana import Sana
+from .strict_checks import DC_AE, GEMMA, SANA, check_tensors, naming_faults, own_config, refuse
 from .supported_models import CONFIG_KEY, SanaSupported, read_config_tensor
+from .tokenizer_file import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
 from .vae import SanaVAE
 from .weights import make_ready
-from .weight_values import check_values
 
 logger = logging.getLogger(__name__)
 
@@ -55,79 +51,6 @@ TEXT_PREFIXES = (
     "text_encoders.gemma2_2b.",
 )
 VAE_PREFIXES = ("first_stage_model.", "vae.", "module.", "_orig_mod.")
-GEMMA_SPECIAL_IDS = (0, 2)  # padding, start
-# What each loader expects, in the words of `model_detection.FAMILIES`.
-SANA, GEMMA, DC_AE = "a SANA transformer", "a Gemma-2 text encoder", "a DC-AE autoencoder"
-
-
-def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None:
-    """Raises ValueError that counts and names missing and unexpected tensors."""
-    expected, found = set(expected), set(found)
-    problems = [
-        f"{len(keys)} {kind}, such as {min(keys)}"
-        for kind, keys in (("missing", expected - found), ("unexpected", found - expected))
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"{name} does not fit its architecture ({'; '.join(problems)} of {len(expected)} tensors): download "
-            "it again."
-        )
-
-
-def check_tensors(
-    checkpoint: Checkpoint, expected: dict[str, Tensor], found: dict[str, Tensor], layers: dict[str, str]
-) -> None:
-    """Raises ValueError that names missing and unexpected tensors, or the first one of another shape.
-
-    expected: state dict of the network with torch's own layers, as those of the host have no weights before they are
-    loaded when it streams. layers: the file's quantised layers with their formats.
-    """
-    name = checkpoint.name
-    check_keys(name, expected, quantised.plain_view(found, layers))
-    for key, shape in quantised.stored_shapes(expected, layers).items():
-        if shape != tuple(found[key].shape):
-            raise ValueError(
-                f"{name} does not fit its architecture: {key} has shape {tuple(found[key].shape)}, expected {shape}: "
-                "download it again."
-            )
-    check_values(name, [key for key in expected if key.removesuffix(".weight") not in layers], found)
-
-
-def refuse(checkpoint: Checkpoint, expected: str, required: Iterable[str], state_dict: dict[str, Tensor]) -> ValueError:
-    """The error for a file that is not of the expected family, or of it but for a tensor every member has."""
-    found = detection.describe(checkpoint.state_dict)
-    missing = [key for key in required if key not in state_dict]
-    if found.startswith(expected):
-        return missing_tensor(checkpoint, expected, missing[0]) if missing else other_shapes(checkpoint, expected)
-    cure = "" if re.search(r"\((use|take|load) ", found) else ": pick another file"
-    return ValueError(f"{checkpoint.name} is {found}, not {expected}{cure}.")
-
-
-def missing_tensor(checkpoint: Checkpoint, expected: str, key: str) -> ValueError:
-    return ValueError(f"{checkpoint.name} looks like {expected} but {key} is missing: download it again.")
-
-
-def other_shapes(checkpoint: Checkpoint, expected: str) -> ValueError:
-    return ValueError(f"{checkpoint.name} looks like {expected} but has tensors of other shapes: download it again.")
-
-
-@contextmanager
-def naming_faults(checkpoint: Checkpoint, expected: str):
-    """Turns a tensor that is missed or damaged, while the configuration is read, into one sentence."""
-    try:
-        yield
-    except KeyError as error:
-        raise missing_tensor(checkpoint, expected, error.args[0]) from error
-    except IndexError as error:
-        raise other_shapes(checkpoint, expected) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"The configuration saved in {checkpoint.name} is damaged: save it again.") from error
-
-
-def own_config(checkpoint: Checkpoint, class_name: str) -> dict:
-    """config.json, unless it says that it is another class's: a folder of single files may hold a stray one."""
-    return checkpoint.config if checkpoint.config.get("_class_name", class_name) == class_name else {}
 
 
 def read_sana(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str], dict, str]:
@@ -219,48 +142,6 @@ def load_sana(
     return patcher
 
 
-def beside(path: str, name: str) -> tuple[str, str]:
-    """Where a tokenizer file may lie: beside the weights, or in a diffusers model's tokenizer folder."""
-    folder = os.path.dirname(path)
-    return os.path.join(folder, name), os.path.join(os.path.dirname(folder), "tokenizer", name)
-
-
-def no_tokenizer(checkpoint: Checkpoint) -> FileNotFoundError:
-    other = " (a tokenizer.json is, but the host does not read it)"
-    found = other if any(map(os.path.isfile, beside(checkpoint.path, "tokenizer.json"))) else ""
-    return FileNotFoundError(
-        f"{checkpoint.name} has no tokenizer inside, and there is no tokenizer.model beside it{found}: put Gemma's "
-        "tokenizer.model in its folder."
-    )
-
-
-def find_tokenizer(path: str) -> Tensor | None:
-    """Bytes of the tokenizer.model that belongs to the weights, as a uint8 tensor."""
-    for candidate in beside(path, "tokenizer.model"):
-        if os.path.isfile(candidate) and os.path.getsize(candidate):
-            with open(candidate, "rb") as file:
-                return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    return None
-
-
-def check_tokenizer(name: str, spiece: Tensor, vocab_size: int) -> None:
-    """Raises ValueError for a tokenizer that is unreadable, not Gemma's, or has more pieces than the model embeds."""
-    cure = "put the tokenizer.model of this very model beside it, or in a tokenizer folder beside its own."
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=spiece.numpy().tobytes())
-    except RuntimeError as error:
-        raise ValueError(f"The tokenizer of {name} is no SentencePiece model: {cure}") from error
-    if (tokenizer.pad_id(), tokenizer.bos_id()) != GEMMA_SPECIAL_IDS:
-        found = f"padding {tokenizer.pad_id()} and start {tokenizer.bos_id()}"
-        raise ValueError(
-            f"The tokenizer of {name} is not Gemma's (its special tokens are {found}, not 0 and 2): {cure}"
-        )
-    if tokenizer.get_piece_size() > vocab_size:
-        raise ValueError(
-            f"The tokenizer of {name} has {tokenizer.get_piece_size()} pieces but the model embeds {vocab_size}: {cure}"
-        )
-
-
 def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """SANA's text encoder from a file or folder.
 
@@ -329,11 +210,6 @@ def read_gemma(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str
         layers = quantised.quantised_layers(state_dict)
     quantised.check_quantised(checkpoint.name, state_dict, layers)
     return state_dict, layers
-
-
-def find_spiece(state_dict: dict[str, Tensor]) -> Tensor | None:
-    found = next((tensor for key, tensor in state_dict.items() if key.endswith("spiece_model")), None)
-    return None if found is None else found.to(torch.uint8)  # bytes survive a cast to 16 bits with the weights
 
 
 def load_gemma_patcher(path: str, options: dict | None = None, disable_dynamic: bool = False):

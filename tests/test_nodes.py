@@ -1,4 +1,4 @@
-"""The thirteen nodes: schema and code agree, everything is explained, defaults are valid, and inputs stay as they are."""
+"""The thirteen nodes: schema and code agree, everything is explained, defaults are valid, inputs stay as they are."""
 
 import copy
 import inspect

@@ -7,29 +7,11 @@ import torch
 from sana_native.models.config import SanaConfig
 from sana_native.models.sana import LiteLA
 from sana_native.tests import workbench as bench
-from torch import Tensor
 
 LIMIT = 65504.0
 # Allowed root mean square error of a prediction in units of the float32 one's. Measured on these networks: bfloat16
 # 0.002 to 0.003, float16 0.0003, float8_e4m3fn 0.04, float8_e5m2 0.08.
 BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.001, torch.float8_e4m3fn: 0.1, torch.float8_e5m2: 0.2}
-
-
-def velocity(patcher) -> Tensor:
-    """One prediction of x0 by the host's model, without its memory management."""
-    generator = torch.Generator().manual_seed(2)
-    positive, _ = bench.encoded()
-    conds = {
-        "c_crossattn": positive[0][0],
-        "attention_mask": positive[0][1]["attention_mask"],
-        "guidance": torch.tensor([4.5]),
-    }
-    with torch.inference_mode():
-        return patcher.model.apply_model(torch.randn(1, 32, 4, 4, generator=generator), torch.tensor([0.7]), **conds)
-
-
-def rms_error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
 
 
 @pytest.mark.parametrize("family", bench.FAMILIES)
@@ -40,9 +22,9 @@ def test_narrow_weights_stay_near_float32(family, dtype):
     assert {parameter.dtype for parameter in network.parameters()} == {
         dtype
     } and patcher.model.get_dtype_inference() == torch.float32
-    out = velocity(patcher)
+    out = bench.velocity(patcher)
     assert out.dtype == torch.float32 and torch.isfinite(out).all()
-    error = rms_error(out, velocity(bench.model(family)))
+    error = bench.rms_error(out, bench.velocity(bench.model(family)))
     assert BOUNDS[dtype] / 100 < error < BOUNDS[dtype]  # not 0 either: the weights really are narrow
 
 
@@ -50,7 +32,10 @@ def test_narrow_weights_stay_near_float32(family, dtype):
 def test_narrow_weights_draw(dtype):
     patcher = bench.fresh_model("sana", dtype=dtype)
     out = bench.draw(patcher, bench.encoded(), steps=4)
-    assert torch.isfinite(out).all() and rms_error(out, bench.draw(bench.model("sana"), bench.encoded(), steps=4)) < 0.2
+    assert (
+        torch.isfinite(out).all()
+        and bench.rms_error(out, bench.draw(bench.model("sana"), bench.encoded(), steps=4)) < 0.2
+    )
 
 
 def test_the_loader_node_hands_its_choices_on(monkeypatch):
@@ -76,7 +61,7 @@ def attention_output(patcher) -> float:
         lambda _, __, out: seen.append(out.abs().max())
     )
     try:
-        velocity(patcher)
+        bench.velocity(patcher)
     finally:
         hook.remove()
     return float(seen[0])
@@ -156,7 +141,7 @@ def test_a_partial_load_gives_the_same_bits(family, share, dtype):
     whole, part = bench.fresh_model(family, dtype=dtype), bench.fresh_model(family, dtype=dtype)
     whole.load(whole.load_device, full_load=True)
     load_partially(part, share)
-    assert torch.equal(velocity(part), velocity(whole))
+    assert torch.equal(bench.velocity(part), bench.velocity(whole))
 
 
 def test_a_partial_load_applies_patches_as_a_full_one():
@@ -165,7 +150,7 @@ def test_a_partial_load_applies_patches_as_a_full_one():
         "diffusion_model.transformer_blocks.0.attn1.to_q.weight": ("diff", (torch.full((64, 64), 0.1),)),
         "diffusion_model.transformer_blocks.0.scale_shift_table": ("diff", (torch.full((6, 64), 0.1),)),
     }
-    plain = velocity(bench.model("sana"))
+    plain = bench.velocity(bench.model("sana"))
     outs = []
     for load in (
         lambda patcher: patcher.load(patcher.load_device, full_load=True),
@@ -174,8 +159,8 @@ def test_a_partial_load_applies_patches_as_a_full_one():
         patcher = bench.fresh_model("sana").clone()
         assert len(patcher.add_patches(patch)) == len(patch)
         load(patcher)
-        outs.append(velocity(patcher))
-    assert rms_error(outs[0], plain) > 1e-2
+        outs.append(bench.velocity(patcher))
+    assert bench.rms_error(outs[0], plain) > 1e-2
     assert bench.relative(*outs) < 1e-5
 
 
@@ -205,7 +190,7 @@ def test_a_bfloat16_text_encoder_stays_near_float32():
     narrow = bench.load_gemma(str(bench.folder() / "sana"), {"dtype": torch.bfloat16})
     conds = [bench.call("CLIPTextEncode", clip, "a cat")[0] for clip in (narrow, bench.clip())]
     assert torch.equal(*(cond[0][1]["attention_mask"] for cond in conds))
-    assert 0 < rms_error(conds[0][0][0], conds[1][0][0]) < 0.03
+    assert 0 < bench.rms_error(conds[0][0][0], conds[1][0][0]) < 0.03
 
 
 # What is not finite is stopped where it comes in

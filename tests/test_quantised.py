@@ -42,22 +42,6 @@ def output(tmp_path, monkeypatch):
     return tmp_path / "output"
 
 
-def velocity(patcher) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    positive, _ = bench.encoded()
-    conds = {
-        "c_crossattn": positive[0][0],
-        "attention_mask": positive[0][1]["attention_mask"],
-        "guidance": torch.tensor([4.5]),
-    }
-    with torch.inference_mode():
-        return patcher.model.apply_model(torch.randn(1, 32, 4, 4, generator=generator), torch.tensor([0.7]), **conds)
-
-
-def rms_error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
-
-
 def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(
         a[key].dtype == b[key].dtype and torch.equal(a[key].view(torch.uint8), b[key].view(torch.uint8))
@@ -73,7 +57,7 @@ def test_a_quantised_model_stays_near_the_full_one(write, kind, family):
     patcher = load_sana(write(quantised(weights(family), kind)))
     layer = patcher.model.diffusion_model.transformer_blocks[1].attn1.to_q
     assert isinstance(layer.weight, QuantizedTensor) and layer.quant_format == kind
-    error = rms_error(velocity(patcher), velocity(bench.model(family)))
+    error = bench.rms_error(bench.velocity(patcher), bench.velocity(bench.model(family)))
     assert SMALL < error < BOUNDS[kind]
 
 
@@ -81,7 +65,7 @@ def test_a_quantised_model_stays_near_the_full_one(write, kind, family):
 def test_a_quantised_model_draws(write, kind):
     patcher = load_sana(write(quantised(weights("sana"), kind)))
     out, exact = (bench.draw(model, bench.encoded(), steps=4) for model in (patcher, bench.model("sana")))
-    assert torch.isfinite(out).all() and rms_error(out, exact) < 3 * BOUNDS[kind]
+    assert torch.isfinite(out).all() and bench.rms_error(out, exact) < 3 * BOUNDS[kind]
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -90,9 +74,9 @@ def test_a_file_of_plain_float8_loads_as_its_values(write, dtype, family):
     """Without scales: what a cast to float8 left is all there is, so the result equals that of the rounded weights."""
     narrow = {key: tensor.to(dtype) for key, tensor in weights(family).items()}
     exact = load_sana(write({key: tensor.float() for key, tensor in narrow.items()}, "wide"))
-    assert torch.equal(velocity(load_sana(write(narrow))), velocity(exact))
+    assert torch.equal(bench.velocity(load_sana(write(narrow))), bench.velocity(exact))
     kept = load_sana(write(narrow), {"dtype": dtype})
-    assert kept.model.get_dtype() == dtype and bench.relative(velocity(kept), velocity(exact)) < 1e-6
+    assert kept.model.get_dtype() == dtype and bench.relative(bench.velocity(kept), bench.velocity(exact)) < 1e-6
 
 
 def legacy(state_dict: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
@@ -108,7 +92,7 @@ def legacy(state_dict: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]
 @pytest.mark.parametrize("spelling", ["legacy", "metadata"])
 def test_every_spelling_of_scaled_float8_is_the_same_model(write, spelling, prefix):
     state_dict = quantised(weights("sana"), "float8_e4m3fn")
-    expected = velocity(load_sana(write(state_dict, "present")))
+    expected = bench.velocity(load_sana(write(state_dict, "present")))
     if spelling == "legacy":
         path = write(legacy(state_dict, prefix))
     else:
@@ -116,7 +100,7 @@ def test_every_spelling_of_scaled_float8_is_the_same_model(write, spelling, pref
                   for key in state_dict if key.endswith("comfy_quant")}  # fmt: skip
         bare = {prefix + key: tensor for key, tensor in state_dict.items() if not key.endswith("comfy_quant")}
         path = write(bare, metadata={"_quantization_metadata": json.dumps({"layers": layers})})
-    assert torch.equal(velocity(load_sana(path)), expected)
+    assert torch.equal(bench.velocity(load_sana(path)), expected)
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise"])
@@ -127,7 +111,7 @@ def test_nvidias_fused_layers_are_split_with_their_scales(write, kind, family):
     ))  # fmt: skip
     patcher = load_sana(write(fused))
     assert isinstance(patcher.model.diffusion_model.transformer_blocks[0].attn2.to_v.weight, QuantizedTensor)
-    assert SMALL < rms_error(velocity(patcher), velocity(bench.model(family))) < BOUNDS[kind]
+    assert SMALL < bench.rms_error(bench.velocity(patcher), bench.velocity(bench.model(family))) < BOUNDS[kind]
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise"])
@@ -138,7 +122,7 @@ def test_a_quantised_text_encoder_stays_near_the_full_one(tmp_path, kind):
     (tmp_path / "tokenizer.model").write_bytes((bench.folder() / "sana" / "tokenizer" / "tokenizer.model").read_bytes())
     clip = load_gemma(str(path))
     states, exact = (bench.call("CLIPTextEncode", encoder, "a cat")[0][0][0] for encoder in (clip, bench.clip()))
-    assert SMALL < rms_error(states, exact) < 2 * BOUNDS[kind]  # softmax doubles it
+    assert SMALL < bench.rms_error(states, exact) < 2 * BOUNDS[kind]  # softmax doubles it
 
 
 # LoRA and saving
@@ -153,15 +137,15 @@ def patch() -> dict:
 
 @KINDS
 def test_a_patch_on_a_quantised_layer_acts_as_on_a_full_one(write, kind):
-    plain = velocity(bench.model("sana"))
+    plain = bench.velocity(bench.model("sana"))
     outs = []
     for source in (bench.fresh_model("sana"), load_sana(write(quantised(weights("sana"), kind)))):
         patcher = source.clone()
         assert len(patcher.add_patches(patch())) == 2
         patcher.load(patcher.load_device, full_load=True)
-        outs.append(velocity(patcher))
-    assert rms_error(outs[0], plain) > 2 * rms_error(outs[1], outs[0])
-    assert rms_error(outs[1], outs[0]) < BOUNDS[kind]
+        outs.append(bench.velocity(patcher))
+    assert bench.rms_error(outs[0], plain) > 2 * bench.rms_error(outs[1], outs[0])
+    assert bench.rms_error(outs[1], outs[0]) < BOUNDS[kind]
 
 
 @KINDS
@@ -173,7 +157,7 @@ def test_a_saved_quantised_model_loads_bit_for_bit(write, output, kind, family):
     loaded = load_sana(str(file))
     assert loaded.model.diffusion_model.config == model.model.diffusion_model.config
     assert states_equal(loaded.model.diffusion_model.state_dict(), model.model.diffusion_model.state_dict())
-    assert torch.equal(velocity(loaded), velocity(model))
+    assert torch.equal(bench.velocity(loaded), bench.velocity(model))
 
 
 @KINDS
@@ -186,7 +170,7 @@ def test_a_patch_is_saved_inside_the_quantised_weights(write, output, kind):
     layer = loaded.model.diffusion_model.transformer_blocks[0].attn1.to_q
     assert isinstance(layer.weight, QuantizedTensor)
     patched.load(patched.load_device, full_load=True)
-    assert torch.equal(velocity(loaded), velocity(patched))
+    assert torch.equal(bench.velocity(loaded), bench.velocity(patched))
 
 
 def test_a_checkpoint_of_quantised_parts_loads_bit_for_bit(write, output, tmp_path):
@@ -199,7 +183,7 @@ def test_a_checkpoint_of_quantised_parts_loads_bit_for_bit(write, output, tmp_pa
     CheckpointSave().save(model, clip, bench.vae(), "checkpoints/saved")
     CLIPSave().save(clip, "text_encoders/saved")
     whole, single = sorted(map(str, output.rglob("*.safetensors")))
-    assert torch.equal(velocity(load_sana(whole)), velocity(model))
+    assert torch.equal(bench.velocity(load_sana(whole)), bench.velocity(model))
     expected = bench.call("CLIPTextEncode", clip, "a cat")[0][0][0]
     for path in (whole, single):
         assert torch.equal(bench.call("CLIPTextEncode", load_gemma(path), "a cat")[0][0][0], expected)

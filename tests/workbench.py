@@ -154,3 +154,20 @@ def changed(cond: list, **values) -> list:
     """Copy of a conditioning with other values; `context` replaces the text states."""
     context = values.pop("context", cond[0][0])
     return [[context, copy.copy(cond[0][1]) | values]]
+
+
+def velocity(patcher) -> torch.Tensor:
+    """One prediction of x0 by the host's model, without its memory management."""
+    generator = torch.Generator().manual_seed(2)
+    positive, _ = encoded()
+    conds = {
+        "c_crossattn": positive[0][0],
+        "attention_mask": positive[0][1]["attention_mask"],
+        "guidance": torch.tensor([4.5]),
+    }
+    with torch.inference_mode():
+        return patcher.model.apply_model(torch.randn(1, 32, 4, 4, generator=generator), torch.tensor([0.7]), **conds)
+
+
+def rms_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
