@@ -63,6 +63,17 @@ def comfy_server(tmp_path_factory):
         server.stop()
 
 
+def without_space(base: Path) -> None:
+    pack = base / "custom_nodes" / "sana native-pack"
+    pack.rename(pack.with_name("sana-native"))
+
+
+@pytest.fixture(scope="session")
+def web_server(comfy_server):
+    """A server whose browser finds the pack's files: the host serves none from a folder with a space in its name."""
+    return comfy_server(prepare=without_space)
+
+
 @pytest.fixture(scope="session")
 def object_info(comfy_server) -> dict:
     """The host's description of every node, the pack's included."""
