@@ -6,11 +6,11 @@ it fails. What a file's first bytes tell is in `file_faults.py`.
 
 import json
 import os
-import pickle
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pickle import UnpicklingError  # what torch raises; nothing here unpickles
 from typing import Any
 
 import comfy.utils
@@ -30,6 +30,7 @@ from .file_faults import (
     shown,
     unfinished_in,
 )
+from .progress import tracked
 
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})(.*)")
 # Files of a component's folder as diffusers and transformers name them, and the order of choice among variants.
@@ -156,7 +157,7 @@ def read_file(path: str) -> tuple[Any, dict[str, str] | None]:
     try:
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             return comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         if any(sign in str(error) for sign in DAMAGED_PICKLE):
             raise fault(path, "is damaged, its pickle makes no sense", DOWNLOAD_AGAIN) from error
         raise ValueError(
@@ -223,7 +224,7 @@ def read_shards(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """Tensors of a file or of all files of its set, and the last one's metadata. Raises as `load_file` does."""
     metadata = None
     state_dict: dict[str, Tensor] = {}
-    for shard in shards_of(path):
+    for shard in tracked(shards_of(path)):
         tensors, metadata = load_file(shard)
         twice = tensors.keys() & state_dict.keys()
         if twice:
