@@ -14,6 +14,7 @@ from comfy.text_encoders.lumina2 import Gemma2BTokenizer
 from torch import Tensor
 
 from .precision import FLOAT8
+from .progress import tracked
 from .weights import make_ready
 
 # The text SANA was trained with, character for character; the quotes and the trailing space matter.
@@ -195,6 +196,6 @@ def encode_prompts(
     before = INSTRUCTION if instruction is None else instruction
     positive, negative = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=own, lower_case=lower_case))
-        for text, own in ((prompt, before), (negative_prompt, ""))
+        for text, own in tracked([(prompt, before), (negative_prompt, "")])
     )
     return positive, negative

@@ -6,6 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from .progress import tracked
 from .quantised import MARK
 
 ALIGNMENT = 64  # bytes; of the widest vector registers
@@ -31,9 +32,10 @@ def make_ready(network: nn.Module, state_dict: dict[str, Tensor], patcher: Model
     The host's streaming casts on the way. On the CPU tensors are brought to the formats of the parameters they become,
     one by one, so that no two copies of a model exist; quantised ones keep theirs.
     """
+    comfy.model_management.throw_exception_if_processing_interrupted()
     if patcher.is_dynamic() or not used_in_place(patcher):
         return used_in_place(patcher)
-    for key, parameter in network.named_parameters():
+    for key, parameter in tracked(list(network.named_parameters())):
         if key not in state_dict or f"{key.rpartition('.')[0]}.{MARK}" in state_dict:
             continue
         tensor = state_dict[key].to(parameter.dtype)

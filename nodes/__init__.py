@@ -2,12 +2,15 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..models.previews import MEMORY
 from ..samplers.registration import register
 from .conditioning import SanaNativeGemmaEncode
 from .dc_ae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
+from .files import tiny_decoder_path
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
+from .replacements import register_replacements
 from .sampling import (
     SanaNativeFlowDPMSampler,
     SanaNativeFlowScheduler,
@@ -34,10 +37,12 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class SanaNativeExtension(ComfyExtension):
-    """Hands the host the nodes, and adds our samplers and schedules to its dropdowns."""
+    """Hands the host the nodes and our replacements, and adds our samplers and schedules to its dropdowns."""
 
     async def on_load(self) -> None:
         register()
+        MEMORY.find_tiny = tiny_decoder_path
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -5,6 +5,7 @@ import os
 import folder_paths
 
 from ..models.checkpoint import read_json
+from ..models.tiny_decoder import TINY_DECODER
 
 FOLDER_MARK = "/"  # ends the name of a folder in a loader's list
 # Files with all three parts, as the host's own Save Checkpoint writes them, lie in a folder of their own.
@@ -81,6 +82,13 @@ def resolve(name: str, folder: str, component: str) -> str:
     if name.startswith(CHECKPOINTS_MARK) and folder_paths.get_full_path(folder, name) is None:
         return file_path(name.removeprefix(CHECKPOINTS_MARK), CHECKPOINTS)
     return file_path(name, folder)
+
+
+def tiny_decoder_path() -> str | None:
+    """The user's TAESANA decoder in models/vae_approx, found as the host finds its own tiny decoders; None for none."""
+    names = folder_paths.get_filename_list("vae_approx")
+    name = next((name for name in names if name.startswith(TINY_DECODER)), None)
+    return name and folder_paths.get_full_path("vae_approx", name)
 
 
 def file_path(name: str, folder: str) -> str:

@@ -4,7 +4,9 @@ import torch
 from comfy_api.latest import io
 
 from ..models.loader import load_dc_ae, load_gemma, load_sana
+from ..models.previews import MEMORY
 from .files import list_names, resolve
+from .notices import advise_on_runs
 
 DTYPES = {
     "auto": None,
@@ -104,7 +106,9 @@ class SanaNativeModelLoader(io.ComfyNode):
             "native_size": NATIVE_RESOLUTIONS[native_resolution],
             "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
         }
-        return io.NodeOutput(load_sana(resolve(model_name, "diffusion_models", "transformer"), options))
+        model = load_sana(resolve(model_name, "diffusion_models", "transformer"), options)
+        advise_on_runs(model)
+        return io.NodeOutput(model)
 
 
 class SanaNativeGemmaLoader(io.ComfyNode):
@@ -171,4 +175,6 @@ class SanaNativeDCAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_dc_ae(resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]}))
+        vae = load_dc_ae(resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]})
+        MEMORY.remember(vae)
+        return io.NodeOutput(vae)

@@ -1,0 +1,100 @@
+"""What the host puts in the place of ComfyUI_ExtraModels' SANA nodes in old graphs, when that pack is not installed.
+
+The new node does what the old one was for, with the old one's settings; names of files that the loaders do not have are
+refused by the host and picked anew. Left as they are, because nothing here takes their place exactly:
+SanaResolutionSelect (two numbers; SANA Empty Latent offers the sizes), ScmModelSampling (a guidance scale on the model;
+the host's FluxGuidance puts it on the prompt), the sampler name "scm" inside a KSampler (sana_scm, with its schedule),
+EXMCLIPLoader (mostly for other models).
+
+Source: the nodes' inputs in Efficient-Large-Model/ComfyUI_ExtraModels and city96/ComfyUI_ExtraModels. Only inputs that
+every version of a node requires are mapped, because the host fails on one that a prompt does not have.
+"""
+
+from comfy_api.latest import ComfyAPI, io
+
+from .host_server import running_server
+
+
+# The frontend keeps the wires of an output only when told of it. The server, told the same, looks for the wire under
+# the name the next input had before its node was replaced in turn, and fails; as text the index is none of its own.
+SAME_OUTPUT = [{"new_idx": 0, "old_idx": "0"}]
+
+
+def taken(new_id: str, old_id: str) -> dict[str, str]:
+    return {"new_id": new_id, "old_id": old_id}
+
+
+def fixed(new_id: str, value: object) -> dict[str, object]:
+    return {"new_id": new_id, "set_value": value}
+
+
+def encode(instruction: str) -> list[dict]:
+    """Of a text encode node with one text: our node's first output is its conditioning."""
+    return [
+        taken("clip", "GEMMA"),
+        taken("prompt", "text"),
+        fixed("negative_prompt", ""),
+        fixed("instruction", instruction),
+        fixed("custom_instruction", ""),
+        fixed("lower_case", False),
+    ]
+
+
+def replacements() -> list[io.NodeReplace]:
+    rows = [
+        (
+            "SanaCheckpointLoader",
+            ["ckpt_name", "model", "dtype"],
+            "SanaNativeModelLoader",
+            [
+                taken("model_name", "ckpt_name"),
+                fixed("weight_dtype", "auto"),
+                fixed("shift", 0.0),
+                fixed("clamp", "auto"),
+            ],
+        ),
+        (
+            "GemmaLoader",
+            ["model_name", "device", "dtype"],
+            "SanaNativeGemmaLoader",
+            [taken("text_encoder_name", "model_name"), fixed("dtype", "auto")],
+        ),
+        (
+            "ExtraVAELoader",
+            ["vae_name", "vae_type", "dtype"],
+            "SanaNativeDCAELoader",
+            [taken("vae_name", "vae_name"), fixed("dtype", "auto")],
+        ),
+        ("SanaTextEncode", ["text"], "SanaNativeGemmaEncode", encode("on")),
+        ("GemmaTextEncode", ["text"], "SanaNativeGemmaEncode", encode("off")),
+        (
+            "EmptySanaLatentImage",
+            ["width", "height", "batch_size"],
+            "SanaNativeEmptyLatent",
+            [
+                fixed("size", "custom"),
+                fixed("aspect_ratio", "1:1"),
+                *(taken(name, name) for name in ("width", "height", "batch_size")),
+            ],
+        ),
+        # SANA was never told its picture's size, so this one did nothing. Nor does the host's node at strength 1.
+        (
+            "SanaResolutionCond",
+            ["width", "height"],
+            "ConditioningSetAreaStrength",
+            [taken("conditioning", "cond"), fixed("strength", 1.0)],
+        ),
+    ]
+    return [
+        io.NodeReplace(new, old, old_widget_ids=widgets, input_mapping=inputs, output_mapping=SAME_OUTPUT)
+        for old, widgets, new, inputs in rows
+    ]
+
+
+async def register_replacements() -> None:
+    """Hands them to the host's server; without one there are no graphs to replace nodes in."""
+    if running_server() is None:
+        return
+    api = ComfyAPI()
+    for replacement in replacements():
+        await api.node_replacement.register(replacement)
