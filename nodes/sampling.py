@@ -17,7 +17,14 @@ DENOISE_TOOLTIP = (
 
 
 def model_shift(model) -> float:
-    return float(model.get_model_object("model_sampling").shift)
+    """The model's flow shift. Raises ValueError for a model that has none."""
+    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+    if shift is None:
+        raise ValueError(
+            f"This {type(model.model).__name__} model has no flow shift, so SANA's noise levels do not fit it: load a "
+            "SANA model with SANA Model Loader, or use KSampler."
+        )
+    return float(shift)
 
 
 def solver_for(model, steps: int, denoise: float):

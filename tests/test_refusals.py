@@ -1,5 +1,7 @@
 """What is refused, and how: one sentence that names what was found, what was expected, and the cure; and cancelling."""
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
@@ -189,6 +191,15 @@ def test_the_flow_scheduler_refuses_values_out_of_range(node, inputs, message):
 def test_the_scm_scheduler_refuses_values_out_of_range(inputs, message):
     with pytest.raises(ValueError, match=message):
         bench.call(bench.OURS["SCMScheduler"], *inputs)
+
+
+@pytest.mark.parametrize(("node", "inputs"), [("FlowScheduler", (20, "flow_dpm", 0.0, 1.0)), ("Sampler", None)])
+def test_a_model_without_a_flow_shift_is_refused(node, inputs):
+    foreign = SimpleNamespace(get_model_object=lambda _: SimpleNamespace(), model=SimpleNamespace())
+    inputs = inputs or (*bench.encoded(), bench.empty(), 0, 4, 4.5, 1.0)
+    with pytest.raises(ValueError, match="This SimpleNamespace model has no flow shift, .* SANA Model Loader") as error:
+        bench.call(bench.OURS[node], foreign, *inputs)
+    assert one_sentence(error)
 
 
 # Text
