@@ -85,6 +85,7 @@ def measure(stage: str, size: int) -> dict:
     prepare_imports()
     import torch
 
+    torch.set_num_threads(1)  # with more the matrix library copies weights, which is no part of the pass
     with torch.inference_mode():
         if stage == "step":
             run, told = transformer_pass(size)
