@@ -63,7 +63,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in "
-                    "float16, which depend on it in every format.",
+                    "float16, which depend on it in every format, and where the training is not known.",
                 ),
                 io.Combo.Input(
                     "native_resolution",
