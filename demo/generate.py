@@ -1,8 +1,9 @@
-"""Prompts to pictures in this process with the pack's networks and solver; many at once, which the server does not do.
+"""Prompts to pictures in this process with the pack's networks and solvers; many at once, which the server does not do.
 
 The figures of a picture equal those of the graph of nodes up to rounding; `make demo` draws through the real host.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,61 +11,107 @@ import torch
 from torch import Tensor
 
 from .train.data import SIDE
-from .train.pack import prepare_imports
+from .train.pack import CHECKPOINT, prepare_imports
 
 prepare_imports()
 
 import comfy.model_management  # noqa: E402
+from comfy.k_diffusion.sampling import sample_euler  # noqa: E402
 from sana_native.models.config import SANA_LATENT_SCALE  # noqa: E402
 from sana_native.models.gemma import encode_prompts  # noqa: E402
 from sana_native.models.loader import load_dc_ae, load_gemma, load_sana  # noqa: E402
 from sana_native.models.model_base import TIMESTEP_ROUNDING  # noqa: E402
 from sana_native.samplers.flow_dpm import sample_flow_dpm  # noqa: E402
-from sana_native.samplers.schedules import get_sigmas_flow_dpm  # noqa: E402
+from sana_native.samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm  # noqa: E402
+from sana_native.samplers.scm import sample_scm  # noqa: E402
+
+SOLVERS: dict[str, tuple[Callable, Callable]] = {
+    "Flow-DPM": (sample_flow_dpm, get_sigmas_flow_dpm),
+    "Euler": (sample_euler, get_sigmas_flow_euler),
+}
+CHUNK, DECODED = 20, 4  # pictures denoised and decoded at a time
 
 
 class Denoiser:
-    """The network with classifier-free guidance, as the samplers call it: x (B, 32, h, w), sigma (B,) -> denoised."""
+    """The network as the samplers call it: x (B, 32, h, w), sigma (B,) -> denoised, of the same shape.
+
+    SANA is guided by a second pass over the negative prompt, half of `context`; SANA-Sprint by its embedded guidance.
+    """
 
     def __init__(self, patcher, context: Tensor, masks: Tensor, cfg: float):
         self.inner_model = SimpleNamespace(model_patcher=patcher)  # where the samplers look up the model's sampling
-        self.network, self.context, self.masks, self.cfg = patcher.model.diffusion_model, context, masks, cfg
+        self.model, self.context, self.masks, self.cfg = patcher.model, context, masks, cfg
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        timesteps = torch.trunc(1000 * sigma + TIMESTEP_ROUNDING).repeat(2)
-        velocity, away = self.network(torch.cat([x, x]), timesteps, self.context, self.masks).chunk(2)
-        return x - sigma[:, None, None, None] * (away + self.cfg * (velocity - away))
+    def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
+        network = self.model.diffusion_model
+        if self.model.is_sprint:
+            guidance = torch.full_like(sigma, self.cfg)
+            velocity = network(x, sigma, self.context, self.masks, guidance=guidance)
+        else:
+            timesteps = torch.trunc(1000 * sigma + TIMESTEP_ROUNDING).repeat(2)
+            velocity, away = network(torch.cat([x, x]), timesteps, self.context, self.masks).chunk(2)
+            velocity = away + self.cfg * (velocity - away)
+        return x - sigma[:, None, None, None] * velocity
 
 
 class Painter:
-    """The demo checkpoint, loaded as the pack's nodes load it, in float32."""
+    """A demo checkpoint, loaded as the pack's nodes load it, in float32.
+
+    Text encoder and autoencoder are the demo SANA's where the checkpoint has none of its own.
+    """
 
     def __init__(self, checkpoint: Path):
-        path = str(checkpoint)
-        self.clip = load_gemma(path, {"dtype": torch.float32})
-        self.vae = load_dc_ae(path, {"dtype": torch.float32})
-        patcher = load_sana(path, {"dtype": torch.float32})
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        self.patcher, self.network = patcher, patcher.model.diffusion_model
+        others = str(checkpoint if (checkpoint / "vae").is_dir() else CHECKPOINT)
+        self.clip = load_gemma(others, {"dtype": torch.float32})
+        self.vae = load_dc_ae(others, {"dtype": torch.float32})
+        self.patcher = load_sana(str(checkpoint), {"dtype": torch.float32})
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        self.is_sprint = self.patcher.model.is_sprint
+        self.network = self.patcher.model.diffusion_model
 
-    def encode(self, prompts: list[str], negative_prompt: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Context (B, L, C) and mask (B, L) of the prompts, then of the negative; L without what all prompts pad."""
+    def encode(self, prompts: list[str], negative_prompt: str = "") -> tuple[Tensor, Tensor]:
+        """Context (B, L, C) and mask (B, L) of the prompts, and for SANA of the negative prompt B times after them.
+
+        L leaves out what all of them pad.
+        """
         pairs = [encode_prompts(self.clip, prompt, negative_prompt) for prompt in prompts]
-        context, negative = (torch.cat([pair[i][0][0] for pair in pairs]) for i in (0, 1))
-        mask, negative_mask = (torch.cat([pair[i][0][1]["attention_mask"] for pair in pairs]) for i in (0, 1))
-        length = int(torch.maximum(mask.sum(dim=1), negative_mask.sum(dim=1)).max())
-        return context[:, :length], mask[:, :length], negative[:, :length], negative_mask[:, :length]
+        chosen = [pair[0] for pair in pairs] + ([] if self.is_sprint else [pair[1] for pair in pairs])
+        context = torch.cat([conditioning[0][0] for conditioning in chosen])
+        mask = torch.cat([conditioning[0][1]["attention_mask"] for conditioning in chosen])
+        length = int(mask.sum(dim=1).max())
+        return context[:, :length], mask[:, :length]
 
     @torch.inference_mode()
-    def paint(self, prompts: list[str], seeds: list[int], steps: int = 20, cfg: float = 4.5) -> Tensor:
-        """Pictures (B, 3, SIDE, SIDE) in [0, 1], picture i from noise of seed i."""
-        positive, mask, negative, negative_mask = self.encode(prompts)
-        context, masks = torch.cat([positive, negative]), torch.cat([mask, negative_mask])
+    def paint_latents(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        steps: int = 20,
+        cfg: float = 4.5,
+        solver: str = "Flow-DPM",
+        negative_prompt: str = "",
+        sigmas: Tensor | None = None,
+    ) -> Tensor:
+        """Scaled latents (B, 32, h, w), number i from noise of seed i; `sigmas` replaces the solver's own schedule."""
         shape = (32, SIDE // 32, SIDE // 32)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         device = next(self.network.parameters()).device
-        context, masks, noise = context.to(device), masks.to(device), noise.to(device)
-
+        context, masks = (tensor.to(device) for tensor in self.encode(prompts, negative_prompt))
         denoiser = Denoiser(self.patcher, context, masks, cfg)
-        latent = sample_flow_dpm(denoiser, noise, get_sigmas_flow_dpm(steps, self.network.config.shift), disable=True)
-        return self.vae.decode(latent.cpu() / SANA_LATENT_SCALE).movedim(-1, 1).float()
+        if self.is_sprint:
+            sigmas = get_sigmas_scm(steps) if sigmas is None else sigmas
+            return sample_scm(denoiser, noise.to(device), sigmas, {"seed": seeds[0]}, disable=True)
+        sample, get_sigmas = SOLVERS[solver]
+        sigmas = get_sigmas(steps, self.network.config.shift) if sigmas is None else sigmas
+        return sample(denoiser, noise.to(device), sigmas, disable=True)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of scaled latents (B, 32, h, w)."""
+        parts = latents.cpu().split(DECODED)
+        return torch.cat([self.vae.decode(part / SANA_LATENT_SCALE).movedim(-1, 1).float() for part in parts])
+
+    def paint(self, prompts: list[str], seeds: list[int], **options) -> Tensor:
+        """Pictures (B, 3, SIDE, SIDE) in [0, 1]; arguments as of `paint_latents`."""
+        parts = [slice(start, start + CHUNK) for start in range(0, len(prompts), CHUNK)]
+        return torch.cat([self.decode(self.paint_latents(prompts[part], seeds[part], **options)) for part in parts])

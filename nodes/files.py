@@ -19,9 +19,14 @@ CLASSES = {
     "Gemma2ForCausalLM": "text_encoder",
 }
 AVERAGED = "transformer_ema"  # a trainer's average of the weights, beside the transformer
-# The demo model comes with the pack, so that its workflow runs before anything was downloaded.
+# The demo models come with the pack, so that their workflows run before anything was downloaded.
 BUNDLED_NAME = "sana-native-demo" + FOLDER_MARK
-BUNDLED_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo", "checkpoint")
+DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
+BUNDLED_FOLDERS = {
+    BUNDLED_NAME: os.path.join(DEMO_FOLDER, "checkpoint"),
+    # A transformer alone: text encoder and autoencoder are the other's.
+    "sana-native-demo-sprint" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_sprint"),
+}
 
 
 def component_of(folder: str) -> str | None:
@@ -58,9 +63,10 @@ def diffusers_folders(component: str) -> dict[str, str]:
                 found.setdefault(os.path.relpath(path, search_path).replace(os.sep, "/") + FOLDER_MARK, path)
             if parts or "model_index.json" in files:
                 folders.clear()  # a model's own subfolders hold no further model
-    if os.path.isdir(os.path.join(BUNDLED_FOLDER, component)):
-        found.setdefault(BUNDLED_NAME, BUNDLED_FOLDER)
-    return dict(sorted(found.items()))
+    for name, folder in BUNDLED_FOLDERS.items():
+        if os.path.isdir(os.path.join(folder, component)):
+            found.setdefault(name, folder)
+    return {name: found[name] for name in sorted(found, key=lambda name: name.removesuffix(FOLDER_MARK))}
 
 
 def list_names(folder: str, component: str) -> list[str]:

@@ -18,7 +18,7 @@ from sana_native.tools.build_archive import ArchiveError, build, shipped_files
 from sana_native.tools.comfy_server import ComfyServer
 from sana_native.tools.workflow import to_api
 
-SIZE_LIMIT = 25e6  # bytes, packed; most of it is the demo's weights
+SIZE_LIMIT = 32e6  # bytes, packed; most of it is the demo's weights
 TOP = {"CHANGELOG.md", "LICENSE", "README.md", "README.zh.md", "__init__.py", "demo", "docs", "locales", "models",
        "nodes", "pyproject.toml", "requirements.txt", "samplers", "web"}  # fmt: skip
 # Where the host looks for graphs, and for subgraphs.
@@ -112,7 +112,15 @@ def test_archive_holds_the_pack_and_nothing_else(archive):
     assert TOP <= found <= TOP | MAY_BE_THERE
     assert found & {"workflows", "example_workflows"}
     assert not [name for name in names if name.startswith("demo/") and name.endswith(".py")]
-    assert not [name for name in names if re.search(r"(^|/)(tests?|benchmarks|train|__pycache__|\.)", name)]
+    assert not [name for name in names if re.search(r"(^|/)(tests?|benchmarks|train|screenshots|__pycache__|\.)", name)]
+
+
+def test_archive_brings_the_pictures_that_help_pages_show(archive):
+    with zipfile.ZipFile(archive) as content:
+        names = set(content.namelist())
+        pages = {name: content.read(name).decode("utf-8") for name in names if re.match(r"web/docs/.+\.md$", name)}
+    shown = {f"web/docs/{path}" for text in pages.values() for path in re.findall(r"!\[.*?\]\((.+?)\)", text)}
+    assert len(shown) > 20 and shown <= names
 
 
 def test_archive_brings_the_demos_weights_whole(archive, checkout):
@@ -130,7 +138,7 @@ def test_archive_is_small_and_as_large_as_the_readme_says(archive):
 def test_every_name_in_the_archive_is_plain_ascii(archive):
     """comfy-cli asks git for names without -z, and so loses those that git would quote."""
     names = zipfile.ZipFile(archive).namelist()
-    assert names and all(re.fullmatch(r"[\w./ -]+", name, re.ASCII) for name in names)
+    assert names and all(re.fullmatch(r"[\w./ ()-]+", name, re.ASCII) for name in names)
 
 
 def test_same_files_make_the_same_bytes(archive, checkout, tmp_path):

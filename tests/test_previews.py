@@ -332,18 +332,13 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_frame_arrives_at_every_step_and_the_last_looks_like_the_picture(name, comfy_server):
-    server, model_name = comfy_server(), "sana-native-demo/"
-    if name == "Sprint":
-        model_name = "preview-sprint/"
-        folder = server.base_directory / "models" / "diffusers" / "preview-sprint"
-        tiny.transformer(sprint=True, caption_channels=128).save_pretrained(folder / "transformer")
-    frames, picture = asyncio.run(frames_and_image(server, graph(model_name, RUNS[name], 128)))
+    model_name = "sana-native-demo-sprint/" if name == "Sprint" else "sana-native-demo/"
+    frames, picture = asyncio.run(frames_and_image(comfy_server(), graph(model_name, RUNS[name], 256)))
     assert len(frames) == RUNS[name]["steps"]
     assert {frame.size for frame in frames} == {(512, 512)}  # the host scales them to --preview-size
     pixels = [
         torch.frombuffer(bytearray(image.resize((4, 4), Image.Resampling.BOX).tobytes()), dtype=torch.uint8).float()
         for image in (*frames, picture)
     ]
-    if name != "Sprint":  # whose weights are random here, and so its picture nothing that a DC-AE ever saw
-        assert correlation(pixels[-2], pixels[-1]) > 0.7
-        assert correlation(pixels[-2], pixels[-1]) > correlation(pixels[0], pixels[-1])
+    assert correlation(pixels[-2], pixels[-1]) > 0.7
+    assert correlation(pixels[-2], pixels[-1]) >= correlation(pixels[0], pixels[-1])

@@ -19,8 +19,11 @@ from .host import PRIVATE, link_folder, prepare_base
 from .workflow import WorkflowError, set_inputs, to_api
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
-DEMO_NAME = "sana-native-demo"
+# Models that come with the pack: MODEL -> their folder, and their graph, which names them already.
+BUNDLED = {
+    "demo": (ROOT / "demo" / "checkpoint", "demo_txt2img.json"),
+    "sprint": (ROOT / "demo" / "checkpoint_sprint", "demo_sprint.json"),
+}
 LOADERS = {
     "SanaNativeModelLoader": "model_name",
     "SanaNativeGemmaLoader": "text_encoder_name",
@@ -55,7 +58,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Prompt to picture.")
     for name, words in (
         ("prompt", "what to paint"),
-        ("model", "demo, or a folder in diffusers layout"),
+        ("model", "demo, sprint, or a folder in diffusers layout"),
         ("steps", "denoising steps"),
         ("seed", "random when left out"),
         ("cfg", "guidance scale"),
@@ -80,15 +83,16 @@ def read_settings(arguments: list[str] | None) -> Settings:
 
 
 def choose_model(model: str) -> tuple[Path, Path]:
-    """Return the checkpoint folder and the workflow for MODEL: `demo`, or a SANA folder in diffusers layout."""
-    if model == "demo":
-        return DEMO_CHECKPOINT, ROOT / "workflows" / "demo_txt2img.json"
+    """Return the checkpoint folder and the workflow for MODEL: a bundled one, or a SANA folder in diffusers layout."""
+    if model in BUNDLED:
+        folder, graph = BUNDLED[model]
+        return folder, ROOT / "workflows" / graph
     folder = Path(model).expanduser().resolve()
     if not folder.is_dir():
-        raise DemoError(f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, or demo.")
+        raise DemoError(f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, demo or sprint.")
     index = folder / "model_index.json"
     if not index.is_file():
-        raise DemoError(f"{folder} holds no model_index.json; give MODEL= a folder in diffusers layout, or demo.")
+        raise DemoError(f"{folder} holds no model_index.json; give MODEL= a folder in diffusers layout, demo or sprint.")
     pipeline = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
     if not pipeline.startswith("Sana"):
         raise DemoError(
@@ -99,9 +103,9 @@ def choose_model(model: str) -> tuple[Path, Path]:
     return folder, ROOT / "workflows" / ("sana_sprint_txt2img.json" if sprint else "sana_txt2img.json")
 
 
-def fill_in(prompt: dict, folder_name: str, settings: Settings) -> dict:
-    """Put model folder and settings into the API prompt of a workflow."""
-    for loader, name in LOADERS.items():
+def fill_in(prompt: dict, folder_name: str | None, settings: Settings) -> dict:
+    """Put settings into the API prompt of a workflow, and the model's folder where the workflow does not name it."""
+    for loader, name in LOADERS.items() if folder_name else ():
         if any(node["class_type"] == loader for node in prompt.values()):
             prompt = set_inputs(prompt, loader, **{name: f"{folder_name}/"})
     if settings.prompt is not None:
@@ -138,9 +142,10 @@ def paint(settings: Settings) -> None:
     for needed in (checkpoint, graph):
         if not needed.exists():
             raise DemoError(f"{needed} is missing; restore it from the repository.")
-    name = DEMO_NAME if settings.model == "demo" else checkpoint.name
     base = prepare_base(PRIVATE / "base")
-    link_folder(checkpoint, base / "models" / "diffusers" / name)
+    name = None if settings.model in BUNDLED else checkpoint.name
+    if name:
+        link_folder(checkpoint, base / "models" / "diffusers" / name)
     with ComfyServer(base) as server:
         _say(f"ComfyUI started in {time.monotonic() - start:.1f} s")
         prompt = to_api(json.loads(graph.read_text(encoding="utf-8")), server.object_info())

@@ -15,10 +15,10 @@ from .pack import ROOT
 # Stages, and minutes on two CPU cores.
 STAGES = (
     ("tokenizer", None),
-    ("text_encoder", 14),
-    ("autoencoder", 55),
-    ("transformer", 24),
-    ("decoder", 20),
+    ("text_encoder", 44),
+    ("autoencoder", 85),
+    ("transformer", 100),
+    ("sprint", 40),
     ("export", None),
 )
 

@@ -1,7 +1,7 @@
-"""The demo's pictures and captions: one drawn thing on one plain background, 128 x 128 px.
+"""The demo's pictures: one or two drawn things on a plain background, 256 x 256 px, rendered when they are needed.
 
-The things are icons of Microsoft's Fluent Emoji (flat), MIT licence; `icons.py` says where `icons.json` comes from. The
-pictures are rendered when they are needed.
+Every thing stands at one of nine places, whose centres are 64, 128 or 192 px from the left and from the top. So a thing
+of one size always lies the same way on the autoencoder's 32 px grid.
 """
 
 import io
@@ -14,98 +14,111 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .things import THINGS
+
 RUNS = Path(__file__).resolve().parent / "runs"
 ICONS = Path(__file__).resolve().parents[1] / "icons.json"
-SIDE = 128
+SIDE = 256
 
-# What a caption says, and the icon it stands for. All are bold shapes that stay recognisable at 44 px.
-THINGS = {
-    "red apple": "red-apple", "strawberry": "strawberry", "banana": "banana", "pineapple": "pineapple",
-    "watermelon": "watermelon", "carrot": "carrot", "doughnut": "doughnut", "mushroom": "mushroom",
-    "cactus": "cactus", "sunflower": "sunflower", "tree": "deciduous-tree", "heart": "red-heart",
-    "star": "star", "sun": "sun", "moon": "crescent-moon", "rainbow": "rainbow",
-    "fire": "fire", "snowman": "snowman-without-snow", "rocket": "rocket", "car": "automobile",
-    "sailboat": "sailboat", "house": "house", "umbrella": "umbrella", "crown": "crown",
-    "soccer ball": "soccer-ball", "cat face": "cat-face", "dog face": "dog-face", "frog": "frog",
-    "fish": "tropical-fish", "butterfly": "butterfly", "ghost": "ghost", "guitar": "guitar",
-}  # fmt: skip
 BACKGROUNDS = {
-    "white": (255, 255, 255), "yellow": (255, 240, 130), "green": (96, 190, 110),
-    "blue": (90, 150, 240), "pink": (255, 160, 200), "gray": (130, 130, 130),
+    "white": (255, 255, 255), "yellow": (255, 240, 130), "green": (150, 215, 150), "blue": (120, 175, 245),
+    "pink": (255, 190, 215), "gray": (140, 140, 140), "purple": (190, 160, 235), "orange": (255, 190, 110),
 }  # fmt: skip
-SIZES = {"small": 44, "medium": 60, "big": 88}
+SIZES = {"small": 64, "medium": 96, "big": 128}
 PLACES = {
     "top left": (-1, -1), "top": (0, -1), "top right": (1, -1), "left": (-1, 0), "center": (0, 0), "right": (1, 0),
     "bottom left": (-1, 1), "bottom": (0, 1), "bottom right": (1, 1),
 }  # fmt: skip
-REACH = {"small": 32, "medium": 32, "big": 16}  # px from the centre to a side's place; whole or half latent positions
+REACH = 64  # px between the centres of neighbouring places
+# Two things stand at opposite sides, so that even big ones do not overlap.
+OPPOSITE_PLACES = tuple(
+    (a, b) for a in PLACES for b in PLACES if 2 in [abs(i - j) for i, j in zip(PLACES[a], PLACES[b], strict=True)]
+)
+HELD_OUT_ONE_IN = 8
 
-THING_NAMES, BACKGROUND_NAMES = list(THINGS), list(BACKGROUNDS)
+THING_NAMES, BACKGROUND_NAMES, SIZE_NAMES, PLACE_NAMES = list(THINGS), list(BACKGROUNDS), list(SIZES), list(PLACES)
+
+Sprites = dict[tuple[str, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in a picture."""
+
+    thing: str
+    size: str
+    place: str
+
+    def corner(self) -> tuple[int, int]:
+        """Its left and top edge in pixels."""
+        return tuple((SIDE - SIZES[self.size]) // 2 + direction * REACH for direction in PLACES[self.place])
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture; `x`, `y` are the left and top edge of the thing in pixels."""
+    """What is in a picture: one or two things."""
 
-    thing: str
     background: str
-    size: str
-    place: str
-    x: int
-    y: int
+    items: tuple[Item, ...]
 
 
-def is_held_out(thing: str, background: str) -> bool:
-    """Whether this pair is kept from every training step: about one pair in eight, at most one background a thing."""
-    return (THING_NAMES.index(thing) + 3 * BACKGROUND_NAMES.index(background)) % 8 == 0
+def is_held_out(thing: str, place: str, background: str) -> bool:
+    """Whether this combination is kept from every training step of the transformer: one in eight."""
+    number = THING_NAMES.index(thing) + 3 * PLACE_NAMES.index(place) + 5 * BACKGROUND_NAMES.index(background)
+    return number % HELD_OUT_ONE_IN == 0
 
 
-def load_sprites(sizes: tuple[int, ...] = tuple(SIZES.values())) -> dict[tuple[str, int], Tensor]:
-    """Every thing at every size in px, as (4, size, size): red, green, blue in [0, 1], then coverage in [0, 1]."""
+def draw_scene(rng: random.Random, held_out: bool | None = False, count: int | None = None) -> Scene:
+    """A random scene of `count` things, or of one or two.
+
+    `held_out` False gives scenes of trained combinations only, True scenes of held-out combinations only, None all.
+    """
+    while True:
+        background = rng.choice(BACKGROUND_NAMES)
+        number = count or rng.choice((1, 2))
+        places = rng.choice(OPPOSITE_PLACES) if number == 2 else (rng.choice(("center", *PLACE_NAMES)),)
+        things = rng.sample(THING_NAMES, number)
+        items = tuple(Item(thing, rng.choice(SIZE_NAMES), place) for thing, place in zip(things, places, strict=True))
+        if held_out is None or all(is_held_out(i.thing, i.place, background) == held_out for i in items):
+            return Scene(background, items)
+
+
+def rasterise(svg_body: str, size: int) -> Tensor:
+    """An icon as (4, size, size): red, green, blue in [0, 1], then coverage in [0, 1]."""
     import resvg_py
     from PIL import Image
 
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{svg_body}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
+    pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def load_sprites(sizes: tuple[int, ...] = tuple(SIZES.values())) -> Sprites:
+    """Every thing at every size in px, as (4, size, size)."""
     icons = json.loads(ICONS.read_text())["icons"]
-    sprites = {}
-    for name, icon in THINGS.items():
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{icons[icon]}</svg>'
-        for size in sizes:
-            png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
-            pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), dtype=np.float32) / 255
-            sprites[name, size] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return sprites
+    return {(name, size): rasterise(icons[thing.icon], size) for name, thing in THINGS.items() for size in sizes}
 
 
-def fill(colour: tuple[int, int, int]) -> Tensor:
-    """A plain picture of one colour given in 0..255: (3, SIDE, SIDE) in [0, 1]."""
-    return (torch.tensor(colour, dtype=torch.float32) / 255)[:, None, None].expand(3, SIDE, SIDE).clone()
+def fill(colour: tuple[int, int, int], side: int = SIDE) -> Tensor:
+    """A plain picture of one colour given in 0..255: (3, side, side) in [0, 1]."""
+    return (torch.tensor(colour, dtype=torch.float32) / 255)[:, None, None].expand(3, side, side).clone()
 
 
 def paste(picture: Tensor, sprite: Tensor, x: int, y: int) -> None:
-    """Draws a sprite into a (3, SIDE, SIDE) picture in place, its top left corner at (x, y)."""
-    size = sprite.shape[-1]
-    region = picture[:, y : y + size, x : x + size]
-    region.lerp_(sprite[:3], sprite[3:])
+    """Draws a sprite into a (3, H, W) picture in place, its top left corner at (x, y); parts outside are cut off."""
+    height, width = picture.shape[-2:]
+    left, top = max(x, 0), max(y, 0)
+    part = sprite[:, top - y : height - y, left - x : width - x]
+    picture[:, top : top + part.shape[-2], left : left + part.shape[-1]].lerp_(part[:3], part[3:])
 
 
-def render(scene: Scene, sprites: dict[tuple[str, int], Tensor]) -> Tensor:
+def render(scene: Scene, sprites: Sprites) -> Tensor:
     """The picture of a scene, (3, SIDE, SIDE) in [0, 1]."""
     picture = fill(BACKGROUNDS[scene.background])
-    paste(picture, sprites[scene.thing, SIZES[scene.size]], scene.x, scene.y)
+    for item in scene.items:
+        paste(picture, sprites[item.thing, SIZES[item.size]], *item.corner())
     return picture
-
-
-def draw_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
-    """A random scene; `held_out` False gives training pairs only, True held-out pairs only, None both."""
-    while True:
-        thing, background = rng.choice(THING_NAMES), rng.choice(BACKGROUND_NAMES)
-        if held_out is None or is_held_out(thing, background) == held_out:
-            break
-    size = rng.choice(list(SIZES))
-    place = "center" if rng.random() < 0.5 else rng.choice(list(PLACES))
-    side = SIZES[size]
-    x, y = ((SIDE - side) // 2 + direction * REACH[size] for direction in PLACES[place])
-    return Scene(thing, background, size, place, x, y)
 
 
 def to_model(pictures: Tensor) -> Tensor:

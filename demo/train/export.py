@@ -1,19 +1,24 @@
-"""Writes the trained parts as a diffusers folder: `python -m demo.train.export [--out demo/checkpoint]`. Seconds."""
+"""Writes the trained parts as diffusers folders: `python -m demo.train.export`. Seconds.
 
-import argparse
+`demo/checkpoint` is a whole SANA. `demo/checkpoint_sprint` holds SANA-Sprint's transformer and scheduler; text encoder
+and autoencoder are those of the former.
+"""
+
 import json
 import logging
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import autoencoder, decoder, text_encoder, tokenizer, transformer
+from . import autoencoder, sprint, text_encoder, tokenizer, transformer
 from .loop import load_ema
-from .pack import CHECKPOINT
+from .pack import CHECKPOINT, SPRINT_CHECKPOINT
+from .transformer import SanaConfig
 
 VERSION = "0.42.1"  # of diffusers, whose layout this is
 SCHEDULER = {
@@ -27,12 +32,19 @@ SCHEDULER = {
     "timestep_spacing": "linspace", "trained_betas": None, "use_beta_sigmas": False, "use_exponential_sigmas": False,
     "use_flow_sigmas": True, "use_karras_sigmas": False, "use_lu_lambdas": False, "variance_type": None,
 }  # fmt: skip
-INDEX = {
-    "_class_name": "SanaPipeline", "_diffusers_version": VERSION,
-    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"], "text_encoder": ["transformers", "Gemma2Model"],
-    "tokenizer": ["transformers", "GemmaTokenizer"], "transformer": ["diffusers", "SanaTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderDC"],
+SPRINT_SCHEDULER = {
+    "_class_name": "SCMScheduler", "_diffusers_version": VERSION, "num_train_timesteps": 1000,
+    "prediction_type": "trigflow", "sigma_data": 0.5,
 }  # fmt: skip
+
+
+def index(pipeline: str, scheduler: str) -> dict:
+    return {
+        "_class_name": pipeline, "_diffusers_version": VERSION,
+        "scheduler": ["diffusers", scheduler], "text_encoder": ["transformers", "Gemma2Model"],
+        "tokenizer": ["transformers", "GemmaTokenizer"], "transformer": ["diffusers", "SanaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderDC"],
+    }  # fmt: skip
 
 
 def forget_where(path: Path) -> None:
@@ -42,18 +54,19 @@ def forget_where(path: Path) -> None:
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def transformer_config() -> dict:
-    config = transformer.CONFIG
+def transformer_config(config: SanaConfig) -> dict:
     return {
         "_class_name": "SanaTransformer2DModel", "_diffusers_version": VERSION, "attention_bias": False,
         "attention_head_dim": 32, "caption_channels": config.caption_channels,
         "cross_attention_dim": config.hidden_size,
         "cross_attention_head_dim": config.hidden_size // config.num_cross_attention_heads,
-        "dropout": 0.0, "guidance_embeds": False, "guidance_embeds_scale": 0.1, "in_channels": 32,
-        "interpolation_scale": None,
+        "dropout": 0.0, "guidance_embeds": config.guidance_embeds,
+        "guidance_embeds_scale": config.guidance_embeds_scale, "in_channels": 32,
+        "interpolation_scale": config.interpolation_scale,
         "mlp_ratio": transformer.MLP_RATIO, "norm_elementwise_affine": False, "norm_eps": 1e-6,
         "num_attention_heads": config.hidden_size // 32, "num_cross_attention_heads": config.num_cross_attention_heads,
-        "num_layers": config.depth, "out_channels": 32, "patch_size": 1, "qk_norm": None,
+        "num_layers": config.depth, "out_channels": 32, "patch_size": 1,
+        "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
         "sample_size": config.sample_size,
         "timestep_scale": 1.0,
     }  # fmt: skip
@@ -84,16 +97,24 @@ def write_weights(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) ->
     save_file({k: v.to(dtype).contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def export(out: Path) -> int:
-    """Writes the folder and returns its size in bytes."""
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def export_transformer(out: Path, module: ModuleType, pipeline: str, scheduler: dict) -> None:
+    """Writes index, scheduler and the transformer of a training module into a folder made anew."""
     shutil.rmtree(out, ignore_errors=True)
-    write_json(out / "model_index.json", INDEX)
-    write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
-    write_json(out / "transformer" / "config.json", transformer_config())
-    network = load_ema(transformer.build(), transformer.FOLDER)
+    write_json(out / "model_index.json", index(pipeline, scheduler["_class_name"]))
+    write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(out / "transformer" / "config.json", transformer_config(module.CONFIG))
+    network = load_ema(module.build(), module.FOLDER)
     write_weights(out / "transformer" / "diffusion_pytorch_model.safetensors", network.state_dict(), torch.bfloat16)
+
+
+def export_sana(out: Path) -> None:
+    export_transformer(out, transformer, "SanaPipeline", SCHEDULER)
     write_json(out / "vae" / "config.json", autoencoder_config())
-    network = decoder.load_autoencoder()
+    network = load_ema(autoencoder.build(), autoencoder.FOLDER)
     write_weights(out / "vae" / "diffusion_pytorch_model.safetensors", network.state_dict(), torch.float16)
 
     text = text_encoder.load_text_model()
@@ -107,15 +128,17 @@ def export(out: Path) -> int:
     loaded.save_pretrained(out / "tokenizer")
     forget_where(out / "tokenizer" / "tokenizer_config.json")
     shutil.copy(tokenizer.PATH, out / "tokenizer" / "tokenizer.model")
-    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=CHECKPOINT)
-    args = parser.parse_args()
-    logging.getLogger().setLevel(logging.INFO)
-    logging.info("%s: %.2f MB", args.out, export(args.out) / 1e6)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    export_sana(CHECKPOINT)
+    folders = [CHECKPOINT]
+    if (sprint.FOLDER / "ema.pt").exists():
+        export_transformer(SPRINT_CHECKPOINT, sprint, "SanaSprintPipeline", SPRINT_SCHEDULER)
+        folders.append(SPRINT_CHECKPOINT)
+    for folder in folders:
+        logging.info("%s: %.2f MB", folder.name, size_of(folder) / 1e6)
 
 
 if __name__ == "__main__":

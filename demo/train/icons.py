@@ -10,7 +10,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from .data import ICONS, RUNS, THINGS
+from .data import ICONS, RUNS
+from .things import THINGS
 
 PACKAGE, VERSION = "@iconify-json/fluent-emoji-flat", "1.2.6"
 
@@ -32,7 +33,7 @@ def main() -> None:
     content = {
         "source": f"{PACKAGE} {VERSION}",
         "licence": "MIT, Copyright (c) Microsoft Corporation; see LICENSE-fluent-emoji.txt",
-        "icons": {icon: icons[icon]["body"] for icon in THINGS.values()},
+        "icons": {icon: icons[icon]["body"] for icon in sorted(thing.icon for thing in THINGS.values())},
     }
     ICONS.write_text(json.dumps(content, indent=1) + "\n")
 

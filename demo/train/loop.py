@@ -12,6 +12,17 @@ import torch
 from torch import Tensor, nn
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast(DEVICE.type, torch.bfloat16)
+
+
+def to_device(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(DEVICE) for tensor in tensors]
+
+
 def save_atomically(state: Any, path: Path) -> None:
     """Writes beside the target and renames, so that a run killed at any moment leaves a whole file."""
     temporary = path.with_suffix(".tmp")
@@ -53,7 +64,7 @@ class Run:
     """One training run in a folder: `state.pt` to resume from, `ema.pt` to use, `log.txt` to read."""
 
     def __init__(self, folder: Path, model: nn.Module, minutes: float, peak: float, decay: float, optimizer=None):
-        self.folder, self.model, self.minutes, self.peak, self.decay = folder, model, minutes, peak, decay
+        self.folder, self.model, self.minutes, self.peak, self.decay = folder, model.to(DEVICE), minutes, peak, decay
         folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = optimizer or adamw(model, peak)
         self.step, self.seconds = 0, 0.0
@@ -62,7 +73,7 @@ class Run:
     def resume(self) -> None:
         path = self.folder / "state.pt"
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location=DEVICE)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.ema = state["step"], state["seconds"], state["ema"]
@@ -79,10 +90,14 @@ class Run:
         with open(self.folder / "log.txt", "a") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
+    def progress(self) -> float:
+        """Share of the given minutes that are over."""
+        return self.seconds / (60 * self.minutes)
+
     def update(self) -> None:
         """One optimiser step on the gradients that are set, clipped to a norm of 1, and one of the EMA."""
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(self.step, self.seconds / (60 * self.minutes), self.peak, warmup=100)
+            group["lr"] = cosine_rate(self.step, self.progress(), self.peak, warmup=100)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         decay = min(self.decay, (self.step + 1) / (self.step + 10))
@@ -116,5 +131,5 @@ class Run:
 
 
 def load_ema(model: nn.Module, folder: Path) -> nn.Module:
-    model.load_state_dict(torch.load(folder / "ema.pt", weights_only=True))
-    return model.eval().requires_grad_(False)
+    model.load_state_dict(torch.load(folder / "ema.pt", weights_only=True, map_location="cpu"))
+    return model.eval().requires_grad_(False).to(DEVICE)

@@ -4,17 +4,20 @@ Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural ne
 here it takes fewer steps than AdamW to the same loss.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor, nn
 
 # The quintic of the source: it takes singular values from (0, 1] to about 1 in five rounds.
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
+THREADS = 2
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest matrix of orthonormal rows or columns, roughly. (R, C) -> (R, C)."""
-    x = matrix / (matrix.norm() + 1e-7)
+    """The nearest matrix of orthonormal rows or columns, roughly, in bfloat16. (R, C) -> (R, C)."""
+    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     for _ in range(ROUNDS):
@@ -34,10 +37,16 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            update = self.step_matrix if group["large"] else self.step_other
-            for parameter in group["params"]:
-                update(parameter, self.state[parameter], group["lr"])
+        def update(parameter: Tensor, large: bool, rate: float) -> None:
+            with torch.no_grad():  # which is a thread's own
+                (self.step_matrix if large else self.step_other)(parameter, self.state[parameter], rate)
+
+        jobs = [(p, group["large"], group["lr"]) for group in self.param_groups for p in group["params"]]
+        jobs.sort(key=lambda job: -job[0].numel())
+        for parameter, _, _ in jobs:
+            self.state[parameter]  # made here: a defaultdict must not grow in two threads
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda job: update(*job), jobs))
 
     def step_matrix(self, parameter: Tensor, state: dict, rate: float) -> None:
         if not state:
@@ -46,7 +55,7 @@ class Muon(torch.optim.Optimizer):
         matrix = parameter.grad.lerp(momentum, self.momentum).flatten(1)  # Nesterov's look ahead
         # The factor gives the update the root mean square that AdamW's usually have.
         update = orthogonalise(matrix) * (0.2 * max(matrix.shape) ** 0.5)
-        parameter.sub_(rate * update.view(parameter.shape))
+        parameter.sub_(rate * update.view(parameter.shape).to(parameter.dtype))
 
     def step_other(self, parameter: Tensor, state: dict, rate: float, betas: tuple[float, float] = (0.9, 0.98)) -> None:
         if not state:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "demo" / "checkpoint"
+SPRINT_CHECKPOINT = ROOT / "demo" / "checkpoint_sprint"
 
 
 def prepare_imports() -> None:

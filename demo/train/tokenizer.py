@@ -3,10 +3,11 @@
 import io
 import logging
 import random
+import re
 
 import sentencepiece
 
-from .captions import draw_caption, vocabulary
+from .captions import chinese_words, draw_caption, vocabulary
 from .data import RUNS, draw_scene
 from .pack import prepare_imports
 
@@ -16,16 +17,27 @@ from sana_native.models.gemma import INSTRUCTION  # noqa: E402
 
 FOLDER = RUNS / "tokenizer"
 PATH = FOLDER / "tokenizer.model"
-VOCABULARY_SIZE = 1200
+VOCABULARY_SIZE = 2048
+WORD_END = "\t"
+
+
+def with_word_ends(text: str, words: re.Pattern) -> str:
+    """Marks where Chinese words and emoji end, which are written without spaces: no piece may reach across."""
+    return words.sub(rf"{WORD_END}\g<0>{WORD_END}", text)
 
 
 def sentences() -> list[str]:
     """The instruction, and captions in all their wordings; repeated so that each of their words becomes one piece."""
     rng = random.Random(0)
-    captions = [draw_caption(draw_scene(rng, held_out=None), rng) for _ in range(4000)]
-    words = " ".join(vocabulary())
+    chinese = re.compile("|".join(sorted(map(re.escape, chinese_words()), key=len, reverse=True)))
+    captions = []
+    for _ in range(6000):
+        caption = draw_caption(draw_scene(rng, held_out=None), rng, held_out=rng.random() < 0.1).text
+        captions.append(with_word_ends(caption, chinese))
+    words = [f" {word}" for word in vocabulary()] + [f" {word.title()}" for word in vocabulary() if word.isascii()]
+    words = [with_word_ends(word, chinese) for word in words]
     lines = [f" {line}" for line in INSTRUCTION.split("\n")] + INSTRUCTION.split("\n")
-    return captions + [f" {caption}" for caption in captions] + 40 * [f" {words}", f" {words.title()}"] + 40 * lines
+    return captions + [f" {caption}" for caption in captions] + 40 * (words + [word.strip() for word in words] + lines)
 
 
 def main() -> None:
@@ -45,6 +57,7 @@ def main() -> None:
         bos_piece="<bos>",
         unk_piece="<unk>",
         user_defined_symbols=["\n"],
+        pretokenization_delimiter=WORD_END,
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",

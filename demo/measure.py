@@ -1,0 +1,236 @@
+"""Prints the tables of demo/README.md, one command each: `python -m demo.measure autoencoder|prompts|solvers|...`.
+
+Prompts are drawn from seeds, combinations and wordings that training never saw; what a picture shows is decided by
+`judge.py`. Every command takes --count pictures a row; what it prints is Markdown. --plot draws `solvers` and `cfg`.
+"""
+
+import argparse
+import io
+import json
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .generate import CHUNK, Painter
+from .judge import Judge, marks, shares
+from .train.captions import LANGUAGES, Caption, draw_caption
+from .train.data import draw_scene, load_sprites, psnr, render
+from .train.pack import CHECKPOINT, ROOT, SPRINT_CHECKPOINT
+
+PROMPT_SEED = 1_000_003  # prompts and noise of the measurements; training draws from other numbers
+BEST_CFG, STEPS = 4.5, 20
+EXACT_STEPS = 200  # of the solution that others are measured against
+MARKS = ("thing", "place", "size", "background", "all")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A caption and the seed of its noise."""
+
+    caption: Caption
+    seed: int
+
+
+def draw_cases(
+    count: int, things: int, language: str | None = None, held_out: bool = True, seed: int = 0
+) -> list[Case]:
+    """Cases of held-out combinations in held-out wordings, or of trained ones in trained wordings."""
+    rng = random.Random(PROMPT_SEED + seed)
+    scenes = [draw_scene(rng, held_out, things) for _ in range(count)]
+    captions = [draw_caption(scene, rng, language, held_out) for scene in scenes]
+    return [Case(caption, PROMPT_SEED + i) for i, caption in enumerate(captions)]
+
+
+def draw_mixed_cases(count: int) -> list[Case]:
+    """`count` cases of one thing and as many of two."""
+    return draw_cases(count, 1) + draw_cases(count, 2)
+
+
+class Bench:
+    """A painter and a judge, and the share of right pictures that they give together."""
+
+    def __init__(self, checkpoint: Path):
+        self.painter, self.judge = Painter(checkpoint), Judge()
+
+    def paint(self, cases: list[Case], **options) -> Tensor:
+        return self.painter.paint([case.caption.text for case in cases], [case.seed for case in cases], **options)
+
+    def paint_latents(self, cases: list[Case], **options) -> Tensor:
+        prompts, seeds = [case.caption.text for case in cases], [case.seed for case in cases]
+        parts = [slice(start, start + CHUNK) for start in range(0, len(cases), CHUNK)]
+        return torch.cat([self.painter.paint_latents(prompts[part], seeds[part], **options) for part in parts])
+
+    def rate(self, cases: list[Case], pictures: Tensor) -> dict[str, float]:
+        return shares(marks(case.caption, self.judge.look(p)) for case, p in zip(cases, pictures, strict=True))
+
+    def score(self, cases: list[Case], **options) -> dict[str, float]:
+        return self.rate(cases, self.paint(cases, **options))
+
+
+@dataclass
+class Table:
+    """A Markdown table, printed row by row; numbers and shares are kept for a plot."""
+
+    names: tuple[str, ...]
+    rows: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        say("| " + " | ".join(self.names) + " |\n|" + "---|" * len(self.names))
+
+    def add(self, *cells: object, **marked: float) -> None:
+        """A row: the first columns' cells, then the shares of the columns that are named as the marks are."""
+        row = dict(zip(self.names, cells, strict=False)) | marked
+        self.rows.append(row)
+        say("| " + " | ".join(self.show(name, row.get(name, "")) for name in self.names) + " |")
+
+    @staticmethod
+    def show(name: str, value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.1%}" if name in MARKS else f"{value:.3g}"
+        return str(value)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def measure_autoencoder(args: argparse.Namespace) -> None:
+    """Peak signal-to-noise ratio of held-out pictures through the autoencoder and back."""
+    vae, sprites, rng = Painter(args.checkpoint).vae, load_sprites(), random.Random(PROMPT_SEED)
+    table = Table(("pictures", "mean dB", "worst dB"))
+    for things in (1, 2):
+        scenes = [draw_scene(rng, True, things) for _ in range(args.count)]
+        pictures = torch.stack([render(scene, sprites) for scene in scenes])
+        rebuilt = vae.decode(vae.encode(pictures.movedim(1, -1))).movedim(-1, 1)
+        decibels = psnr(rebuilt, pictures)
+        table.add(f"{things} thing{'s' * (things > 1)}", f"{decibels.mean():.2f}", f"{decibels.min():.2f}")
+
+
+def measure_prompts(args: argparse.Namespace) -> None:
+    """What is right by number of things and language, on held-out prompts; and on trained ones."""
+    bench = Bench(args.checkpoint)
+    table = Table(("things", "prompts", "language", *MARKS))
+    for things in args.things:
+        for language in LANGUAGES:
+            cases = draw_cases(args.count, things, language)
+            table.add(things, "held out", language, **bench.score(cases, steps=args.steps, cfg=args.cfg))
+        cases = draw_cases(args.count, things, held_out=False)
+        table.add(things, "trained", "all three", **bench.score(cases, steps=args.steps, cfg=args.cfg))
+
+
+def measure_solvers(args: argparse.Namespace) -> Table:
+    """Flow-DPM-Solver beside Euler by steps: what is right, and the distance to a solution of many steps."""
+    bench, cases = Bench(args.checkpoint), draw_mixed_cases(args.count)
+    exact = bench.paint_latents(cases, steps=EXACT_STEPS, cfg=args.cfg)
+    table = Table(("solver", "steps", "distance", *MARKS))
+    for solver, counts in (("Flow-DPM", (4, 6, 8, 10, 14, 20, 28)), ("Euler", (8, 14, 20, 28, 50))):
+        for steps in counts:
+            latents = bench.paint_latents(cases, steps=steps, cfg=args.cfg, solver=solver)
+            distance = (latents - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+            rates = bench.rate(cases, bench.painter.decode(latents))
+            table.add(solver, steps, distance.mean().item(), **rates)
+    return table
+
+
+def measure_cfg(args: argparse.Namespace) -> Table:
+    """What is right by guidance scale."""
+    bench, cases = Bench(args.checkpoint), draw_mixed_cases(args.count)
+    table = Table(("cfg", *MARKS))
+    for cfg in (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0):
+        table.add(cfg, **bench.score(cases, steps=args.steps, cfg=cfg))
+    return table
+
+
+def measure_negative(args: argparse.Namespace) -> None:
+    """How often a colour is painted when the prompt leaves the background open and the negative prompt names it."""
+    bench = Bench(args.checkpoint)
+    cases = [Case(Caption(f"a {c.caption.items[0][0]}", None, ()), c.seed) for c in draw_cases(args.count, 1)]
+    colours = ("yellow", "blue", "pink")
+    table = Table(("negative prompt", *colours))
+    for negative in ("", *(f"{colour} background" for colour in colours)):
+        pictures = bench.paint(cases, steps=args.steps, cfg=args.cfg, negative_prompt=negative)
+        seen = [bench.judge.look(picture).background for picture in pictures]
+        table.add(negative or "(none)", *(f"{seen.count(colour) / len(seen):.1%}" for colour in colours))
+
+
+def measure_sprint(args: argparse.Namespace) -> None:
+    """SANA-Sprint by steps, by its second angle and by guidance, beside the teacher."""
+    cases = draw_mixed_cases(args.count)
+    table = Table(("model", "steps", "second angle", "guidance", *MARKS))
+    table.add("SANA", STEPS, "", args.cfg, **Bench(args.checkpoint).score(cases, steps=STEPS, cfg=args.cfg))
+    bench = Bench(SPRINT_CHECKPOINT)
+    from sana_native.samplers.schedules import get_sigmas_scm
+
+    for steps, angle, guidance in (
+        *((steps, 1.3, 4.5) for steps in (1, 2, 4)),
+        *((2, angle, 4.5) for angle in (1.0, 1.1, 1.2, 1.4, None)),
+        *((2, 1.3, guidance) for guidance in (1.5, 3.0, 6.0)),
+    ):
+        sigmas = get_sigmas_scm(steps, intermediate_time=angle)
+        told = "" if steps != 2 else "even" if angle is None else f"{angle:g}"
+        table.add("Sprint", steps, told, guidance, **bench.score(cases, sigmas=sigmas, cfg=guidance))
+
+
+def measure_server(args: argparse.Namespace) -> None:
+    """The demo's graphs through the real server: what users get, for as many prompts of both kinds."""
+    from sana_native.tools.comfy_server import ComfyServer
+    from sana_native.tools.host import PRIVATE, prepare_base
+    from sana_native.tools.workflow import set_inputs, to_api
+
+    cases, judge = draw_mixed_cases(args.count // 2), Judge()
+    table = Table(("graph", *MARKS))
+    with ComfyServer(prepare_base(PRIVATE / "base")) as server:
+        for name in ("demo_txt2img", "demo_sprint"):
+            graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+            api, rows = to_api(graph, server.object_info()), []
+            for case in cases:
+                prompt = set_inputs(api, "SanaNativeGemmaEncode", prompt=case.caption.text)
+                prompt = set_inputs(prompt, "SanaNativeSampler", seed=case.seed)
+                content = server.fetch_image(server.run(prompt, timeout=300).images()[-1])
+                pixels = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+                picture = torch.from_numpy(pixels).movedim(-1, 0).float() / 255
+                rows.append(marks(case.caption, judge.look(picture)))
+            table.add(name, **shares(rows))
+
+
+COMMANDS: dict[str, Callable] = {
+    "autoencoder": measure_autoencoder,
+    "prompts": measure_prompts,
+    "solvers": measure_solvers,
+    "cfg": measure_cfg,
+    "negative": measure_negative,
+    "sprint": measure_sprint,
+    "server": measure_server,
+}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=COMMANDS)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="a demo SANA in diffusers layout")
+    parser.add_argument("--count", type=int, default=100, help="pictures a row, of each number of things")
+    parser.add_argument("--things", type=int, nargs="+", default=[1, 2], help="of the prompts, for `prompts`")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--cfg", type=float, default=BEST_CFG)
+    parser.add_argument("--plot", type=Path, help="where to draw the table of solvers or cfg, .png or .svg")
+    args = parser.parse_args()
+    if args.plot and args.what not in ("solvers", "cfg"):
+        parser.error("--plot draws the tables of solvers and cfg only")
+    table = COMMANDS[args.what](args)
+    if args.plot:
+        from .plots import draw_plot
+
+        draw_plot(args.what, table.rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()
