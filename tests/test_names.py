@@ -18,7 +18,9 @@ from sana_native.tests.workbench import OURS, call, clip, vae
 KINDS = ("diffusion_models", "text_encoders", "vae", "checkpoints", "diffusers")
 LOADERS = {"transformer": "ModelLoader", "text_encoder": "GemmaLoader", "vae": "DCAELoader"}
 FOLDERS = {"transformer": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}
+# The models that come with the pack, as each loader lists them.
 DEMO = "sana-native-demo/"
+DEMOS = {"transformer": [DEMO, "sana-native-demo-sprint/"], "text_encoder": [DEMO], "vae": [DEMO]}
 SNAPSHOT = f"snapshots/{'0123abcd' * 5}"
 
 
@@ -47,14 +49,14 @@ def empty(path: Path) -> Path:
 @pytest.mark.parametrize("component", LOADERS)
 def test_a_file_in_checkpoints_is_offered_by_every_loader(models, component):
     path = empty(models / "checkpoints" / "my models" / "all.safetensors")
-    assert offered(component) == [DEMO, "checkpoints/my models/all.safetensors"]
+    assert offered(component) == [*DEMOS[component], "checkpoints/my models/all.safetensors"]
     assert files.resolve("checkpoints/my models/all.safetensors", FOLDERS[component], component) == str(path)
 
 
 def test_a_loaders_own_folder_goes_before_checkpoints(models):
     empty(models / "checkpoints" / "a.safetensors")
     path = empty(models / "diffusion_models" / "checkpoints" / "a.safetensors")
-    assert offered("transformer") == [DEMO, "checkpoints/a.safetensors"]
+    assert offered("transformer") == [*DEMOS["transformer"], "checkpoints/a.safetensors"]
     assert files.resolve("checkpoints/a.safetensors", "diffusion_models", "transformer") == str(path)
 
 
@@ -81,7 +83,7 @@ def test_namesakes_in_subfolders_are_told_apart(models):
     }.items():
         tiny.transformer(**config).save_pretrained(models / "diffusion_models" / name)
     names = [f"{folder}/diffusion_pytorch_model.safetensors" for folder in ("Sana 図", "wide")]
-    assert offered("transformer") == [DEMO, *names]
+    assert offered("transformer") == [*DEMOS["transformer"], *names]
     sizes = [call(OURS["ModelLoader"], name, "auto")[0].model.diffusion_model.config.sample_size for name in names]
     assert sizes == [16, 64]
 
@@ -94,8 +96,8 @@ def test_names_with_the_separators_of_windows_pass_to_the_host_as_it_gave_them(m
     paths = {(folder, name): f"C:\\{name}" for folder in lists for name in lists[folder]}
     monkeypatch.setattr(folder_paths, "get_full_path", lambda *names: paths.get(names))
     offers = files.list_names("diffusion_models", "transformer")
-    assert offers == [DEMO, name, "checkpoints/SANA\\all.safetensors"]
-    found = [files.resolve(offer, "diffusion_models", "transformer") for offer in offers[1:]]
+    assert offers == [*DEMOS["transformer"], name, "checkpoints/SANA\\all.safetensors"]
+    found = [files.resolve(offer, "diffusion_models", "transformer") for offer in offers[2:]]
     assert found == [f"C:\\{name}", "C:\\SANA\\all.safetensors"]
 
 
@@ -121,7 +123,7 @@ def test_folders_of_diffusers_of_trainers_of_the_hub_and_of_one_component_are_of
 
     whole = ["Sana_1600M_2Kpx_BF16_diffusers/", f"models--Efficient-Large-Model--Sana_Sprint/{SNAPSHOT}/"]
     trained = ["my run/checkpoint-500/", "my run/checkpoint-500/transformer_ema/", "only/the transformer/"]
-    assert offered("transformer") == [*whole, *trained, DEMO]
+    assert offered("transformer") == [*whole, *trained, *DEMOS["transformer"]]
     assert offered("vae") == [whole[0], "dc-ae-f32c32-sana-1.1-diffusers/", whole[1], DEMO]
     assert offered("text_encoder") == [whole[0], "gemma-2-2b-it/", whole[1], DEMO]
     assert files.resolve(trained[1], "diffusion_models", "transformer") == str(root / trained[1])
@@ -239,7 +241,7 @@ def test_models_of_extra_model_paths_are_listed_and_draw_through_the_real_server
         )
     ]
     assert names == [
-        [hub, DEMO, model, "checkpoints/усе.safetensors"],
+        [hub, *DEMOS["transformer"], model, "checkpoints/усе.safetensors"],
         [DEMO, "gemma 🎨.safetensors", "checkpoints/усе.safetensors"],
         [DEMO, "дс-ае.safetensors", "checkpoints/усе.safetensors"],
     ]

@@ -118,7 +118,8 @@ def models_folder(monkeypatch, tmp_path):
     return tmp_path
 
 
-DEMO = "sana-native-demo/"  # comes with the pack
+# These come with the pack; the second has a transformer alone.
+DEMO, DEMO_SPRINT = "sana-native-demo/", "sana-native-demo-sprint/"
 LOADERS = {
     "ModelLoader": ("diffusion_models", ("auto", 0.0, "auto")),
     "GemmaLoader": ("text_encoders", ("auto",)),
@@ -130,7 +131,8 @@ LOADERS = {
 @pytest.mark.parametrize("name", LOADERS)
 def test_loader_lists_diffusers_folders_and_files(name):
     schema = OURS[name].define_schema()
-    assert schema.inputs[0].options == ["group/tiny model/", DEMO, f"{LOADERS[name][0]}.safetensors"]
+    bundled = [DEMO, DEMO_SPRINT] if name == "ModelLoader" else [DEMO]
+    assert schema.inputs[0].options == ["group/tiny model/", *bundled, f"{LOADERS[name][0]}.safetensors"]
 
 
 @pytest.mark.usefixtures("models_folder")
@@ -146,11 +148,14 @@ def test_loader_lists_only_folders_that_hold_its_part(models_folder):
     (part / "model_index.json").touch()
     (part / "vae").mkdir()
     assert list(files.diffusers_folders("vae")) == ["group/tiny model/", "part/", DEMO]
-    assert list(files.diffusers_folders("transformer")) == ["group/tiny model/", DEMO]
+    assert list(files.diffusers_folders("transformer")) == ["group/tiny model/", DEMO, DEMO_SPRINT]
 
 
-def test_the_bundled_demo_is_found_without_any_file_of_the_users():
-    assert Path(files.resolve(DEMO, "vae", "vae")).joinpath("vae", "config.json").is_file()
+@pytest.mark.parametrize(
+    "name, component", [(DEMO, "transformer"), (DEMO, "text_encoder"), (DEMO, "vae"), (DEMO_SPRINT, "transformer")]
+)
+def test_bundled_demos_are_found_without_any_file_of_the_users(name, component):
+    assert Path(files.resolve(name, "anything", component)).joinpath(component, "config.json").is_file()
 
 
 @pytest.mark.usefixtures("models_folder")

@@ -31,7 +31,7 @@ DEMO_WEIGHTS = [
         "text_encoder/model.safetensors",
         "tokenizer/tokenizer.model",
     )
-]
+] + ["demo/checkpoint_sprint/transformer/diffusion_pytorch_model.safetensors"]
 
 
 @pytest.fixture(scope="module")

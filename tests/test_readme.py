@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from sana_native.tools.make_workflows import DC_AE, GEMMA, SANA, SPRINT
+from sana_native.tools.workflow_files import DC_AE, GEMMA, SANA, SPRINT
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {language: (ROOT / name).read_text(encoding="utf-8") for language, name in

@@ -93,6 +93,37 @@ def test_built_workflow_has_what_the_frontend_needs(object_info):
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y, "two nodes overlap"
 
 
+def test_frames_that_hold_every_node_become_columns_of_one_width(object_info):
+    image = Node("EmptyImage")
+    invert = Node("ImageInvert", {"image": image})
+    save = Node("SaveImage", {"images": invert})
+    groups = [Group("Make", [image, invert]), Group("Keep", [save])]
+    built = build([image, invert, save, Node("MarkdownNote", {"text": "hello"})], object_info, groups=groups)
+    boxes = [(*node["pos"], *node["size"]) for node in built["nodes"]]
+    assert boxes[0][0] == boxes[1][0] and boxes[0][2] == boxes[1][2] and boxes[0][1] < boxes[1][1]
+    assert boxes[3][0] < boxes[0][0] < boxes[2][0], "the note, then the frames in their order"
+
+
+def test_note_is_as_high_as_its_words_without_the_addresses_of_links(object_info):
+    texts = ("[here](https://a.example/" + "a" * 400 + ")", "word " * 100)
+    heights = [build([Node("MarkdownNote", {"text": text})], object_info)["nodes"][0]["size"][1] for text in texts]
+    assert heights[0] < 100 < heights[1]
+
+
+def test_bypassed_node_is_saved_so(object_info):
+    image = Node("EmptyImage")
+    invert = Node("ImageInvert", {"image": image}, mode=workflow.BYPASSED)
+    built = build([image, invert, Node("SaveImage", {"images": invert})], object_info)
+    assert [node["mode"] for node in built["nodes"]] == [0, workflow.BYPASSED, 0]
+    assert list(workflow.to_api(built, object_info)) == ["1", "3"]
+
+
+def test_upload_button_has_its_value(object_info):
+    built = build([Node("LoadImage", {"image": "a.png"})], object_info)
+    assert built["nodes"][0]["widgets_values"] == ["a.png", "image"]
+    assert workflow.to_api(built, object_info)["1"]["inputs"] == {"image": "a.png"}
+
+
 def test_same_description_gives_the_same_file(object_info):
     one, two = (json.dumps(build(*txt2img()[:1], object_info, name="same")) for _ in range(2))
     assert one == two

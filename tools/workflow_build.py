@@ -20,8 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST_VERSION = "0.30.0"
 NOTES = ("Note", "MarkdownNote")
 COLUMN_GAP, ROW_GAP, TITLE_HEIGHT = 60, 60, 30
-SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT, PREVIEW_HEIGHT = 20, 24, 140, 320
+SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 140
 WIDTH, TEXT_WIDTH = 300, 420
+# What nodes draw below their widgets.
+PREVIEW_HEIGHT = {"SaveImage": 320, "PreviewImage": 320, "LoadImage": 270, "PreviewAny": 180}
+# Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
+LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
 
 
 @dataclass(eq=False)
@@ -29,7 +33,8 @@ class Node:
     """A node to be: `inputs` by name, each a plain value, another node (its output 0) or `node[slot]`.
 
     Without `pos` it is put into the column after the nodes it reads; `models` are the files to offer for download;
-    `control` is what its seed does after a run; a note's text is the input `text`.
+    `control` is what its seed does after a run; `mode` is as in `workflow.py` (bypassed, muted); a note's text is the
+    input `text`.
     """
 
     type: str
@@ -40,6 +45,7 @@ class Node:
     models: Sequence[dict] = ()
     control: str = "randomize"
     color: str = ""
+    mode: int = 0
 
     def __getitem__(self, slot: int) -> Output:
         return Output(self, slot)
@@ -72,7 +78,7 @@ def build(nodes: Sequence[Node], object_info: dict, *, name: str = "workflow", g
     for node in nodes:
         entries.append(_note(node, ids) if node.type in NOTES else _entry(node, ids, object_info, links))
     _link_outputs(entries, links)
-    _place(nodes, entries)
+    _place(nodes, entries, groups)
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sana-native/{name}")),
         "revision": 0,
@@ -91,7 +97,7 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
     info = object_info.get(node.type)
     if info is None:
         raise WorkflowError(f"There is no node {node.type}; check its spelling, or load the pack that has it.")
-    specs = _expand(input_specs(info), node.inputs)
+    specs = expand(input_specs(info), node.inputs)
     known = {name for name, _ in specs}
     for name in node.inputs:
         if name not in known:
@@ -109,12 +115,15 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
             values.append(default(spec) if given is None or _is_link(given) else given)
             if has_control(name, spec):
                 values.append(node.control)
+    if any(options(spec).get("image_upload") for _, spec in specs):
+        values.append("image")  # the upload button
     outputs = [{"name": label, "type": kind, "links": []} for label, kind in zip(info["output_name"], info["output"])]
     multiline = sum(bool(options(spec).get("multiline")) for _, spec in specs)
     sockets = max(sum("widget" not in slot for slot in slots), len(outputs))
-    preview = PREVIEW_HEIGHT if node.type in ("SaveImage", "PreviewImage") else 0
+    preview = PREVIEW_HEIGHT.get(node.type, 0)
     texts = multiline * (TEXT_HEIGHT - WIDGET_HEIGHT)
-    height = sockets * SLOT_HEIGHT + len(values) * WIDGET_HEIGHT + texts + preview + 14
+    live_preview = LIVE_PREVIEW_HEIGHT.get(node.type, 0)
+    height = sockets * SLOT_HEIGHT + len(values) * WIDGET_HEIGHT + texts + preview + live_preview + 14
     return _common(
         node,
         ids,
@@ -163,8 +172,9 @@ def _slot(
 
 def _note(node: Node, ids: dict[Node, int]) -> dict:
     text = str(node.inputs.get("text", ""))
-    lines = sum(1 + len(line) // 50 for line in text.splitlines())
-    size = (TEXT_WIDTH, 60 + 20 * lines)
+    shown = re.sub(r"\]\(.+?\)", "]", text)  # a link shows its words alone
+    lines = sum(1 + len(line) // 60 for line in shown.splitlines())
+    size = (TEXT_WIDTH, 60 + 18 * lines)
     return _common(node, ids, size, inputs=[], outputs=[], properties={}, widgets_values=[text])
 
 
@@ -176,7 +186,7 @@ def _common(node: Node, ids: dict[Node, int], size: tuple[float, float], **parts
         "size": list(node.size or size),
         "flags": {},
         "order": ids[node] - 1,
-        "mode": 0,
+        "mode": node.mode,
         **parts,
     }
     if node.title:
@@ -191,18 +201,18 @@ def _properties(node: Node, info: dict) -> dict:
     properties = {
         "Node name for S&R": node.type,
         "cnr_id": "sana-native" if ours else "comfy-core",
-        "ver": _pack_version() if ours else HOST_VERSION,
+        "ver": pack_version() if ours else HOST_VERSION,
     }
     return {**properties, "models": [dict(model) for model in node.models]} if node.models else properties
 
 
-def _expand(specs: list[tuple[str, Spec]], given: dict, prefix: str = "") -> list[tuple[str, Spec]]:
-    """Add the inputs that the choices of dynamic combos bring, under their dotted names."""
+def expand(specs: list[tuple[str, Spec]], given: dict, prefix: str = "") -> list[tuple[str, Spec]]:
+    """Inputs with those that the choices of dynamic combos bring, under their dotted names; `given`: values by name."""
     expanded = []
     for name, spec in specs:
         full = prefix + name
         expanded.append((full, spec))
-        expanded += _expand(chosen_specs(spec, given.get(full, default(spec))), given, f"{full}.")
+        expanded += expand(chosen_specs(spec, given.get(full, default(spec))), given, f"{full}.")
     return expanded
 
 
@@ -212,20 +222,26 @@ def _link_outputs(entries: list[dict], links: list[list]) -> None:
         by_id[link[1]]["outputs"][link[2]]["links"].append(link[0])
 
 
-def _place(nodes: Sequence[Node], entries: list[dict]) -> None:
-    """Give nodes without a position a place: one column per step from the sources, notes left of all."""
+def _place(nodes: Sequence[Node], entries: list[dict], groups: Sequence[Group]) -> None:
+    """Give nodes without a position a place: a column for each group, or for each step from the sources where groups
+    leave nodes out; notes left of all.
+    """
     sizes = {node: entry["size"] for node, entry in zip(nodes, entries)}
+    column_of = {node: number for number, group in enumerate(groups) for node in group.nodes}
+    if any(node not in column_of and node.type not in NOTES for node in nodes):
+        column_of = {}
     columns: dict[int, list[Node]] = {}
     for node in nodes:
         if node.pos is None:
-            columns.setdefault(_depth(node), []).append(node)
+            columns.setdefault(column_of.get(node, _depth(node)), []).append(node)
     places, x = {}, 0.0
     for _, column in sorted(columns.items()):
-        y = 0.0
+        y, width = 0.0, max(sizes[node][0] for node in column)
         for node in column:
+            sizes[node][0] = node.size[0] if node.size else width
             places[node] = [x, y]
             y += sizes[node][1] + ROW_GAP
-        x += max(sizes[node][0] for node in column) + COLUMN_GAP
+        x += width + COLUMN_GAP
     for node, entry in zip(nodes, entries):
         entry["pos"] = places.get(node, entry["pos"])
 
@@ -255,6 +271,7 @@ def _is_link(value: object) -> bool:
     return isinstance(value, (Node, Output))
 
 
-def _pack_version() -> str:
+def pack_version() -> str:
+    """The version in pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return re.search(r'^version = "([^"]+)"', text, re.MULTILINE).group(1)

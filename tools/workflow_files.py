@@ -1,0 +1,36 @@
+"""The files that shared workflows name: what the frontend offers to download when one is missing, and where it goes."""
+
+from __future__ import annotations
+
+HUB = "https://huggingface.co"
+# Names of the models that come with the pack, as its loaders list them.
+DEMO = "sana-native-demo/"
+DEMO_SPRINT = "sana-native-demo-sprint/"
+
+
+def file(name: str, path: str, directory: str) -> dict[str, str]:
+    return {"name": name, "url": f"{HUB}/{path}", "directory": directory}
+
+
+def nvidia(name: str) -> dict[str, str]:
+    """A transformer in NVIDIA's own layout, whose repository and file have one name."""
+    return file(f"{name}.pth", f"Efficient-Large-Model/{name}/resolve/main/checkpoints/{name}.pth", "diffusion_models")
+
+
+SANA = nvidia("Sana_1600M_1024px_BF16")
+SPRINT = nvidia("Sana_Sprint_1.6B_1024px")
+SANA_2K = nvidia("Sana_1600M_2Kpx_BF16")
+SANA_4K = nvidia("Sana_1600M_4Kpx_BF16")
+GEMMA = file(
+    "gemma_2_2b_it_elm_bf16.safetensors",
+    "Comfy-Org/PixelDiT/resolve/main/text_encoders/gemma_2_2b_it_elm_bf16.safetensors",
+    "text_encoders",
+)
+DC_AE = file(
+    "dc-ae-f32c32-sana-1.1.safetensors", "mit-han-lab/dc-ae-f32c32-sana-1.1/resolve/main/model.safetensors", "vae"
+)
+LORA = file(
+    "trained-sana-lora.safetensors",
+    "ariG23498/trained-sana-lora/resolve/main/pytorch_lora_weights.safetensors",
+    "loras",
+)
