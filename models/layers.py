@@ -6,8 +6,16 @@ Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 secti
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+STRIP_TOKENS = 128  # 1 to 2 MB of float32 at SANA's widths, which stay in a core's cache
+
+
+def in_place() -> bool:
+    """Whether results may overwrite what they come from: no gradient needs it, and no compiler plans the memory."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
@@ -20,6 +28,30 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Ten
     v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones carries the normaliser: (B, h, d + 1, N)
     out = (v @ k.transpose(-1, -2)) @ q
     return out[:, :, :-1] / (out[:, :, -1:] + eps)
+
+
+def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, eps: float = 1e-15) -> Tensor:
+    """The same attention for (B, N, C) as linear layers give it, to (B, N, C) in the same format.
+
+    On a CPU in strips of tokens, so that nothing in float32 is as long as the picture.
+    """
+    whole = q.device.type != "cpu" or torch.compiler.is_compiling()
+    strip = q.shape[1] if whole else STRIP_TOKENS
+
+    def heads(x: Tensor) -> Tensor:  # (B, n, C) -> (B, h, n, d) in float32
+        x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+        return x.to(torch.float32, memory_format=torch.contiguous_format)
+
+    state = total = 0.0  # (B, h, d, d) and (B, h, d, 1)
+    for keys, values in zip(k.split(strip, dim=1), v.split(strip, dim=1)):
+        keys = heads(F.relu(keys))
+        state = state + keys.transpose(-1, -2) @ heads(values)
+        total = total + keys.sum(dim=-2).unsqueeze(-1)
+    out = []
+    for queries in q.split(strip, dim=1):
+        queries = heads(F.relu(queries))
+        out.append(((queries @ state) / (queries @ total + eps)).transpose(1, 2).flatten(2).to(q.dtype))
+    return torch.cat(out, dim=1)
 
 
 class DenseChange(NamedTuple):
@@ -56,9 +88,11 @@ class GLUMBConv(nn.Module):
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
-        inner = F.silu(self.conv_inverted(x))
+        inner = F.silu(self.conv_inverted(x), inplace=in_place())
         out = self.conv_depth(inner)
         for change in changes:
             out = out + change(inner)
+        del inner
         x, gate = out.chunk(2, dim=1)
-        return self.conv_point(x * F.silu(gate))
+        gate = F.silu(gate)
+        return self.conv_point(gate.mul_(x) if in_place() else gate * x)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .model_sampling import ModelSamplingSana
 from .precision import require_finite
 from .sana import Sana
+from .text_conds import TextCond, without_padding
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
 TIMESTEPS = 1000  # of SANA's training
@@ -51,13 +52,11 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
 
     def extra_conds(self, **kwargs) -> dict:
         conds = BaseModel.extra_conds(self, **kwargs)
-        # Regular, so that a batch holds equal shapes only: repeating tokens to a common length would break the mask.
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         require_gemma(context, mask, self.diffusion_model.config.caption_channels)
         require_finite(context, "The conditioning", CONDITIONING_CURE)
-        conds["c_crossattn"] = comfy.conds.CONDRegular(context)
-        if mask is not None:
-            conds["attention_mask"] = comfy.conds.CONDRegular(mask)
+        context, mask = without_padding(context, mask)
+        conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
         if self.is_sprint:
             guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
             conds["guidance"] = comfy.conds.CONDRegular(

@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
-from .layers import GLUMBConv, linear_attention
+from .layers import GLUMBConv, in_place, linear_attention_of_tokens
 
 FREQUENCY_CHANNELS = 256  # sinusoid width of the time and guidance embeddings
 QK_NORM_EPS = 1e-5
@@ -47,7 +47,18 @@ def position_embedding(height: int, width: int, hidden_size: int, base_size: int
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Affine-free LayerNorm over C, then scale and shift. x: (B, N, C); shift, scale: (B, 1, C)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS), 1 + scale)
+    x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+    return torch.addcmul(shift, x, 1 + scale, out=x if in_place() else None)
+
+
+def add(x: Tensor, change: Tensor) -> Tensor:
+    """x + change, in x itself where that may be."""
+    return x.add_(change) if in_place() else x + change
+
+
+def add_gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
+    """x + gate * change, likewise. x, change: (B, N, C); gate: (B, 1, C)."""
+    return x.addcmul_(gate, change) if in_place() else torch.addcmul(x, gate, change)
 
 
 class MLPEmbedder(nn.Module):
@@ -110,8 +121,7 @@ class LiteLA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(x)), self.to_v(x)
-        q, k, v = (t.transpose(1, 2).unflatten(1, (-1, SELF_ATTENTION_HEAD_DIM)) for t in (q, k, v))  # (B, h, d, N)
-        out = self.to_out[0](linear_attention(q, k, v).flatten(1, 2).transpose(1, 2).to(x.dtype))
+        out = self.to_out[0](linear_attention_of_tokens(q, k, v, SELF_ATTENTION_HEAD_DIM))
         # Networks trained in float16 have learnt to saturate here; in a wider format the clamp must be explicit.
         clamp = x.dtype == torch.float16 if self.clamp is None else self.clamp
         return out.clamp(-FLOAT16_MAX, FLOAT16_MAX) if clamp else out
@@ -166,11 +176,12 @@ class SanaBlock(nn.Module):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (table + modulation).chunk(
             6, dim=1
         )  # (B, 1, C) each
+        # Not in place: x is the caller's, and a patch may want to compare it with the result.
         x = torch.addcmul(x, gate_msa, self.attn1(modulate(x, shift_msa, scale_msa)))
-        x = x + self.attn2(x, context, bias, transformer_options)  # neither normalised nor gated
+        x = add(x, self.attn2(x, context, bias, transformer_options))  # neither normalised nor gated
         image = modulate(x, shift_mlp, scale_mlp).transpose(1, 2).unflatten(2, grid)  # (B, N, C) -> (B, C, H, W)
         changes = transformer_options.get(DENSE_CHANGES, {}).get(transformer_options.get("block_index"), ())
-        return torch.addcmul(x, gate_mlp, self.ff(image, changes).flatten(2).transpose(1, 2))
+        return add_gated(x, gate_mlp, self.ff(image, changes).flatten(2).transpose(1, 2))
 
 
 class Sana(nn.Module):

@@ -1,0 +1,48 @@
+"""A text's way to the network: without its padding, and in one batch with texts of other lengths.
+
+The host's own conditionings are batched where their shapes are equal, so that an empty negative prompt would need all
+300 positions that a long one may have.
+"""
+
+import comfy.conds
+import torch
+from torch import Tensor
+
+LENGTH_STEP = 16  # a compiler meets few lengths then, and a GPU rows that its kernels can load whole
+
+
+class TextCond(comfy.conds.CONDRegular):
+    """(B, L, ...), one value a position; in a batch the shorter texts are filled up with zeros, as is their mask."""
+
+    def can_concat(self, other: "TextCond") -> bool:
+        same_device = self.cond.device == other.cond.device
+        return same_device and without_length(self.cond) == without_length(other.cond)
+
+    def concat(self, others: "list[TextCond]") -> Tensor:
+        conds = [self.cond] + [other.cond for other in others]
+        longest = max(cond.shape[1] for cond in conds)
+        return torch.cat([lengthened(cond, longest) for cond in conds])
+
+
+def without_length(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.shape[0], *tensor.shape[2:])
+
+
+def lengthened(tensor: Tensor, length: int) -> Tensor:
+    missing = tensor.new_zeros(tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, missing], dim=1)
+
+
+def without_padding(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Context (B, L, C) and mask (B, L) up to the last position that any text of the batch uses, or a little further.
+
+    Exact: a masked position has no weight in the attention. Where a text uses none, all have the same, and stay.
+    """
+    if mask is None:
+        return context, torch.ones(context.shape[:2], dtype=torch.long, device=context.device)
+    used = mask != 0
+    if not used.any(dim=1).all():
+        return context, mask
+    length = int(used.any(dim=0).nonzero().max()) + 1
+    length = -(-length // LENGTH_STEP) * LENGTH_STEP
+    return context[:, :length], mask[:, :length]

@@ -1,0 +1,215 @@
+"""What makes a step of the transformer cheap leaves its result: strips, memory used again, texts without padding."""
+
+from pathlib import Path
+
+import comfy.ops
+import pytest
+import torch
+from sana_native.models import layers
+from sana_native.models.layers import DenseChange, GLUMBConv, linear_attention, linear_attention_of_tokens
+from sana_native.models.model_detection import detect_sana
+from sana_native.models.sana import Sana
+from sana_native.models.text_conds import LENGTH_STEP, TextCond, without_padding
+from sana_native.tests import tiny
+from sana_native.tests import workbench as bench
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = {"sana": {}, "sana-1.5": {"qk_norm": "rms_norm_across_heads"}, "sprint": {"sprint": True}}
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return ((a - b).norm() / b.norm()).item()
+
+
+def build(variant: str) -> Sana:
+    reference = tiny.transformer(**VARIANTS[variant])
+    config = detect_sana(reference.state_dict(), source_config=dict(reference.config))
+    network = Sana(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    network.load_state_dict(reference.state_dict())
+    return network.requires_grad_(False)
+
+
+def inputs(channels: int, lengths: list[int], grid=(11, 13), sprint: bool = False) -> dict:
+    generator = torch.Generator().manual_seed(4)
+    batch = len(lengths)
+    return {
+        "x": torch.randn(batch, 32, *grid, generator=generator) * 2 + 0.5,
+        "timesteps": torch.rand(batch, generator=generator) * (1 if sprint else 1000),
+        "context": torch.randn(batch, 300, channels, generator=generator),
+        "attention_mask": (torch.arange(300) < torch.tensor(lengths)[:, None]).float(),
+        "guidance": torch.full((batch,), 4.5) if sprint else None,
+    }
+
+
+# Linear attention in strips of tokens
+
+
+@pytest.mark.parametrize("tokens", [1, layers.STRIP_TOKENS - 1, layers.STRIP_TOKENS, 3 * layers.STRIP_TOKENS + 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_strips_give_the_attention_of_all_tokens_at_once(tokens, dtype):
+    q, k, v = (torch.randn(2, tokens, 96).to(dtype) for _ in range(3))
+    per_head = (x.transpose(1, 2).unflatten(1, (3, 32)) for x in (q, k, v))
+    expected = linear_attention(*per_head).flatten(1, 2).transpose(1, 2)
+    out = linear_attention_of_tokens(q, k, v, 32)
+    assert out.dtype == dtype
+    assert difference(out.float(), expected.to(dtype).float()) < (1e-6 if dtype == torch.float32 else 1e-3)
+
+
+def test_sums_over_many_tokens_do_not_overflow_float16():
+    q, k, v = (torch.full((1, 5000, 32), 40.0, dtype=torch.float16) for _ in range(3))
+    assert torch.allclose(linear_attention_of_tokens(q, k, v, 32), v)
+
+
+def test_a_query_without_positive_values_gives_zero():
+    q, k, v = -torch.rand(1, 200, 32), torch.rand(1, 200, 32), torch.rand(1, 200, 32)
+    assert not linear_attention_of_tokens(q, k, v, 32).any()
+
+
+def test_the_gradient_passes_through_the_strips():
+    grads = []
+    for attend in (
+        lambda q, k, v: linear_attention_of_tokens(q, k, v, 32),
+        lambda *qkv: linear_attention(*(x.transpose(1, 2).unflatten(1, (2, 32)) for x in qkv)).flatten(1, 2).mT,
+    ):
+        generator = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(1, 300, 64, generator=generator, requires_grad=True) for _ in range(3)]
+        attend(*leaves).square().sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    assert all(difference(ours, plain) < 1e-5 for ours, plain in zip(*grads))
+
+
+# Memory used again where no gradient is asked for
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_velocity_is_the_same_with_and_without_gradients(variant):
+    network, given = build(variant), inputs(tiny.CAPTION_CHANNELS, [1, 300, 40], sprint=variant == "sprint")
+    with torch.inference_mode():
+        fast = network(**given)
+    assert difference(fast, network(**given)) < 1e-6
+
+
+def test_the_demos_velocity_is_the_same_with_and_without_gradients():
+    options = {"dtype": torch.float32}
+    demo = bench.load_sana(str(ROOT / "demo" / "checkpoint"), options).model.diffusion_model.requires_grad_(False)
+    given = inputs(demo.config.caption_channels, [1, 30], grid=(8, 8))
+    with torch.inference_mode():
+        fast = demo(**given)
+    assert difference(fast, demo(**given)) < 1e-5
+
+
+def test_inputs_are_left_as_they_were():
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
+    before = {name: value.clone() for name, value in given.items() if value is not None}
+    with torch.inference_mode():
+        network(**given)
+    assert all(torch.equal(given[name], value) for name, value in before.items())
+
+
+def test_a_patch_that_replaces_a_block_finds_its_input_as_it_was():
+    """It may run the block twice, or mix its result with what came in."""
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
+    pairs = []
+
+    def twice(args, extra):
+        before = args["img"].clone()
+        first = extra["original_block"](args)["img"].clone()
+        pairs.append((args["img"], before))
+        pairs.append((extra["original_block"](args)["img"], first))
+        return {"img": first, "txt": args["txt"]}
+
+    options = {"patches_replace": {"dit": {("double_block", 0): twice}}}
+    with torch.inference_mode():
+        out = network(**given, transformer_options=options)
+        assert len(pairs) == 2 and all(torch.equal(*pair) for pair in pairs)
+        assert torch.equal(out, network(**given))
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["plain", "with a dense LoRA"])
+def test_mix_ffn_is_the_same_with_and_without_gradients(changed):
+    ffn = tiny.randomise(GLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
+    changes = [DenseChange(0.5, torch.randn(4, 48, 3, 3), torch.randn(48, 4, 1, 1))] if changed else ()
+    x = torch.randn(2, 16, 7, 9)
+    plain = ffn(x, changes)
+    with torch.inference_mode():
+        assert difference(ffn(x.clone(), changes), plain.detach()) < 1e-6
+
+
+# Texts without their padding
+
+
+def trimmed(given: dict) -> dict:
+    """As the host batches the conditionings of single texts."""
+    rows = [without_padding(*pair) for pair in zip(given["context"].split(1), given["attention_mask"].split(1))]
+    contexts, masks = ([TextCond(row) for row in rows] for rows in zip(*rows))
+    return given | {
+        "context": contexts[0].concat(contexts[1:]),
+        "attention_mask": masks[0].concat(masks[1:]),
+    }
+
+
+@pytest.mark.parametrize("lengths", [[1], [300], [1, 30], [16, 17, 300], [299, 2]], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_texts_without_padding_give_the_same_velocity(variant, lengths):
+    network = build(variant)
+    given = inputs(tiny.CAPTION_CHANNELS, lengths, sprint=variant == "sprint")
+    short = trimmed(given)
+    assert short["context"].shape[1] == min(-(-max(lengths) // LENGTH_STEP) * LENGTH_STEP, 300)
+    assert short["attention_mask"].shape == short["context"].shape[:2]
+    with torch.inference_mode():
+        assert difference(network(**short), network(**given)) < 2e-6
+
+
+def test_the_gradient_of_texts_without_padding_is_the_same():
+    grads = []
+    for prepare in (trimmed, dict):
+        network, given = build("sana").requires_grad_(True), inputs(tiny.CAPTION_CHANNELS, [3, 30])
+        network(**prepare(given)).square().mean().backward()
+        grads.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+    assert difference(*grads) < 1e-5
+
+
+def test_a_mask_with_holes_keeps_them():
+    context, mask = torch.randn(1, 300, 4), torch.zeros(1, 300)
+    mask[0, [0, 3, 20]] = 1
+    short, its_mask = without_padding(context, mask)
+    assert short.shape[1] == its_mask.shape[1] == 2 * LENGTH_STEP
+    assert torch.equal(its_mask, mask[:, : 2 * LENGTH_STEP]) and torch.equal(short, context[:, : 2 * LENGTH_STEP])
+
+
+def test_a_text_that_uses_no_position_stays():
+    """All positions have the same weight then, as the reference's finite bias has it."""
+    context, mask = torch.randn(2, 300, 4), torch.zeros(2, 300)
+    mask[0, :3] = 1
+    short, its_mask = without_padding(context, mask)
+    assert short is context and its_mask is mask
+
+
+def test_a_text_without_a_mask_counts_whole():
+    context, mask = without_padding(torch.randn(1, 77, 4), None)
+    assert context.shape[1] == 77 and mask.shape == (1, 77) and mask.all()
+
+
+def test_texts_batch_where_only_their_lengths_differ():
+    cond = TextCond(torch.ones(1, 16, 8))
+    assert cond.can_concat(TextCond(torch.ones(1, 48, 8)))
+    assert not cond.can_concat(TextCond(torch.ones(1, 16, 9)))
+    assert not cond.can_concat(TextCond(torch.ones(2, 16, 8)))
+    assert not cond.can_concat(TextCond(torch.ones(1, 16, 8, device="meta")))
+    together = cond.concat([TextCond(torch.ones(1, 48, 8))])
+    assert together.shape == (2, 48, 8) and together.sum() == (16 + 48) * 8 and not together[0, 16:].any()
+
+
+def test_the_network_is_given_no_more_text_than_there_is(monkeypatch):
+    model, seen = bench.model("sana"), []
+    network = model.model.diffusion_model
+    forward = network._forward
+
+    def noted(x, timesteps, context, *args, **kwargs):
+        seen.append(tuple(context.shape[:2]))
+        return forward(x, timesteps, context, *args, **kwargs)
+
+    monkeypatch.setattr(network, "_forward", noted)
+    bench.draw(model, bench.encode("a cat", ""))
+    assert set(seen) == {(2, LENGTH_STEP)}
