@@ -7,11 +7,15 @@ DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
 $(foreach name,$(DEMO),$(eval override $(name) := $$(value $(name))))
 export $(DEMO)
 
-.PHONY: demo train-demo test test-heavy bench lint clean prepare
+.PHONY: demo gallery train-demo test test-browser test-heavy bench screenshots lint clean prepare
 
 demo:
 	@exec $(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
 		--size "$$SIZE" --out "$$OUT"
+
+# docs/gallery.jpg, gallery.md and solvers.jpg: held-out prompts, and the solvers and steps beside one another.
+gallery:
+	@exec $(RUN) --extra demo -- -m demo.gallery
 
 train-demo:
 	@exec $(RUN) --extra demo -- -m demo.train
@@ -22,6 +26,10 @@ prepare:
 test:
 	@exec $(RUN) --extra test -- -m pytest
 
+# Chromium or Chrome must be installed; every test leaves a screenshot in output/browser.
+test-browser:
+	@exec $(RUN) --extra test --extra browser -- -m pytest -m browser
+
 test-heavy:
 	@exec $(RUN) --extra test -- -m pytest -m heavy
 
@@ -31,7 +39,13 @@ PAIRS ?= 3
 DTYPE ?= bfloat16
 
 bench:
-	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --pairs $(PAIRS) --dtype $(DTYPE)
+	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --pairs $(PAIRS) --dtype $(DTYPE) \
+		$(if $(MODEL),--model $(MODEL)) $(if $(COMPILE),--compile)
+
+# The pictures in docs/screenshots and in the nodes' help; needs a Chromium and a font with Chinese signs.
+screenshots:
+	@$(RUN) --extra browser -- -m tools.browser_node_pictures
+	@exec $(RUN) --extra browser -- -m tools.browser_screenshots
 
 lint:
 	@exec $(RUN) --extra lint -- -m ruff check .

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.loading import memory
-from benchmarks.stages import build, call
+from benchmarks.networks import build, call
 from demo.train.pack import prepare_imports
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,23 +51,22 @@ def transformer_pass(size: int):
 
 def autoencoder_pass(stage: str, size: int):
     import torch
-    from sana_native.models import vae
+    from sana_native.models.tile_choice import Pass
 
     model = build(stage, "ours", torch.float32)
-    units = vae.DECODE_MEMORY if stage == "decode" else vae.ENCODE_MEMORY
-    return call(stage, "ours", model, size, torch.float32), vae.memory_used((size, size), units, torch.float32)
+    return call(stage, "ours", model, size, torch.float32), Pass(size, size, torch.float32, "cpu").memory()
 
 
 def text_pass():
     """Two layers of Gemma-2-2b in bfloat16 over a long prompt, and the fixed reserve that the host keeps for those."""
     import comfy.model_management
-    import comfy.ops
     import torch
     from sana_native.models.gemma import Gemma2
+    from sana_native.models.gemma_operations import TextOperations
 
     sizes = {"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
-    model = Gemma2(sizes | heads, torch.bfloat16, "cpu", comfy.ops.manual_cast)
+    model = Gemma2(sizes | heads, torch.bfloat16, "cpu", TextOperations)
     fill(model)
     tokens = torch.randint(0, 256000, (1, TOKENS))
     return lambda: model(tokens, dtype=torch.float32), comfy.model_management.minimum_inference_memory()

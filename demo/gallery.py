@@ -1,6 +1,6 @@
 """Draws the pictures of the README: `make gallery`, or `python -m demo.gallery [--out docs]`.
 
-gallery.png: 64 held-out prompts, numbered; gallery.md lists them. solvers.png: the same prompts by solver and steps.
+gallery.jpg: 64 held-out prompts, numbered; gallery.md lists them. solvers.jpg: the same prompts by solver and steps.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def draw_comparison(rows: list[tuple[str, Tensor]]) -> Image.Image:
 
 
 def list_prompts(cases: list[Case]) -> str:
-    lines = ["# The prompts of gallery.png", "", "Written by `make gallery`, like the picture.", ""]
+    lines = ["# The prompts of gallery.jpg", "", "Written by `make gallery`, like the picture.", ""]
     return "\n".join(lines + [f"{i}. {case.caption.text}" for i, case in enumerate(cases, 1)]) + "\n"
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     cases, painter = gallery_cases(), Painter(CHECKPOINT)
     prompts, seeds = [case.caption.text for case in cases], [case.seed for case in cases]
-    draw_sheet(painter.paint(prompts, seeds, cfg=BEST_CFG)).save(args.out / "gallery.png", optimize=True)
+    draw_sheet(painter.paint(prompts, seeds, cfg=BEST_CFG)).save(args.out / "gallery.jpg", quality=88)
     (args.out / "gallery.md").write_text(list_prompts(cases), encoding="utf-8")
 
     rows, sprint = [], None
@@ -89,7 +89,7 @@ def main() -> None:
         else:
             options["solver"] = solver
         rows.append((name, (sprint or painter).paint(prompts[:COMPARED], seeds[:COMPARED], **options)))
-    draw_comparison(rows).save(args.out / "solvers.png", optimize=True)
+    draw_comparison(rows).save(args.out / "solvers.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -2,195 +2,26 @@
 
 Source: DC-AE, arXiv 2410.10733, and for the decoder of DC-AE-Lite dc-ai-projects/DC-Gen; module names are those of
 diffusers' AutoencoderDC, so its files load as they are.
-Not here: the latent scale (`latent_formats.py`), tiling and memory (`vae.py`), NVIDIA's key names (`convert.py`).
+Not here: the blocks (`dc_ae_layers.py`), the latent scale (`latent_formats.py`), whether there is memory for the whole
+(`vae.py`), NVIDIA's key names (`convert.py`).
 """
 
+from collections.abc import Iterable
+from functools import partial
+from itertools import chain
 from typing import Any
 
-import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bands import empty_map
 from .config import DCAEConfig, DCAEHalfConfig
-from .layers import GLUMBConv, linear_attention
+from .dc_ae_layers import DownBlock, EfficientViTBlock, ResBlock, RMSNorm2d, UpBlock, Upsample
+from .layers import in_place
+from .tiles import Stage, run_in_tiles
 
-ATTENTION_EPS = 1e-15
-
-
-class RMSNorm2d(nn.Module):
-    """RMSNorm over the channels of (B, C, H, W), with weight and bias."""
-
-    def __init__(self, channels: int, eps: float = 1e-5, dtype=None, device=None):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Summed in float32 without a float32 copy of x, which at full resolution is the largest tensor there is.
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        x = (x * torch.rsqrt(norm.square() / x.shape[1] + self.eps)).to(x.dtype)
-        weight, bias = (comfy.ops.cast_to_input(t, x)[:, None, None] for t in (self.weight, self.bias))
-        return torch.addcmul(bias, x, weight)
-
-
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions with a norm after the second, and a residual. (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, channels: int, dtype=None, device=None, operations: Any = None):
-        super().__init__()
-        kw = {"dtype": dtype, "device": device}
-        self.conv1 = operations.Conv2d(channels, channels, 3, padding=1, **kw)
-        self.conv2 = operations.Conv2d(channels, channels, 3, padding=1, bias=False, **kw)
-        self.norm = RMSNorm2d(channels, **kw)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.conv2(F.silu(self.conv1(x))))
-
-
-class MultiscaleProjection(nn.Module):
-    """Aggregates neighbouring q, k and v tokens: depthwise k x k, then a 1x1 convolution inside each head."""
-
-    def __init__(
-        self, channels: int, num_heads: int, kernel_size: int, dtype=None, device=None, operations: Any = None
-    ):
-        super().__init__()
-        kw = {"dtype": dtype, "device": device, "bias": False}
-        self.proj_in = operations.Conv2d(
-            3 * channels, 3 * channels, kernel_size, padding=kernel_size // 2, groups=3 * channels, **kw
-        )
-        self.proj_out = operations.Conv2d(3 * channels, 3 * channels, 1, groups=3 * num_heads, **kw)
-
-    def forward(self, qkv: Tensor) -> Tensor:
-        return self.proj_out(self.proj_in(qkv))
-
-
-class MultiscaleLinearAttention(nn.Module):
-    """EfficientViT's multi-scale ReLU attention with a residual. (B, C, H, W) -> (B, C, H, W).
-
-    The names to_q, to_k, to_v are those of the checkpoint, not what they compute: their outputs are concatenated, and
-    head j reads its q, k and v from channels 3dj..3d(j + 1) of the result.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        head_dim: int,
-        kernel_sizes: tuple[int, ...],
-        dtype=None,
-        device=None,
-        operations: Any = None,
-    ):
-        super().__init__()
-        kw = {"dtype": dtype, "device": device}
-        self.head_dim = head_dim
-        self.to_q = operations.Linear(channels, channels, bias=False, **kw)
-        self.to_k = operations.Linear(channels, channels, bias=False, **kw)
-        self.to_v = operations.Linear(channels, channels, bias=False, **kw)
-        num_heads = channels // head_dim
-        self.to_qkv_multiscale = nn.ModuleList(
-            MultiscaleProjection(channels, num_heads, size, operations=operations, **kw) for size in kernel_sizes
-        )
-        self.to_out = operations.Linear(channels * (1 + len(kernel_sizes)), channels, bias=False, **kw)
-        self.norm_out = RMSNorm2d(channels, **kw)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        tokens = x.permute(0, 2, 3, 1)
-        qkv = torch.cat([self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)], dim=-1).permute(0, 3, 1, 2)
-        qkv = torch.cat([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], dim=1)
-        q, k, v = qkv.reshape(x.shape[0], -1, 3 * self.head_dim, height * width).chunk(3, dim=2)  # (B, h, d, N)
-        # With fewer tokens than channels the N x N form is the cheaper one, and the one the weights were trained with.
-        attend = linear_attention if height * width > self.head_dim else quadratic_attention
-        out = attend(q, k, v, eps=ATTENTION_EPS).to(x.dtype)
-        out = self.to_out(out.reshape(x.shape[0], -1, height, width).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return x + self.norm_out(out)
-
-
-def quadratic_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
-    """The same attention as `linear_attention` by way of the N x N scores. q, k, v: (B, h, d, N)."""
-    scores = (F.relu(k).transpose(-1, -2) @ F.relu(q)).float()  # (B, h, N keys, N queries)
-    scores = scores / (scores.sum(dim=2, keepdim=True) + eps)
-    return v @ scores.to(v.dtype)
-
-
-class ConvOut(GLUMBConv):
-    """GLUMBConv of DC-AE: expansion 4, a norm after it, and a residual."""
-
-    def __init__(self, channels: int, dtype=None, device=None, operations: Any = None):
-        super().__init__(channels, 4 * channels, dtype, device, operations)
-        self.norm = RMSNorm2d(channels, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(super().forward(x))
-
-
-class EfficientViTBlock(nn.Module):
-    """Multi-scale linear attention followed by GLUMBConv. (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(
-        self,
-        channels: int,
-        head_dim: int,
-        kernel_sizes: tuple[int, ...],
-        dtype=None,
-        device=None,
-        operations: Any = None,
-    ):
-        super().__init__()
-        self.attn = MultiscaleLinearAttention(channels, head_dim, kernel_sizes, dtype, device, operations)
-        self.conv_out = ConvOut(channels, dtype, device, operations)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(self.attn(x))
-
-
-class DownBlock(nn.Module):
-    """Strided 3x3 convolution with a space-to-channel shortcut. (B, C, H, W) -> (B, D, H/2, W/2)."""
-
-    def __init__(self, in_channels: int, out_channels: int, dtype=None, device=None, operations: Any = None):
-        super().__init__()
-        self.out_channels = out_channels
-        self.conv = operations.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = F.pixel_unshuffle(x, 2).unflatten(1, (self.out_channels, -1)).mean(dim=2)
-        return self.conv(x) + shortcut
-
-
-class Upsample(nn.Module):
-    """3x3 convolution after nearest upsampling, or before a pixel shuffle. (B, C, H, W) -> (B, D, 2H, 2W)."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        pixel_shuffle: bool = False,
-        dtype=None,
-        device=None,
-        operations: Any = None,
-    ):
-        super().__init__()
-        self.pixel_shuffle = pixel_shuffle
-        width = 4 * out_channels if pixel_shuffle else out_channels
-        self.conv = operations.Conv2d(in_channels, width, 3, padding=1, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pixel_shuffle:
-            return F.pixel_shuffle(self.conv(x), 2)
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-class UpBlock(Upsample):
-    """Upsampling with a channel-to-space shortcut. (B, C, H, W) -> (B, D, 2H, 2W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *args, **kwargs):
-        super().__init__(in_channels, out_channels, *args, **kwargs)
-        self.repeats = 4 * out_channels // in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
+FINE_STAGES = 3  # run in tiles at most: the coarser ones are small
 
 
 def stage_blocks(half: DCAEHalfConfig, stage: int, head_dim: int, dtype, device, operations: Any) -> list[nn.Module]:
@@ -200,6 +31,23 @@ def stage_blocks(half: DCAEHalfConfig, stage: int, head_dim: int, dtype, device,
     return [
         EfficientViTBlock(width, head_dim, half.kernel_sizes[stage], dtype, device, operations) for _ in range(layers)
     ]
+
+
+def fine_stages(half: DCAEHalfConfig) -> int:
+    """How many stages can run in tiles: those from full resolution to the first attention, and no more than three."""
+    return next((stage for stage in range(FINE_STAGES) if half.block_types[stage] != "ResBlock"), FINE_STAGES)
+
+
+def reach_of(blocks: Iterable[nn.Module]) -> int:
+    return sum(block.reach for block in blocks)
+
+
+def run(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The blocks one after another, in place where nobody asks for what is between them."""
+    for block in blocks:
+        x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
+        x = getattr(block, "forward_", block)(x) if in_place() else block(x)
+    return x
 
 
 class Encoder(nn.Module):
@@ -217,12 +65,22 @@ class Encoder(nn.Module):
                 blocks.append(DownBlock(width, half.widths[stage + 1], dtype, device, operations))
             self.down_blocks.append(nn.Sequential(*blocks))
         self.conv_out = operations.Conv2d(half.widths[-1], config.latent_channels, 3, padding=1, **kw)
+        self.fine = fine_stages(half)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for stage in self.down_blocks:
-            x = stage(x)
+    def forward(self, x: Tensor, side: int | None = None) -> Tensor:
+        """side: of the exact tiles in px; None for the whole."""
+        if side is None or not self.fine:
+            x = run(chain([self.conv_in], *self.down_blocks), x)
+        else:
+            x = run(chain(*self.down_blocks[self.fine :]), self.fine_in_tiles(x, side))
         return self.conv_out(x) + x.unflatten(1, (self.latent_channels, -1)).mean(dim=2)
+
+    def fine_in_tiles(self, x: Tensor, side: int) -> Tensor:
+        stages = [Stage(partial(run, blocks), reach_of(blocks)) for blocks in self.down_blocks[: self.fine]]
+        stages[0] = Stage(lambda x: run(self.down_blocks[0], self.conv_in(x)), stages[0].reach + 1)
+        channels, scale = self.down_blocks[self.fine - 1][-1].out_channels, 2**self.fine
+        out = empty_map(x, channels, x.shape[2] // scale, x.shape[3] // scale)
+        return run_in_tiles(x, out, stages, max(side // scale, 1), upwards=False)
 
 
 class Decoder(nn.Module):
@@ -232,6 +90,8 @@ class Decoder(nn.Module):
         super().__init__()
         half, kw = config.decoder, {"dtype": dtype, "device": device}
         self.repeats = half.widths[-1] // config.latent_channels
+        self.image_channels = config.image_channels
+        self.fine = fine_stages(half)
         self.conv_in = operations.Conv2d(config.latent_channels, half.widths[-1], 3, padding=1, **kw)
         self.up_blocks = nn.ModuleList()
         for stage, width in enumerate(half.widths):
@@ -251,11 +111,29 @@ class Decoder(nn.Module):
                 half.widths[1], config.image_channels, half.pixel_shuffle, operations=operations, **kw
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, side: int | None = None) -> Tensor:
+        """side: of the exact tiles in px; None for the whole."""
         x = self.conv_in(x) + x.repeat_interleave(self.repeats, dim=1)
-        for stage in reversed(self.up_blocks):  # numbered by width, run from the latent up
-            x = stage(x)
-        return self.conv_out(self.activation(self.norm_out(x)))
+        # Stages are numbered from full resolution and run from the latent up.
+        if side is None or not self.fine:
+            return self.finish(run(chain(*reversed(self.up_blocks)), x))
+        return self.fine_in_tiles(run(chain(*reversed(self.up_blocks[self.fine :])), x), side)
+
+    def fine_in_tiles(self, x: Tensor, side: int) -> Tensor:
+        stages = [Stage(partial(run, blocks), reach_of(blocks)) for blocks in reversed(self.up_blocks[: self.fine])]
+        last = stages[-1].reach + getattr(self.conv_out, "reach", 1)
+        stages[-1] = Stage(lambda x: self.finish(run(self.up_blocks[0], x)), last)
+        scale = 2**self.fine
+        out = empty_map(x, self.image_channels, x.shape[2] * scale, x.shape[3] * scale)
+        return run_in_tiles(x, out, stages, side, upwards=True)
+
+    def finish(self, x: Tensor) -> Tensor:
+        if not in_place():
+            return self.conv_out(self.activation(self.norm_out(x)))
+        x = x.contiguous(memory_format=torch.channels_last)
+        for values, tokens in self.norm_out.normalised(x):
+            tokens.copy_(self.activation(values))
+        return run([self.conv_out], x)
 
 
 class AutoencoderDC(nn.Module):
@@ -270,8 +148,8 @@ class AutoencoderDC(nn.Module):
         self.encoder = Encoder(config, dtype, device, operations)
         self.decoder = Decoder(config, dtype, device, operations)
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.encoder(x.contiguous(memory_format=torch.channels_last))
+    def encode(self, x: Tensor, side: int | None = None) -> Tensor:
+        return self.encoder(x.contiguous(memory_format=torch.channels_last), side)
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z.contiguous(memory_format=torch.channels_last))
+    def decode(self, z: Tensor, side: int | None = None) -> Tensor:
+        return self.decoder(z.contiguous(memory_format=torch.channels_last), side)

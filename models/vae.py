@@ -1,6 +1,7 @@
 """DC-AE as a host VAE: every method of the host's class works on it, with its own ratios, tiles and memory needs."""
 
 import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -14,11 +15,11 @@ from torch import Tensor
 from .config import DCAEConfig
 from .dc_ae import AutoencoderDC
 from .precision import require_finite
+from .tile_choice import SIDES, Pass
+
+logger = logging.getLogger(__name__)
 
 RATIO = 32
-# Peak bytes of activations per pixel and byte of dtype at the released widths: benchmarks/README.md, with a margin.
-DECODE_MEMORY = 1300.0
-ENCODE_MEMORY = 1000.0
 # 1024 px tiles with 128 px overlap: in 512 px ones the attention, global per tile, leaves visible seams in plain areas.
 TILE = 32
 OVERLAP = 4
@@ -42,6 +43,37 @@ def muted(message: str):
         root.removeFilter(keep)
 
 
+class TiledAutoencoderDC(AutoencoderDC):
+    """DC-AE that takes the exact tiles it is told to, and smaller ones when memory runs out.
+
+    side: of the tiles in px; None for the whole.
+    """
+
+    side: int | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.shrinking(super().encode, x, max(x.shape[2:]))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.shrinking(super().decode, z, RATIO * max(z.shape[2:]))
+
+    def shrinking(self, run: Callable[[Tensor, int | None], Tensor], x: Tensor, size: int) -> Tensor:
+        """run(x, side) with the first side that does not run out of memory. Raises what the smallest one raises."""
+        smaller = [side for side in SIDES if side < (self.side or size)]
+        for side in (self.side, *smaller):
+            try:
+                return run(x, side)
+            except Exception as error:
+                comfy.model_management.raise_non_oom(error)
+                if not smaller or side == smaller[-1]:
+                    raise
+            # Out of the except block, where the error no longer holds the tensors of its frames.
+            comfy.model_management.soft_empty_cache()
+            logger.info(
+                "SANA: out of memory %s, so smaller tiles are tried", "whole" if side is None else f"at {side} px"
+            )
+
+
 class SanaVAE(comfy.sd.VAE):
     """The host's VAE around DC-AE. Latents are raw, as in the host's other families: the model applies the scale.
 
@@ -54,8 +86,8 @@ class SanaVAE(comfy.sd.VAE):
         self.latent_channels = config.latent_channels
         self.downscale_ratio = self.upscale_ratio = RATIO
         self.working_dtypes = [torch.bfloat16, torch.float32]
-        self.memory_used_decode = lambda shape, dtype: memory_used(shape[-2:], RATIO**2 * DECODE_MEMORY, dtype)
-        self.memory_used_encode = lambda shape, dtype: memory_used(shape[-2:], ENCODE_MEMORY, dtype)
+        self.memory_used_decode = lambda shape, dtype: self.needed(decoding(shape, dtype, self.device))
+        self.memory_used_encode = lambda shape, dtype: self.needed(Pass(*shape[-2:], dtype, self.device.type))
 
         self.device = comfy.model_management.vae_device() if device is None else device
         offload_device = comfy.model_management.vae_offload_device()
@@ -72,7 +104,19 @@ class SanaVAE(comfy.sd.VAE):
 
     @staticmethod
     def network(config: DCAEConfig, dtype: torch.dtype | None = None) -> AutoencoderDC:
-        return AutoencoderDC(config, dtype=dtype, operations=comfy.ops.manual_cast)
+        return TiledAutoencoderDC(config, dtype=dtype, operations=comfy.ops.manual_cast)
+
+    def room(self, memory: float) -> float:
+        """What is left of it for a pass when the host has kept its reserve."""
+        return memory - comfy.model_management.extra_reserved_memory()
+
+    def most_room(self) -> float:
+        """Bytes for a pass when only the autoencoder is on the device."""
+        return self.room(comfy.model_management.get_total_memory(self.device) - self.model_size())
+
+    def needed(self, one: Pass) -> float:
+        """Peak bytes of the whole or, if that cannot fit, of the exact tiles that can."""
+        return one.memory(one.choose(self.most_room()))
 
     def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
         return super().decode_tiled_(samples, *tile_arguments(tile_x, tile_y, overlap, 1))
@@ -86,15 +130,34 @@ class SanaVAE(comfy.sd.VAE):
     ) -> Tensor:
         return super().encode_tiled_(pixel_samples, *tile_arguments(tile_x, tile_y, overlap, RATIO))
 
-    def fits(self, memory: float) -> bool:
-        """Whether a pass that needs `memory` bytes besides the weights can run on the device at all."""
-        return memory + self.model_size() < comfy.model_management.get_total_memory(self.device)
+    def fits(self, one: Pass) -> bool:
+        """Whether the device has room for one picture, if only in the smallest exact tiles."""
+        return one.memory(one.choose(0)) <= self.most_room()
+
+    @contextmanager
+    def tiles(self, one: Pass):
+        """Within it the network works in exact tiles, if those are what there is room for now."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=self.needed(one))
+        free = self.room(self.patcher.get_free_memory(self.device))
+        side = one.choose(free)
+        if side is not None:
+            logger.info(
+                "SANA: %d x %d px in tiles of %d px, exactly as the whole, which takes %.1f GB where %.1f are free",
+                *(one.width, one.height, side, one.memory() / 2**30, free / 2**30),
+            )
+        self.first_stage_model.side = side
+        try:
+            yield
+        finally:
+            self.first_stage_model.side = None
 
     def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
         self.check_latent(samples_in)
-        if not self.fits(self.memory_used_decode(samples_in.shape, self.vae_dtype)):
+        one = decoding(samples_in.shape, self.vae_dtype, self.device)
+        if not self.fits(one):
             return self.decode_tiled(samples_in)
-        return self.decode_whole(samples_in, vae_options)
+        with self.tiles(one):
+            return self.decode_whole(samples_in, vae_options)
 
     def decode_whole(self, samples: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
         self.check_latent(samples)
@@ -124,11 +187,11 @@ class SanaVAE(comfy.sd.VAE):
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         self.check_size(pixel_samples)
-        if not self.fits(
-            self.memory_used_encode((*pixel_samples.shape[:-3], 3, *pixel_samples.shape[-3:-1]), self.vae_dtype)
-        ):
+        one = Pass(*pixel_samples.shape[1:3], self.vae_dtype, self.device.type)
+        if not self.fits(one):
             return self.encode_tiled(pixel_samples)
-        return self.encode_whole(pixel_samples)
+        with self.tiles(one):
+            return self.encode_whole(pixel_samples)
 
     def encode_whole(self, pixels: Tensor) -> Tensor:
         self.check_size(pixels)
@@ -152,9 +215,9 @@ class SanaVAE(comfy.sd.VAE):
             )
 
 
-def memory_used(size: tuple[int, ...], bytes_per_position: float, dtype: torch.dtype) -> float:
-    """Bytes of activations for one image, from its height and width in positions."""
-    return size[0] * size[1] * bytes_per_position * comfy.model_management.dtype_size(dtype)
+def decoding(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Pass:
+    """Of a latent (B, 32, h, w)."""
+    return Pass(RATIO * shape[-2], RATIO * shape[-1], dtype, device.type)
 
 
 def require_dc_ae(vae: comfy.sd.VAE) -> None:

@@ -14,9 +14,9 @@ def tiling_inputs() -> list:
             "tiling",
             options=TILING,
             default="auto",
-            tooltip="auto: in one piece, or in tiles when the memory would not do. on: always in tiles. off: never by "
-            "choice; only if the device runs out of memory. Tiles differ slightly from the whole, because part of "
-            "DC-AE sees the full image.",
+            tooltip="auto: in one piece, or in exact tiles when the memory would not do; the result is the same. off: "
+            "exact tiles only after memory has run out. on: always in ComfyUI's own tiles, which differ slightly from "
+            "the whole, because part of DC-AE sees the full image.",
         ),
         io.Int.Input(
             "tile_size",

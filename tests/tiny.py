@@ -67,7 +67,7 @@ def dc_ae(seed: int = 1, **overrides) -> diffusers.AutoencoderDC:
     return randomise(diffusers.AutoencoderDC(**config | overrides), seed, gain=0.7)
 
 
-def dc_ae_lite() -> diffusers.AutoencoderDC:
+def dc_ae_lite(**overrides) -> diffusers.AutoencoderDC:
     """The decoder of DC-AE-Lite: residual blocks, none at full size, pixel shuffle and a SiLU at the end."""
     return dc_ae(
         decoder_block_types="ResBlock",
@@ -75,6 +75,7 @@ def dc_ae_lite() -> diffusers.AutoencoderDC:
         decoder_qkv_multiscales=((),) * 6,
         upsample_block_type="pixel_shuffle",
         decoder_conv_act_fn="silu",
+        **overrides,
     )
 
 

@@ -89,10 +89,14 @@ def choose_model(model: str) -> tuple[Path, Path]:
         return folder, ROOT / "workflows" / graph
     folder = Path(model).expanduser().resolve()
     if not folder.is_dir():
-        raise DemoError(f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, demo or sprint.")
+        raise DemoError(
+            f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, demo or sprint."
+        )
     index = folder / "model_index.json"
     if not index.is_file():
-        raise DemoError(f"{folder} holds no model_index.json; give MODEL= a folder in diffusers layout, demo or sprint.")
+        raise DemoError(
+            f"{folder} holds no model_index.json; give MODEL= a folder in diffusers layout, demo or sprint."
+        )
     pipeline = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
     if not pipeline.startswith("Sana"):
         raise DemoError(

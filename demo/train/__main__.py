@@ -17,8 +17,8 @@ STAGES = (
     ("tokenizer", None),
     ("text_encoder", 44),
     ("autoencoder", 85),
-    ("transformer", 100),
-    ("sprint", 40),
+    ("transformer", 80),
+    ("sprint", 25),
     ("export", None),
 )
 

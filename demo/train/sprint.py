@@ -157,7 +157,7 @@ def pseudo_huber(difference: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=25)
     args = parser.parse_args()
     torch.manual_seed(0)
     _, texts = transformer.load_data()

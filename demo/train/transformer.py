@@ -135,7 +135,7 @@ def compile_for_threads(model: Sana) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=100)
+    parser.add_argument("--minutes", type=float, default=80)
     args = parser.parse_args()
     torch.manual_seed(0)
     latents, texts = load_data()

@@ -1,0 +1,62 @@
+"""Work in place and in bands of rows: how DC-AE's blocks run where no gradient is wanted.
+
+A residual block then needs little memory beside its one tensor, and what is worked on stays in the cache. Every value
+is the one that the whole tensor would give, except that norms are rounded once, at their end.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+# Elements at once: of a block's widest tensor, and of a norm's float32 copy. On a CPU the one bounds the memory and the
+# other fits the cache; elsewhere the many small kernels of short bands would cost more than they save.
+BAND, STRIP = {"cpu": 2**24}, {"cpu": 2**18}
+BAND_ELSEWHERE, STRIP_ELSEWHERE = 2**26, 2**25
+SHORTEST_BAND = 8  # rows; the shorter a band, the larger the share of rows that it computes for its neighbours
+
+
+def bands(x: Tensor, channels: int) -> Iterator[tuple[int, int]]:
+    """First row and the one after the last of each band of x (1, C, H, W), for a widest tensor of so many channels."""
+    height, width = x.shape[-2:]
+    rows = max(BAND.get(x.device.type, BAND_ELSEWHERE) // (channels * width), SHORTEST_BAND)
+    count = -(-height // rows)
+    for number in range(count):  # of nearly equal height, because every band computes the same number of rows too many
+        yield number * height // count, (number + 1) * height // count
+
+
+def rows_of(function: Callable[[Tensor], Tensor], x: Tensor, start: int, stop: int, reach: int) -> Tensor:
+    """function(x)[:, :, start:stop], for one that keeps the size and of which a row depends on `reach` rows around."""
+    first = max(start - reach, 0)
+    return function(x[:, :, first : stop + reach])[:, :, start - first :][:, :, : stop - start]
+
+
+def add_in_bands_(x: Tensor, branch: Callable[[Tensor], Tensor], add_: Callable, reach: int, channels: int) -> Tensor:
+    """Calls add_(rows of x, branch(x) of these rows) for all rows of all pictures of x (B, C, H, W), and returns x.
+
+    add_ works in place. branch is as in `rows_of`; channels is the width of its widest tensor.
+    """
+    for picture in x.split(1):
+        above = picture[:, :, :0]
+        for start, stop in bands(picture, channels):
+            # The rows above have been overwritten. What a band needs of them was kept, and is put before its own.
+            rows = picture[:, :, start : stop + reach]
+            rows = torch.cat([above, rows], dim=2) if start else rows
+            end = above.shape[2] + stop - start
+            out = branch(rows)[:, :, above.shape[2] : end]
+            above = rows[:, :, max(end - reach, 0) : end].clone()
+            add_(picture[:, :, start:stop], out)
+    return x
+
+
+def empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Uninitialised (B, channels, height, width), channels last, with x's format and device."""
+    return x.new_empty(x.shape[0], height, width, channels).permute(0, 3, 1, 2)
+
+
+def strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tokens (n, C) of channels-last tensors (B, C, H, W) of one size, a few at a time, as views of the same memory."""
+    channels = tensors[0].shape[1]
+    length = max(STRIP.get(tensors[0].device.type, STRIP_ELSEWHERE) // channels, 1)
+    tokens = [tensor.permute(0, 2, 3, 1).view(-1, channels) for tensor in tensors]
+    return zip(*(each.split(length) for each in tokens), strict=True)

@@ -1,0 +1,328 @@
+"""The blocks of DC-AE: RMSNorm, residual blocks, multi-scale linear attention, and changes of resolution.
+
+`forward` is the plain computation, for training and compilers. `forward_` gives the same faster, without autograd: it
+may overwrite its input, which has to be channels last, and works in bands of rows (`bands.py`).
+Source: DC-AE, arXiv 2410.10733; EfficientViT, arXiv 2205.14756; for pixel shuffle dc-ai-projects/DC-Gen.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .bands import add_in_bands_, bands, empty_map, rows_of, strips
+from .layers import GLUMBConv, in_place, linear_attention
+
+ATTENTION_EPS = 1e-15
+SUB_PIXEL_POSITIONS = 1024  # below, preparing the weights takes longer than it saves
+
+
+class RMSNorm2d(nn.Module):
+    """RMSNorm over the channels of (B, C, H, W), with weight and bias."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, dtype=None, device=None):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Summed in float32 without a float32 copy of x, which at full resolution is the largest tensor there is.
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        x = (x * torch.rsqrt(norm.square() / x.shape[1] + self.eps)).to(x.dtype)
+        weight, bias = (comfy.ops.cast_to_input(t, x)[:, None, None] for t in (self.weight, self.bias))
+        return torch.addcmul(bias, x, weight)
+
+    def normalised(self, x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The norm of x in float32, a strip of tokens at a time, with the same strips of x and channels-last others.
+
+        A float32 x is overwritten on the way.
+        """
+        weight, bias = (comfy.model_management.cast_to(t, torch.float32, x.device) for t in (self.weight, self.bias))
+        x, scratch = x.contiguous(memory_format=torch.channels_last), None  # a copy where convolutions lose the layout
+        for tokens, *rest in strips(x, *others):
+            values = tokens
+            if x.dtype != torch.float32:
+                scratch = torch.empty_like(tokens, dtype=torch.float32) if scratch is None else scratch[: len(tokens)]
+                values = scratch.copy_(tokens)
+            square = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square_()
+            values.mul_(square.div_(x.shape[1]).add_(self.eps).rsqrt_())
+            yield torch.addcmul(bias, values, weight, out=values), tokens, *rest
+
+    def add_(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x += norm(branch); branch is spent."""
+        for values, _, tokens in self.normalised(branch, x):
+            tokens.copy_(values.add_(tokens))
+        return x
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with a norm after the second, and a residual. (B, C, H, W) -> (B, C, H, W)."""
+
+    reach = 2
+
+    def __init__(self, channels: int, dtype=None, device=None, operations: Any = None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        self.conv1 = operations.Conv2d(channels, channels, 3, padding=1, **kw)
+        self.conv2 = operations.Conv2d(channels, channels, 3, padding=1, bias=False, **kw)
+        self.norm = RMSNorm2d(channels, **kw)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.conv2(F.silu(self.conv1(x), inplace=in_place()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.branch(x))
+
+    def forward_(self, x: Tensor) -> Tensor:
+        return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
+
+
+class MultiscaleProjection(nn.Module):
+    """Aggregates neighbouring q, k and v tokens: depthwise k x k, then a 1x1 convolution inside each head."""
+
+    def __init__(
+        self, channels: int, num_heads: int, kernel_size: int, dtype=None, device=None, operations: Any = None
+    ):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device, "bias": False}
+        self.proj_in = operations.Conv2d(
+            3 * channels, 3 * channels, kernel_size, padding=kernel_size // 2, groups=3 * channels, **kw
+        )
+        self.proj_out = operations.Conv2d(3 * channels, 3 * channels, 1, groups=3 * num_heads, **kw)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        return self.proj_out(self.proj_in(qkv))
+
+
+class MultiscaleLinearAttention(nn.Module):
+    """EfficientViT's multi-scale ReLU attention with a residual. (B, C, H, W) -> (B, C, H, W).
+
+    The names to_q, to_k, to_v are those of the checkpoint, not what they compute: their outputs are concatenated, and
+    head j reads its q, k and v from channels 3dj..3d(j + 1) of the result.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        kernel_sizes: tuple[int, ...],
+        dtype=None,
+        device=None,
+        operations: Any = None,
+    ):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        self.head_dim = head_dim
+        self.to_q = operations.Linear(channels, channels, bias=False, **kw)
+        self.to_k = operations.Linear(channels, channels, bias=False, **kw)
+        self.to_v = operations.Linear(channels, channels, bias=False, **kw)
+        num_heads = channels // head_dim
+        self.to_qkv_multiscale = nn.ModuleList(
+            MultiscaleProjection(channels, num_heads, size, operations=operations, **kw) for size in kernel_sizes
+        )
+        self.to_out = operations.Linear(channels * (1 + len(kernel_sizes)), channels, bias=False, **kw)
+        self.norm_out = RMSNorm2d(channels, **kw)
+        self.reach = max(kernel_sizes, default=1) // 2
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 3hd, H, W): q, k and v of every head, those of the projections after the plain ones."""
+        tokens = x.permute(0, 2, 3, 1)
+        qkv = torch.cat([self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)], dim=-1).permute(0, 3, 1, 2)
+        return torch.cat([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        qkv = self.project(x).reshape(x.shape[0], -1, 3 * self.head_dim, height * width)
+        q, k, v = qkv.chunk(3, dim=2)  # (B, h, d, N)
+        # With fewer tokens than channels the N x N form is the cheaper one, and the one the weights were trained with.
+        attend = linear_attention if height * width > self.head_dim else quadratic_attention
+        out = attend(q, k, v, eps=ATTENTION_EPS).to(x.dtype)
+        out = self.to_out(out.reshape(x.shape[0], -1, height, width).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + self.norm_out(out)
+
+    def forward_(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] <= self.head_dim:
+            return self(x)
+        for picture in x.split(1):
+            self.attend_(picture)
+        return x
+
+    def attend_(self, x: Tensor) -> None:
+        """forward for one picture, in two passes over its bands: the sums over all keys first, then every query."""
+        queries, values, weights = [], 0.0, 0.0
+        bands_of_x = list(bands(x, self.to_out.in_features * 3))
+        for start, stop in bands_of_x:
+            qkv = rows_of(self.project, x, start, stop, self.reach).permute(0, 2, 3, 1)
+            q, k, v = qkv.unflatten(3, (-1, 3, self.head_dim)).flatten(0, 2).unbind(dim=2)  # (N, h, d)
+            queries.append(F.relu(q))
+            k = F.relu(k).float()
+            values = values + k.permute(1, 2, 0) @ v.float().transpose(0, 1)  # (h, d, d)
+            weights = weights + k.sum(dim=0)[..., None]  # (h, d, 1)
+        for start, stop in bands_of_x:
+            q = queries.pop(0).transpose(0, 1).float()  # (h, N, d)
+            out = (q @ values).div_((q @ weights).add_(ATTENTION_EPS)).to(x.dtype)
+            out = self.to_out(out.transpose(0, 1).reshape(1, stop - start, x.shape[3], -1))
+            self.norm_out.add_(x[:, :, start:stop], out.permute(0, 3, 1, 2))
+
+
+def quadratic_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+    """The same attention as `linear_attention` by way of the N x N scores. q, k, v: (B, h, d, N)."""
+    scores = (F.relu(k).transpose(-1, -2) @ F.relu(q)).float()  # (B, h, N keys, N queries)
+    scores = scores / (scores.sum(dim=2, keepdim=True) + eps)
+    return v @ scores.to(v.dtype)
+
+
+class ConvOut(GLUMBConv):
+    """GLUMBConv of DC-AE: expansion 4, a norm after it, and a residual."""
+
+    def __init__(self, channels: int, dtype=None, device=None, operations: Any = None):
+        super().__init__(channels, 4 * channels, dtype, device, operations)
+        self.norm = RMSNorm2d(channels, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(super().forward(x))
+
+    def forward_(self, x: Tensor) -> Tensor:
+        return add_in_bands_(x, super().forward, self.norm.add_, reach=1, channels=8 * x.shape[1])
+
+
+class EfficientViTBlock(nn.Module):
+    """Multi-scale linear attention followed by GLUMBConv. (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        kernel_sizes: tuple[int, ...],
+        dtype=None,
+        device=None,
+        operations: Any = None,
+    ):
+        super().__init__()
+        self.attn = MultiscaleLinearAttention(channels, head_dim, kernel_sizes, dtype, device, operations)
+        self.conv_out = ConvOut(channels, dtype, device, operations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.attn(x))
+
+    def forward_(self, x: Tensor) -> Tensor:
+        return self.conv_out.forward_(self.attn.forward_(x))
+
+
+class DownBlock(nn.Module):
+    """Strided 3x3 convolution with a space-to-channel shortcut. (B, C, H, W) -> (B, D, H/2, W/2)."""
+
+    reach = 1
+
+    def __init__(self, in_channels: int, out_channels: int, dtype=None, device=None, operations: Any = None):
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv = operations.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.pixel_unshuffle(x, 2).unflatten(1, (self.out_channels, -1)).mean(dim=2)
+        return self.conv(x) + shortcut
+
+    def forward_(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        for picture, target in zip(x.split(1), out.split(1), strict=True):
+            for start, stop in bands(target, 2 * self.out_channels):
+                target[:, :, start:stop].add_(self.shortcut(picture[:, :, 2 * start : 2 * stop]))
+        return out
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The same as in forward, channels last throughout."""
+        averaged = 4 * x.shape[1] // self.out_channels  # positions of a 2 x 2 square, columns before rows
+        rows, columns = 1 if averaged >= 4 else 2, 1 if averaged >= 2 else 2  # that are left of it
+        x = F.avg_pool2d(x, (2 // rows, 2 // columns)).permute(0, 2, 3, 1)
+        x = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).permute(0, 1, 3, 5, 2, 4)
+        return x.flatten(3).unflatten(3, (self.out_channels, -1)).mean(dim=-1).permute(0, 3, 1, 2)
+
+
+class Upsample(nn.Module):
+    """3x3 convolution after nearest upsampling, or before a pixel shuffle. (B, C, H, W) -> (B, D, 2H, 2W)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pixel_shuffle: bool = False,
+        dtype=None,
+        device=None,
+        operations: Any = None,
+    ):
+        super().__init__()
+        self.pixel_shuffle = pixel_shuffle
+        self.reach = 2 if pixel_shuffle else 1  # of the doubled resolution
+        width = 4 * out_channels if pixel_shuffle else out_channels
+        self.conv = operations.Conv2d(in_channels, width, 3, padding=1, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pixel_shuffle:
+            return F.pixel_shuffle(self.conv(x), 2)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+    def forward_(self, x: Tensor) -> Tensor:
+        if self.pixel_shuffle:
+            return self.shuffle_in_bands(x)
+        if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not isinstance(self.conv, comfy.ops.CastWeightBiasOp):
+            return Upsample.forward(self, x)
+        weight, bias, stream = comfy.ops.cast_bias_weight(self.conv, x, offloadable=True)
+        out = F.conv_transpose2d(x, sub_pixel_weight(weight), bias, stride=2, padding=1)
+        comfy.ops.uncast_bias_weight(self.conv, weight, bias, stream)
+        return out
+
+    def shuffle_in_bands(self, x: Tensor) -> Tensor:
+        out = empty_map(x, self.conv.out_channels // 4, 2 * x.shape[2], 2 * x.shape[3])
+        for picture, target in zip(x.split(1), out.split(1), strict=True):
+            for start, stop in bands(picture, self.conv.out_channels):
+                rows = rows_of(self.conv, picture, start, stop, reach=1)
+                squares(target[:, :, 2 * start : 2 * stop]).copy_(unshuffled(rows, 2, 2))
+        return out
+
+
+def squares(x: Tensor) -> Tensor:
+    """(B, D, 2H, 2W) -> (B, H, 2, W, 2, D), a view."""
+    return x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+
+
+def unshuffled(x: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, D * rows * columns, H, W) -> (B, H, rows, W, columns, D), as pixel shuffle spreads channels over places."""
+    x = x.permute(0, 2, 3, 1).unflatten(3, (-1, rows, columns))
+    return x.permute(0, 1, 4, 2, 5, 3).contiguous()
+
+
+class UpBlock(Upsample):
+    """Upsampling with a channel-to-space shortcut. (B, C, H, W) -> (B, D, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *args, **kwargs):
+        super().__init__(in_channels, out_channels, *args, **kwargs)
+        self.repeats = 4 * out_channels // in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
+
+    def forward_(self, x: Tensor) -> Tensor:
+        out = super().forward_(x)
+        # What repeats a channel four times gives one value to all of a 2 x 2 square, what repeats it twice to a row.
+        rows, columns = 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
+        for picture, target in zip(x.split(1), out.split(1), strict=True):
+            for start, stop in bands(picture, 2 * x.shape[1]):
+                values = picture[:, :, start:stop].repeat_interleave(max(self.repeats // 4, 1), dim=1)
+                squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns))
+        return out
+
+
+def sub_pixel_weight(weight: Tensor) -> Tensor:
+    """Of a 3x3 convolution after nearest upsampling, (D, C, 3, 3): that of a transposed one without it, (C, D, 4, 4).
+
+    Positions with equal values meet the sum of their weights, so 16 products make what took 36.
+    """
+    spread = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.float32, device=weight.device)
+    summed = weight.flatten(2).float() @ torch.kron(spread, spread)  # (D, C, 16)
+    return summed.to(weight.dtype).unflatten(2, (4, 4)).transpose(0, 1)

@@ -1,0 +1,274 @@
+"""DC-AE as nodes run it, in place, in bands and in exact tiles, against the plain network that training runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import comfy.model_management
+import comfy.ops
+import comfy.utils
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+from sana_native.models import bands, dc_ae_layers, tiles
+from sana_native.models.dc_ae import AutoencoderDC
+from sana_native.models.model_detection import detect_dc_ae
+from sana_native.models.tile_choice import SIDES, Pass
+from sana_native.models.vae import SanaVAE
+from sana_native.tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTHS = {"encoder_block_out_channels": (8, 8, 16, 32, 32, 64), "decoder_block_out_channels": (8, 8, 16, 32, 32, 64)}
+SIZE = (3, 5)  # of the latent
+HALVES = ["encode", "decode"]
+
+
+@pytest.fixture(scope="module", params=["DC-AE", "DC-AE-Lite"])
+def reference(request):
+    return tiny.dc_ae(**WIDTHS) if request.param == "DC-AE" else tiny.dc_ae_lite(**WIDTHS)
+
+
+@pytest.fixture(autouse=True)
+def short_bands(monkeypatch):
+    """Several bands and strips, and sub-pixel convolutions, at sizes of a test."""
+    monkeypatch.setitem(bands.BAND, "cpu", 2**13)
+    monkeypatch.setitem(bands.STRIP, "cpu", 999)
+    monkeypatch.setattr(dc_ae_layers, "SUB_PIXEL_POSITIONS", 1)
+
+
+def network(reference, dtype=torch.float32) -> AutoencoderDC:
+    model = AutoencoderDC(detect_dc_ae(reference.state_dict()), operations=comfy.ops.manual_cast)
+    model.load_state_dict(reference.state_dict())
+    return model.eval().to(dtype)
+
+
+def sample(half: str, size=SIZE, count=1, dtype=torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(7)
+    if half == "decode":
+        return torch.randn(count, 32, *size, generator=generator).to(dtype)
+    return (torch.rand(count, 3, 32 * size[0], 32 * size[1], generator=generator) * 2 - 1).to(dtype)
+
+
+def plain(model, half: str, x) -> torch.Tensor:
+    with torch.enable_grad():
+        return getattr(model, half)(x.clone()).detach().float()
+
+
+def fast(model, half: str, x, *side) -> torch.Tensor:
+    with torch.inference_mode():
+        return getattr(model, half)(x, *side).float()
+
+
+def error(ours, expected) -> float:
+    return ((ours - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(("size", "count"), [((1, 1), 2), ((1, 2), 1), (SIZE, 2)], ids=str)
+def test_fast_equals_plain(reference, half, size, count):
+    model, x = network(reference), sample(half, size, count)
+    before = x.clone()
+    assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
+    monkeypatch.undo()
+    model, x = network(reference), sample(half, count=2)
+    assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_fast_bfloat16_is_no_further_from_float32_than_plain(reference, half):
+    exact = plain(network(reference), half, sample(half))
+    model, x = network(reference, torch.bfloat16), sample(half, dtype=torch.bfloat16)
+    assert 0 < error(fast(model, half, x), exact) < 1.05 * error(plain(model, half, x), exact)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("side", [40, 96])
+def test_tiles_equal_the_whole(reference, half, side):
+    model, x = network(reference), sample(half)
+    assert error(fast(model, half, x, side), fast(model, half, x)) < 1e-6
+    model, x = model.to(torch.bfloat16), x.to(torch.bfloat16)
+    assert error(fast(model, half, x, side), fast(model, half, x)) < 1e-3  # 60 dB
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_tiles_that_read_nothing_of_their_neighbours_differ(reference, half, monkeypatch):
+    def shortsighted(x, out, stages, side, upwards):
+        return tiles.run_in_tiles(x, out, [stage._replace(reach=0) for stage in stages], side, upwards)
+
+    model, x = network(reference), sample(half)
+    whole = fast(model, half, x)
+    monkeypatch.setattr("sana_native.models.dc_ae.run_in_tiles", shortsighted)
+    assert error(fast(model, half, x, 32), whole) > 1e-3
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 7])
+@pytest.mark.parametrize("result", [(0, 8), (5, 6), (16, 40), (39, 48)], ids=str)
+def test_each_stage_reads_what_the_next_one_wants_and_its_own_reach(reach, result):
+    stages, size = [tiles.Stage(None, reach)] * 3, 48
+
+    wanted, fine = tiles.Span(*result), size
+    for span in reversed(tiles.read_upwards(wanted, size, stages)):
+        assert 2 * span.start <= max(wanted.start - reach, 0) and 2 * span.stop >= min(wanted.stop + reach, fine)
+        wanted, fine = span, fine // 2
+
+    wanted, fine = tiles.Span(*result), 2 * size
+    for span in reversed(tiles.read_downwards(wanted, size, stages)):
+        assert span.start <= max(2 * wanted.start - reach, 0) and span.stop >= min(2 * wanted.stop + reach, fine)
+        assert span.start % 2 == span.stop % 2 == 0
+        wanted, fine = span, 2 * fine
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_changed_weights_and_functions_on_them_are_seen(reference, half):
+    model, x = network(reference), sample(half)
+    before = fast(model, half, x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight_function = [lambda weight: weight * 0.9]
+    assert error(fast(model, half, x), before) > 1e-3
+    assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_weights_are_cast_to_the_format_of_the_input(reference, half):
+    model, x = network(reference, torch.bfloat16), sample(half)
+    assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
+
+
+def test_gradients_reach_the_input_and_every_weight(reference):
+    model = network(reference)
+    image = sample("encode", (2, 2)).requires_grad_()
+    model.decode(model.encode(image)).square().mean().backward()
+    assert image.grad.abs().sum() > 0 and all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("half", HALVES)
+def test_a_compiler_follows_without_a_break(reference, half):
+    model, x = network(reference), sample(half)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        compiled = torch.compile(getattr(model, half), fullgraph=True, backend="aot_eager")(x)
+    assert error(compiled, plain(model, half, x)) < 2e-6
+
+
+# The host's VAE
+
+
+@pytest.fixture(scope="module")
+def vae():
+    reference = tiny.dc_ae(**WIDTHS)
+    return SanaVAE(detect_dc_ae(reference.state_dict()), reference.state_dict(), dtype=torch.float32)
+
+
+@torch.inference_mode()
+def through(vae, half: str) -> torch.Tensor:
+    """A picture of 288 x 384 px."""
+    if half == "decode":
+        return vae.decode(sample("decode", (12, 9)))
+    return vae.encode(torch.rand(1, 384, 288, 3, generator=torch.Generator().manual_seed(8)))
+
+
+@pytest.fixture
+def free(monkeypatch, vae):
+    """Sets what the host says is free."""
+    return lambda memory: monkeypatch.setattr(vae.patcher, "get_free_memory", lambda _: memory)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_little_free_memory_is_met_with_exact_tiles_and_a_line_in_the_log(vae, half, free, caplog):
+    caplog.set_level("INFO")
+    expected = through(vae, half)
+    assert "tiles" not in caplog.text
+    free(0.0)
+    assert error(through(vae, half), expected) < 1e-5
+    lines = [record.getMessage() for record in caplog.records if "exactly as the whole" in record.getMessage()]
+    assert len(lines) == 1 and lines[0].startswith("SANA: 288 x 384 px in tiles of 256 px")
+    assert vae.first_stage_model.side is None
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_when_memory_runs_out_smaller_exact_tiles_are_tried(vae, half, monkeypatch, caplog):
+    expected = through(vae, half)
+    original, sides = getattr(AutoencoderDC, half), []
+
+    def fails_twice(self, x, side=None):
+        sides.append(side)
+        if len(sides) < 3:
+            raise torch.OutOfMemoryError("simulated")
+        return original(self, x, 128)
+
+    monkeypatch.setattr(AutoencoderDC, half, fails_twice)
+    monkeypatch.setattr("sana_native.models.vae.SIDES", (256, 192, 128))
+    caplog.set_level("INFO")
+    assert error(through(vae, half), expected) < 1e-5
+    assert sides == [None, 256, 192]
+    assert [line for line in caplog.messages if "out of memory" in line][1].startswith("SANA: out of memory at 256 px")
+
+
+def test_without_memory_for_any_exact_tile_the_hosts_tiles_are_taken(vae, monkeypatch):
+    calls, original = [], vae.decode_tiled
+    monkeypatch.setattr(vae, "most_room", lambda: 1e6)
+    monkeypatch.setattr(vae, "decode_tiled", lambda samples: calls.append(samples) or original(samples))
+    assert through(vae, "decode").shape == (1, 384, 288, 3) and len(calls) == 1
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_tiles_are_counted_and_cancelled_between(vae, half, free, monkeypatch):
+    expected, seen = through(vae, half), []
+    free(0.0)
+
+    def hook(done, total, *_, **__):
+        seen.append((done, total))
+        if done == 1:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_PERCENT", 0)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    with pytest.raises(InterruptProcessingException):
+        through(vae, half)
+    assert seen == [(1, 4)] and vae.first_stage_model.side is None
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
+    assert error(through(vae, half), expected) < 1e-5
+
+
+# What fits
+
+
+def test_smaller_tiles_need_less_and_the_largest_that_fit_are_chosen():
+    one = Pass(4096, 4096, torch.bfloat16, "cpu")
+    needs = [one.memory()] + [one.memory(side) for side in SIDES if side < 4096]
+    assert needs == sorted(needs, reverse=True) and one.memory(1024) < 2e9 < 8e9 > needs[0]
+    assert one.choose(needs[0]) is None and one.choose(needs[0] - 1) == 3072
+    assert one.memory(one.choose(2e9)) <= 2e9 < one.memory(2048)
+    assert one.choose(0) == SIDES[-1]
+    assert Pass(256, 256, torch.bfloat16, "cpu").choose(0) is None
+
+
+def test_the_host_is_told_of_the_path_that_will_be_taken(vae, monkeypatch):
+    whole, tiled = (Pass(2048, 1024, torch.float32, "cpu").memory(side) for side in (None, 1024))
+    assert vae.memory_used_decode((1, 32, 64, 32), torch.float32) == whole
+    assert vae.memory_used_encode((1, 3, 2048, 1024), torch.float32) == whole
+    monkeypatch.setattr(vae, "most_room", lambda: tiled)
+    assert vae.memory_used_decode((1, 32, 64, 32), torch.float32) <= tiled
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("half", HALVES)
+def test_tiles_at_released_widths_equal_the_whole_and_need_less_memory(half):
+    """Measured in processes of their own."""
+    options = ["--stages", half, "--sizes", "512", "--side", "160", "--dtype", "float32"]
+    command = [sys.executable, "-m", "benchmarks.tiles", *options]
+    lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    whole, exact, latent = ([cell.strip() for cell in line.split("|")[5:8]] for line in lines[2:])
+    assert float(exact[1]) < float(whole[1]) and float(exact[2]) > 100
+    assert latent[2] == "none"  # one tile is the whole
