@@ -113,9 +113,15 @@ def moment_penalty(latent: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def reconstruct_latent(model: AutoencoderDC, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] of raw latents (B, 32, h, w)."""
+    return ((model.decode(latents) + 1) / 2).clamp(0, 1)
+
+
+@torch.no_grad()
 def reconstruct(model: AutoencoderDC, pictures: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] through the autoencoder and back."""
-    return ((model.decode(model.encode(to_model(pictures))) + 1) / 2).clamp(0, 1)
+    return reconstruct_latent(model, model.encode(to_model(pictures)))
 
 
 def main() -> None:

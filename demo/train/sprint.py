@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import transformer
 from .data import RUNS
+from .guided import GuidedSana
 from .loop import DEVICE, Run, autocast, load_ema, to_device
 from .muon import Muon
 from .transformer import Sana, compile_for_threads, load_once
 
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding  # noqa: E402, I001 - after the imports above
-from sana_native.models.model_sampling import ModelSamplingSana  # noqa: E402
 from sana_native.samplers.flow_dpm import sample_flow_dpm  # noqa: E402
 from sana_native.samplers.schedules import get_sigmas_flow_dpm  # noqa: E402
 
@@ -72,24 +71,6 @@ def from_teacher(teacher: Sana) -> Sana:
     return student
 
 
-class GuidedTeacher:
-    """The teacher as the sampler calls it: x (B, 32, h, w), sigma (B,) -> denoised, guided by `scale` (B,)."""
-
-    def __init__(self, network: Sana, context: Tensor, mask: Tensor, scale: Tensor):
-        sampling = ModelSamplingSana()
-        self.inner_model = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda _: sampling))
-        silent = mask.clone()
-        silent[:, 1:] = 0  # of the empty prompt only BOS is seen
-        self.network, self.scale = network, scale[:, None, None, None]
-        self.context, self.mask = torch.cat([context, context]), torch.cat([mask, silent])
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        with autocast():
-            both = self.network(torch.cat([x, x]), (1000 * sigma).floor().repeat(2), self.context, self.mask).float()
-        towards, away = both.chunk(2)
-        return x - sigma[:, None, None, None] * (away + self.scale * (towards - away))
-
-
 def trajectory_sigmas() -> Tensor:
     """The STEPS + 1 noise levels of a trajectory; the first is the grid's 0.9997, which starts from pure noise."""
     sigmas = get_sigmas_flow_dpm(STEPS, transformer.SHIFT)
@@ -104,7 +85,7 @@ def draw_trajectories(seed: int, count: int, teacher: Sana, texts: dict[str, Ten
     caption = torch.randint(len(texts["mask"]), (count,), generator=generator)
     scale = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(count, generator=generator)
     context, mask = texts["context"][caption].float(), texts["mask"][caption]
-    model = GuidedTeacher(teacher, *to_device(context, mask, scale))
+    model = GuidedSana(teacher, *to_device(context, mask, scale))
     noise, points = torch.randn(count, 32, 8, 8, generator=generator).to(DEVICE), []
     sigmas = get_sigmas_flow_dpm(STEPS, transformer.SHIFT)
     latent = sample_flow_dpm(model, noise, sigmas, callback=lambda state: points.append(state["x"]), disable=True)

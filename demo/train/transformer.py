@@ -19,6 +19,7 @@ from .autoencoder import FOLDER as AUTOENCODER_FOLDER
 from .autoencoder import SANA_LATENT_SCALE
 from .autoencoder import build as build_autoencoder
 from .captions import draw_caption
+from .curve import JudgeCurve
 from .data import RUNS, SIDE, Scene, draw_scene, load_sprites, render, to_model
 from .loop import DEVICE, Run, autocast, load_ema, save_atomically, to_device
 from .muon import Muon
@@ -38,6 +39,7 @@ CONFIG = SanaConfig(
 )  # fmt: skip
 SCENES, CAPTIONS_EACH = 30_000, 3
 BATCH, THREADS = 64, 2
+JUDGED = 16  # pictures that the judge sees at every evaluation
 PEAK = 1.5e-3
 DROPOUT = 0.1  # how often the caption is replaced by the empty negative prompt
 PLAIN = 0.15  # how often a caption comes without the instruction, for negative prompts and users who switch it off
@@ -141,6 +143,7 @@ def main() -> None:
     latents, texts = load_data()
     model = build()
     run = Run(FOLDER, model, args.minutes, PEAK, decay=0.999, optimizer=Muon(model, PEAK))
+    curve = JudgeCurve(JUDGED, SHIFT)
     compiled = compile_for_threads(model)
 
     def compute_loss(seed: int, network: nn.Module = compiled, count: int = BATCH) -> tuple[Tensor, str]:
@@ -164,6 +167,7 @@ def main() -> None:
         backup = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(run.ema)
         _, note = compute_loss(-1, model, count=512)
+        note += f"; right on {JUDGED} held-out captions: {curve.rate(model)}"
         model.load_state_dict(backup)
         return note
 
