@@ -234,8 +234,12 @@ class Tab:
 
     def search(self, text: str) -> Locator:
         """Double-click the empty canvas and type; return the results, which may still be few."""
-        self.page.mouse.dblclick(800, 450)
-        self.page.get_by_role("dialog").locator("input").first.wait_for()
+        field = self.page.get_by_role("dialog").locator("input").first
+        deadline = time.monotonic() + WAIT
+        while not field.is_visible() and time.monotonic() < deadline:
+            self.page.mouse.dblclick(800, 450)  # lost while a closed dialog's shade is still fading
+            self.page.wait_for_timeout(2000)
+        field.wait_for()
         self.page.keyboard.type(text)
         return self.page.get_by_test_id("result-item")
 
