@@ -1,6 +1,5 @@
 """The host's text generation on SANA's text encoder: the words of transformers' own Gemma-2, asked in its turns."""
 
-import io
 from pathlib import Path
 
 import pytest
@@ -20,31 +19,10 @@ TURN = f"{START_OF_TURN}user\n{INSTRUCTION}a cat sleeping{END_OF_TURN}\n{START_O
 
 def save_encoder(folder: Path, marks: str = "user_defined_symbols") -> Path:
     """A tiny Gemma-2 whose next token is decided by its layers. `marks`: how its vocabulary has those of the turns."""
-    symbols = {"user_defined_symbols": ["<mask>", "\n"]}
-    if marks:
-        symbols[marks] = [*symbols.get(marks, []), START_OF_TURN, END_OF_TURN]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(INSTRUCTION.replace("\n", " ").split(". ") * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=640,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        **symbols,
-        minloglevel=2,
-    )
+    pieces = (START_OF_TURN, END_OF_TURN)
+    own = {"symbols": pieces} if marks == "user_defined_symbols" else {marks: list(pieces)} if marks else {}
     (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer" / "tokenizer.model").write_bytes(tiny.train_tokenizer(640, **own))
     encoder = tiny.gemma(640, gain=3.0)
     with torch.no_grad():  # short: else a token is simply followed by itself, as tied random embeddings would have it
         encoder.embed_tokens.weight.mul_(0.02)

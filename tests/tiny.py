@@ -79,14 +79,14 @@ def dc_ae_lite(**overrides) -> diffusers.AutoencoderDC:
     )
 
 
-def train_tokenizer() -> bytes:
-    """A SentencePiece model in Gemma's conventions that knows the instruction."""
+def train_tokenizer(vocab_size: int = 600, symbols: tuple[str, ...] = (), **options) -> bytes:
+    """A SentencePiece model in Gemma's conventions that knows the instruction, and `symbols` as pieces of their own."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(INSTRUCTION.replace("\n", " ").split(". ") * 20),
         model_writer=model,
         model_type="bpe",
-        vocab_size=600,
+        vocab_size=vocab_size,
         pad_id=0,
         eos_id=1,
         bos_id=2,
@@ -98,8 +98,9 @@ def train_tokenizer() -> bytes:
         pad_piece="<pad>",
         eos_piece="<eos>",
         bos_piece="<bos>",
-        user_defined_symbols=["<mask>", "\n"],
+        user_defined_symbols=["<mask>", "\n", *symbols],
         minloglevel=2,
+        **options,
     )
     return model.getvalue()
 
