@@ -4,8 +4,9 @@
 
 Weights are random; every measurement is a process of its own, the implementations take turns, and the ratio is the
 median over the rounds, so that a machine whose speed drifts does not decide. Peak is memory above what the loaded
-weights take, resident on a CPU and allocated on a GPU. Operations are counted by torch, two for a product and its sum;
-the limit they are compared with is a product of two matrices in the same format, timed in the same process.
+weights take, resident on a CPU and allocated on a GPU; copies of weights that the warm-up left count. Operations are
+counted by torch, two for a product and its sum; the limit they are compared with is a product of two matrices in the
+same format, timed in the same process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.loading import memory
 from benchmarks.networks import HALF, IMPLEMENTATIONS, TRANSFORMERS, build, call
 from demo.train.pack import prepare_imports
 
@@ -64,21 +66,24 @@ def operations(stage: str, implementation: str, size: int, dtype, model: str) ->
     return counter.get_total_flops()
 
 
-def timed_with_peak(run, device: str) -> tuple[float, int]:
-    """Seconds of one call, and bytes beyond those before it."""
-    import resource
+def held(device: str) -> int:
+    """Bytes that this process holds now: resident, or allocated on a GPU."""
+    import torch
 
-    import psutil
+    return memory("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
+
+
+def timed_with_peak(run, device: str) -> tuple[float, int]:
+    """Seconds of one call, and the most bytes that the process held in it."""
     import torch
 
     if device == "cpu":
-        before = psutil.Process().memory_info().rss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         took = seconds(run, device)
-        return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        return took, memory("VmHWM")
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     took = seconds(run, device)
-    return took, torch.cuda.max_memory_allocated() - before
+    return took, torch.cuda.max_memory_allocated()
 
 
 def kernels(run) -> str:
@@ -100,13 +105,15 @@ def measure(stage: str, implementation: str, size: int, dtype_name: str, model: 
     with torch.inference_mode():
         found = {"operations": operations(stage, implementation, size, dtype, model)}
         network = build(stage, implementation, dtype, device, model)
+        loaded = held(device)
         run = call(stage, implementation, network, size, dtype, device)
         if compiled:
             (getattr(network, HALF[stage]) if stage in HALF else network).compile()
         # Eager code on a CPU only has to be loaded; a compiler and the libraries of a GPU choose by the size.
         light = device == "cpu" and not compiled
         (call(stage, implementation, network, min(size, WARM_UP), dtype) if light else run)()
-        found["seconds"], found["peak"] = timed_with_peak(run, device)
+        found["seconds"], peak = timed_with_peak(run, device)
+        found["peak"] = peak - loaded
         found["limit"] = limit(dtype, device)
         if device == "cuda" and implementation == "ours":
             found["kernels"] = kernels(run)
