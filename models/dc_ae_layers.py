@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import winograd
 from .bands import add_in_bands_, bands, empty_map, rows_of, strips
 from .layers import GLUMBConv, in_place, linear_attention
 
@@ -79,7 +80,15 @@ class ResBlock(nn.Module):
         return x + self.norm(self.branch(x))
 
     def forward_(self, x: Tensor) -> Tensor:
-        return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
+        convolutions = (self.conv1, self.conv2)
+        if not (winograd.pays(x) and all(isinstance(conv, comfy.ops.CastWeightBiasOp) for conv in convolutions)):
+            return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
+        cast = [comfy.ops.cast_bias_weight(conv, x, offloadable=True) for conv in convolutions]
+        for picture in x.split(1):
+            winograd.res_block_(picture, *list(zip(*cast))[:2], self.norm.add_)
+        for conv, used in zip(convolutions, cast, strict=True):
+            comfy.ops.uncast_bias_weight(conv, *used)
+        return x
 
 
 class MultiscaleProjection(nn.Module):
@@ -131,8 +140,10 @@ class MultiscaleLinearAttention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 3hd, H, W): q, k and v of every head, those of the projections after the plain ones."""
-        tokens = x.permute(0, 2, 3, 1)
-        qkv = torch.cat([self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)], dim=-1).permute(0, 3, 1, 2)
+        # Rows of a larger map are no matrix to torch until they are flat: it would copy the weights for each of them.
+        tokens = x.permute(0, 2, 3, 1).flatten(0, 2)
+        qkv = torch.cat([self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)], dim=-1)
+        qkv = qkv.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
         return torch.cat([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import comfy.utils
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
-from sana_native.models import bands, dc_ae_layers, tiles
+from sana_native.models import bands, dc_ae_layers, tiles, winograd
 from sana_native.models.dc_ae import AutoencoderDC
 from sana_native.models.model_detection import detect_dc_ae
 from sana_native.models.tile_choice import SIDES, Pass
@@ -30,10 +30,13 @@ def reference(request):
 
 @pytest.fixture(autouse=True)
 def short_bands(monkeypatch):
-    """Several bands and strips, and sub-pixel convolutions, at sizes of a test."""
+    """Several bands and strips, sub-pixel and Winograd's convolutions, at sizes of a test."""
     monkeypatch.setitem(bands.BAND, "cpu", 2**13)
     monkeypatch.setitem(bands.STRIP, "cpu", 999)
     monkeypatch.setattr(dc_ae_layers, "SUB_PIXEL_POSITIONS", 1)
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    monkeypatch.setattr(winograd, "POSITIONS", 1)
+    monkeypatch.setattr(winograd, "ROWS", 2**13)
 
 
 def network(reference, dtype=torch.float32) -> AutoencoderDC:
@@ -77,6 +80,42 @@ def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
     monkeypatch.undo()
     model, x = network(reference), sample(half, count=2)
     assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
+
+
+def res_block(channels: int) -> dc_ae_layers.ResBlock:
+    block = dc_ae_layers.ResBlock(channels, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in block.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return block
+
+
+@pytest.mark.parametrize("height", [1, 3, 4, 5, 8, 9, 16])
+@pytest.mark.parametrize("width", [1, 4, 7])
+@pytest.mark.parametrize("strip", [1, 2**9, 2**20], ids=["rows of four", "strips", "whole"])
+def test_winograds_convolutions_equal_sliding_ones(height, width, strip, monkeypatch):
+    monkeypatch.setattr(winograd, "ROWS", strip)
+    block, x = res_block(12), torch.randn(2, 12, height, width, generator=torch.Generator().manual_seed(6))
+    x = x.to(memory_format=torch.channels_last)
+    with torch.enable_grad():
+        expected = block(x)
+    with torch.inference_mode():
+        assert error(block.forward_(x.clone(memory_format=torch.channels_last)), expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "used"),
+    [(torch.float32, 64, True), (torch.float32, 32, False), (torch.bfloat16, 64, False)],
+    ids=["float32", "small", "bfloat16"],
+)
+def test_winograds_convolutions_are_used_where_they_are_faster(dtype, size, used, monkeypatch):
+    monkeypatch.undo()
+    calls = []
+    monkeypatch.setattr(winograd, "res_block_", lambda *arguments: calls.append(arguments))
+    x = torch.zeros(1, winograd.CHANNELS, size, size, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        res_block(winograd.CHANNELS).to(dtype).forward_(x)
+    assert bool(calls) == used
 
 
 @pytest.mark.parametrize("half", HALVES)
