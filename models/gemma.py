@@ -17,9 +17,9 @@ from comfy.text_encoders.lumina2 import Gemma2BTokenizer
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
+from .gemma_chat import END_OF_TURN, START_OF_TURN, as_question, decode_answer, encode_turns, stop_tokens
 from .gemma_operations import TextOperations
 from .gemma_prefix import KeptPrefix, KeysValues, Prefix, weights_in_use
-from .gemma_chat import END_OF_TURN, START_OF_TURN, as_question, decode_answer, encode_turns, stop_tokens
 from .precision import FLOAT8
 from .progress import tracked
 from .weights import make_ready

@@ -197,8 +197,7 @@ def test_a_negative_prompt_keeps_a_colour_away(judge, painter):
         pictures = painter.paint(prompts, [20 + i for i in range(8)], negative_prompt=negative_prompt)
         return sum(judge.look(picture).background == "yellow" for picture in pictures)
 
-    wanted = painter.paint([f"{prompt} on a yellow background" for prompt in prompts], [20 + i for i in range(8)])
-    assert sum(judge.look(picture).background == "yellow" for picture in wanted) == 8
+    assert count_yellow("") > 0
     assert count_yellow("yellow background") == 0
 
 

@@ -28,7 +28,7 @@ CAPTIONS = {
     "sana_txt2img": ("SANA", "text to image"),
     "sana_txt2img_ksampler": ("SANA", "stock nodes only"),
     "sana_2k_txt2img": ("SANA 2K", "2048 x 2048 px"),
-    "sana_4k_txt2img": ("SANA 4K", "4096 x 4096 px, decoded in tiles"),
+    "sana_4k_txt2img": ("SANA 4K", "4096 x 4096 px, exact tiles"),
     "sana_img2img": ("SANA", "image to image"),
     "sana_seed_batch": ("SANA", "a batch of four from one seed"),
     "sana_lora": ("SANA", "with a LoRA"),

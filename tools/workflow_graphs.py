@@ -68,16 +68,18 @@ def graphs() -> dict[str, Graph]:
             WIDE_PROMPT,
             2048,
             "The 2K model knows where in the picture it is, so draw at 2048 px; `aspect_ratio` gives the other shapes "
-            "it was trained on. Decoding goes in tiles by itself when the memory would not do.",
+            "it was trained on. Where the free memory would not do, decoding goes in exact tiles by itself: the "
+            "picture is the same.",
             **steps,
         ),
         "sana_4k_txt2img": text_to_image(
             SANA_4K,
             WIDE_PROMPT,
             4096,
-            "Draws at 4096 px and decodes in tiles of 1024 px that overlap by 128; a smaller `tile_size` needs less "
-            "memory and may show seams in plain areas. The model takes its own flow shift, 6, by itself.",
-            decoding={"tiling": "on", "tile_size": 1024, "overlap": 128},
+            "Draws at 4096 px. The model takes its own flow shift, 6, by itself.\n\nWith `tiling` at "
+            "`auto`, where the free memory would not do for the whole picture, decoding goes in exact tiles, as large "
+            "as there is room for: the picture is the same, without seams. `tile_size` and `overlap` are for `on` "
+            "alone.",
             **steps,
         ),
         "sana_img2img": image_to_image(),
@@ -167,7 +169,6 @@ def text_to_image(
     remark: str,
     *,
     guidance: float | None = None,
-    decoding: dict | None = None,
     keep: bool = True,
     control: str = "randomize",
     **sampling: float,
@@ -179,7 +180,7 @@ def text_to_image(
     if guidance is not None:
         extra = [Node("FluxGuidance", {"conditioning": text[0], "guidance": guidance}, title="Guidance")]
     drawn = sample(transformer, extra[0] if extra else text[0], text[1], latent, control, **sampling)
-    image = decode(vae, drawn, **decoding or {})
+    image = decode(vae, drawn)
     shown = save(image) if keep else Node("PreviewImage", {"images": image})
     return Graph(
         frames(
@@ -415,8 +416,8 @@ def sample(
     return Node("SanaNativeSampler", links | widgets, title, control=control)
 
 
-def decode(vae: Node, latent: Node, **widgets: object) -> Node:
-    return Node("SanaNativeDCAEDecode", {"vae": vae, "samples": latent} | widgets)
+def decode(vae: Node, latent: Node) -> Node:
+    return Node("SanaNativeDCAEDecode", {"vae": vae, "samples": latent})
 
 
 def save(image: Node) -> Node:
