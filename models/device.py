@@ -17,6 +17,15 @@ FORMATS = {
 }
 
 
+CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # instructions that multiply in it
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor does so in hardware, which the host does not ask."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    return any(capabilities.get(name) for name in CPU_BFLOAT16)
+
+
 def describe_device(device: torch.device, parameters: int = 0) -> Device:
     """The host's judgement of a device that shall hold a model of so many parameters."""
     management = comfy.model_management
@@ -26,6 +35,7 @@ def describe_device(device: torch.device, parameters: int = 0) -> Device:
         name="the CPU" if on_cpu else f"{device} with --force-fp32" if args.force_fp32 else str(device),
         float16=management.should_use_fp16(device, parameters),
         bfloat16=management.should_use_bf16(device, parameters),
+        bfloat16_on_request=on_cpu and not args.force_fp32 and cpu_multiplies_bfloat16(),
         float8=(not on_cpu and management.supports_fp8_compute(device)) or parameters * 2 > room,
         tight=parameters * 4 > room,
     )

@@ -23,6 +23,7 @@ class Device:
     name: str  # as in "float16 is slow on <name>"
     float16: bool = False  # computes in it at full speed
     bfloat16: bool = False
+    bfloat16_on_request: bool = False  # does so too, but results differ from one processor to the next
     float8: bool = False  # float8 weights stay as they are: it multiplies them, or 16 bits would not fit
     tight: bool = False  # weights of 32 bits would not fit
 
@@ -92,7 +93,8 @@ def sana_precision(
     if asked in (torch.float32, torch.float64):
         return Precision(asked, asked, clamp, by)
     if asked == torch.bfloat16:
-        return Precision(asked, torch.bfloat16 if device.bfloat16 else torch.float32, clamp, by)
+        fast = device.bfloat16 or device.bfloat16_on_request
+        return Precision(asked, torch.bfloat16 if fast else torch.float32, clamp, by)
     if asked in (torch.float16, *FLOAT8):
         harmful = asked == torch.float16 and trained_in != FLOAT16 and device.float16
         told = "was trained in bfloat16" if trained_in == BFLOAT16 else "is not known to be trained in float16"

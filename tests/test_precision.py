@@ -14,9 +14,25 @@ LIMIT = 65504.0
 BOUNDS = {torch.bfloat16: 0.01, torch.float16: 0.001, torch.float8_e4m3fn: 0.1, torch.float8_e5m2: 0.2}
 
 
+@pytest.fixture
+def processor(monkeypatch):
+    """Sets whether the processor is one that multiplies bfloat16."""
+    return lambda able: monkeypatch.setattr("sana_native.models.device.cpu_multiplies_bfloat16", lambda: able)
+
+
+@pytest.mark.parametrize("family", bench.FAMILIES)
+def test_bfloat16_is_computed_in_where_it_is_asked_for_and_the_processor_is_able(family, processor):
+    processor(True)
+    out = bench.velocity(patcher := bench.fresh_model(family, dtype=torch.bfloat16))
+    assert patcher.model.get_dtype_inference() == torch.bfloat16 and torch.isfinite(out).all()
+    assert 0.001 < bench.rms_error(out, bench.velocity(bench.model(family))) < 0.02
+    assert bench.fresh_model(family).model.get_dtype_inference() == torch.float32
+
+
 @pytest.mark.parametrize("family", bench.FAMILIES)
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_narrow_weights_stay_near_float32(family, dtype):
+def test_narrow_weights_stay_near_float32(family, dtype, processor):
+    processor(False)
     patcher = bench.fresh_model(family, dtype=dtype)
     network = patcher.model.diffusion_model
     assert {parameter.dtype for parameter in network.parameters()} == {

@@ -17,7 +17,8 @@ from sana_native.tools import make_precision_table
 CPU = Device("the CPU")
 GPU = Device("cuda:0", float16=True, bfloat16=True)
 OLD = Device("cuda:0", float16=True)
-DEVICES = [CPU, GPU, OLD, Device("cuda:0"), Device("cuda:0", tight=True, float8=True)]
+CPU_BFLOAT16 = Device("the CPU", bfloat16_on_request=True)
+DEVICES = [CPU, CPU_BFLOAT16, GPU, OLD, Device("cuda:0"), Device("cuda:0", tight=True, float8=True)]
 DTYPES = [
     None,
     torch.float16,
@@ -60,6 +61,9 @@ def test_nothing_makes_a_model_overflow(device):
         ("bfloat16", None, GPU, torch.bfloat16, torch.bfloat16),
         ("bfloat16", None, OLD, torch.float32, torch.float32),
         (None, None, GPU, torch.bfloat16, torch.bfloat16),
+        ("bfloat16", torch.bfloat16, CPU, torch.bfloat16, torch.float32),
+        ("bfloat16", torch.bfloat16, CPU_BFLOAT16, torch.bfloat16, torch.bfloat16),
+        ("bfloat16", None, CPU_BFLOAT16, torch.float32, torch.float32),
         ("bfloat16", torch.float16, GPU, torch.float16, torch.bfloat16),
         (None, torch.float16, OLD, torch.float16, torch.float32),
         ("float16", torch.bfloat16, GPU, torch.bfloat16, torch.bfloat16),
@@ -124,10 +128,20 @@ def test_every_flag_that_the_host_has_is_known():
     assert known == {name for name in FLAGS if not name.startswith("force")}
 
 
-def test_this_device_is_described_as_the_host_sees_it():
+def test_this_device_is_described_as_the_host_sees_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert describe_device(torch.device("cpu"), 1000) == CPU
     huge = describe_device(torch.device("cpu"), 10**14)
     assert huge.tight and huge.float8
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16"])
+def test_a_processor_with_instructions_for_bfloat16_takes_it_when_asked(flags, instructions, monkeypatch):
+    flags()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True}, raising=False)
+    assert describe_device(torch.device("cpu"), 1000) == CPU_BFLOAT16
+    flags("force_fp32")
+    assert not describe_device(torch.device("cpu"), 1000).bfloat16_on_request
 
 
 @pytest.fixture

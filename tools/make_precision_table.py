@@ -29,11 +29,12 @@ Read "float16 / float32 c" as: weights in float16, computed in float32, self-att
 log warns.
 """
 MIDDLE = """
-"fast" is ComfyUI's own judgement of the GPU; `--force-fp32` makes both formats slow. If 32 bits a weight do not fit
-in the device's memory and only float32 is fast, "auto" keeps 16 bits and computes in float32. A file of plain float8
-weights stays in float8 where the GPU multiplies it or 16 bits would not fit. Layers that ComfyUI has quantised
-(`comfy_quant`: float8, int8, nvfp4, mxfp8) stay as they are, whatever is asked for; the rest of such a file is kept
-in the format it is computed in.
+"fast" is ComfyUI's own judgement of the GPU; `--force-fp32` makes both formats slow. "CPU with bfloat16" has
+instructions for it (AVX512-BF16, AMX), about twice as fast as float32; they are used when bfloat16 is asked for. If
+32 bits a weight do not fit in the device's memory and only float32 is fast, "auto" keeps 16 bits and computes in
+float32. A file of plain float8 weights stays in float8 where the GPU multiplies it or 16 bits would not fit. Layers
+that ComfyUI has quantised (`comfy_quant`: float8, int8, nvfp4, mxfp8) stay as they are, whatever is asked for; the
+rest of such a file is kept in the format it is computed in.
 """
 FORMATS = {
     "auto": None,
@@ -53,6 +54,7 @@ def devices() -> dict:
 
     return {
         "CPU": Device("the CPU"),
+        "CPU with bfloat16": Device("the CPU", bfloat16_on_request=True),
         "GPU, float16 and bfloat16 fast": Device("the GPU", float16=True, bfloat16=True),
         "GPU, only float16 fast": Device("the GPU", float16=True),
         "GPU, neither fast": Device("the GPU"),
