@@ -132,7 +132,15 @@ class SanaVAE(comfy.sd.VAE):
 
     def fits(self, one: Pass) -> bool:
         """Whether the device has room for one picture, if only in the smallest exact tiles."""
-        return one.memory(one.choose(0)) <= self.most_room()
+        smallest = one.memory(one.choose(0))
+        fits = smallest <= self.most_room()
+        if not fits:
+            logger.warning(
+                "SANA: %d x %d px take %.1f GB even in exact tiles, more than there is; ComfyUI's tiles take their place, "
+                "which blend parts that differ slightly from the whole",
+                *(one.width, one.height, smallest / 2**30),
+            )
+        return fits
 
     @contextmanager
     def tiles(self, one: Pass):
@@ -143,7 +151,7 @@ class SanaVAE(comfy.sd.VAE):
         if side is not None:
             logger.info(
                 "SANA: %d x %d px in tiles of %d px, exactly as the whole, which takes %.1f GB where %.1f are free",
-                *(one.width, one.height, side, one.memory() / 2**30, free / 2**30),
+                *(one.width, one.height, side, one.memory() / 2**30, max(free, 0) / 2**30),
             )
         self.first_stage_model.side = side
         try:

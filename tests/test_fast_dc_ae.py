@@ -253,11 +253,12 @@ def test_when_memory_runs_out_smaller_exact_tiles_are_tried(vae, half, monkeypat
     assert [line for line in caplog.messages if "out of memory" in line][1].startswith("SANA: out of memory at 256 px")
 
 
-def test_without_memory_for_any_exact_tile_the_hosts_tiles_are_taken(vae, monkeypatch):
+def test_without_memory_for_any_exact_tile_the_hosts_tiles_are_taken_with_a_warning(vae, monkeypatch, caplog):
     calls, original = [], vae.decode_tiled
     monkeypatch.setattr(vae, "most_room", lambda: 1e6)
     monkeypatch.setattr(vae, "decode_tiled", lambda samples: calls.append(samples) or original(samples))
     assert through(vae, "decode").shape == (1, 384, 288, 3) and len(calls) == 1
+    assert [line.split(",")[0] for line in caplog.messages] == ["SANA: 288 x 384 px take 0.1 GB even in exact tiles"]
 
 
 @pytest.mark.parametrize("half", HALVES)
