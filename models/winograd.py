@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KERNEL = torch.tensor(  # G of the paper: a row of three weights to six
-    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
+KERNEL = (  # G of the paper times 24: a row of three weights to six
+    *((6, 0, 0), (-4, -4, -4), (-4, 4, -4)),
+    *((1, 2, 4), (1, -2, 4), (0, 0, 24)),
 )
 KERNEL_SCALE = 24
 # Elements of the map in the rows worked on at once, for each thread and in all: what is made of them fits the cache.
@@ -34,7 +35,8 @@ def pays(x: Tensor) -> bool:
 
 def transformed_kernel(weight: Tensor) -> Tensor:
     """(D, C, 3, 3) -> (36, C, D), columns before rows."""
-    columns_and_rows = torch.kron(KERNEL, KERNEL).div(KERNEL_SCALE**2).to(weight)
+    kernel = torch.tensor(KERNEL, dtype=torch.float64) / KERNEL_SCALE
+    columns_and_rows = torch.kron(kernel, kernel).to(weight)
     places = weight.permute(3, 2, 1, 0).reshape(9, -1)
     return (columns_and_rows @ places).unflatten(1, (weight.shape[1], weight.shape[0]))
 
