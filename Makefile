@@ -33,14 +33,16 @@ test-browser:
 test-heavy:
 	@exec $(RUN) --extra test -- -m pytest -m heavy
 
-STAGES ?= step decode encode
+STAGES ?= text step decode encode
 SIZES ?= 512 1024
+TOKENS ?= 30
 PAIRS ?= 3
 DTYPE ?= bfloat16
 
+# benchmarks/stages.py says what each is; STAGES=picture measures whole pictures.
 bench:
-	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --pairs $(PAIRS) --dtype $(DTYPE) \
-		$(if $(MODEL),--model $(MODEL)) $(if $(COMPILE),--compile)
+	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --tokens $(TOKENS) \
+		--pairs $(PAIRS) --dtype $(DTYPE) $(if $(MODEL),--model $(MODEL)) $(if $(COMPILE),--compile)
 
 # The pictures in docs/screenshots and in the nodes' help; needs a Chromium and a font with Chinese signs.
 screenshots:

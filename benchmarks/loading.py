@@ -12,21 +12,20 @@ above what the process had, mapped pages included. The implementations take turn
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measuring import give_back, heading, in_a_process, in_turns, memory, middle, ratio, row
+from benchmarks.measuring import start_peak, write
+from benchmarks.random_files import write_bfloat16
 from demo.train.pack import prepare_imports
 
-ROOT = Path(__file__).resolve().parent.parent
 IMPLEMENTATIONS = ("ours", "diffusers", "host")
 SANA_FILE, WAN_FILE = "sana/transformer/diffusion_pytorch_model.safetensors", "wan.safetensors"
 PAGE = 4096
+COLUMNS = ("cache", "implementation", "file GB", "seconds", "time / ours", "peak GB", "peak / file")
 
 
 def sana_network(depth: int):
@@ -51,35 +50,15 @@ def wan_network(depth: int):
     )
 
 
-def write_bfloat16(path: Path, state_dict: dict, block: bytes) -> None:
-    """A safetensors file of tensors of these shapes, filled from one block of bytes, never all in memory."""
-    header, end = {}, 0
-    for key, tensor in state_dict.items():
-        start, end = end, end + 2 * tensor.numel()
-        header[key] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        while end > 0:
-            file.write(block[:end])
-            end -= len(block)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_files(folder: Path, depth: int) -> None:
     """Both files, with random weights."""
     prepare_imports()
     import torch
 
-    values = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
-    block = values.view(torch.uint8).numpy().tobytes()
     for name, network in ((SANA_FILE, sana_network), (WAN_FILE, wan_network)):
         with torch.device("meta"):
             model = network(depth)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_bfloat16(folder / name, model.state_dict(), block)
+        write_bfloat16(folder / name, model.state_dict())
         if name == SANA_FILE:
             model.save_config((folder / name).parent)
 
@@ -102,12 +81,6 @@ def loader(implementation: str, folder: Path):
     return lambda: load_sana(str(folder / "sana"), {"dtype": torch.bfloat16}).model.diffusion_model
 
 
-def memory(field: str) -> int:
-    """Bytes of a field of this process's status: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def measure(implementation: str, cache: str, folder: Path) -> dict:
     """Seconds and the bytes above those of the process before, of one load."""
     prepare_imports()
@@ -121,7 +94,7 @@ def measure(implementation: str, cache: str, folder: Path) -> dict:
         else:
             while file.read(1 << 24):
                 pass
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    start_peak()
     before, started = memory("VmRSS"), time.perf_counter()
     with torch.inference_mode():
         network = load()
@@ -136,32 +109,17 @@ def measure(implementation: str, cache: str, folder: Path) -> dict:
     return {"seconds": seconds, "peak": memory("VmHWM") - before, "size": size}
 
 
-def in_a_process(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.loading", "--step", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
-    return done.stdout
-
-
-def measured(implementation: str, cache: str, folder: Path) -> dict:
-    return json.loads(in_a_process("measure", implementation, cache, str(folder)).splitlines()[-1])
-
-
 def compare(cache: str, folder: Path, rounds: int) -> list[str]:
     """Table rows of one state of the cache."""
-    results = []
-    for turn in range(rounds):
-        order = IMPLEMENTATIONS[turn % 3 :] + IMPLEMENTATIONS[: turn % 3]
-        results.append({name: measured(name, cache, folder) for name in order})
+    results = in_turns(
+        IMPLEMENTATIONS, rounds, lambda name: in_a_process("loading", "--step", "measure", name, cache, folder)
+    )
     rows = []
     for name in IMPLEMENTATIONS:
-        seconds = statistics.median(one[name]["seconds"] for one in results)
-        ratio = statistics.median(one[name]["seconds"] / one["ours"]["seconds"] for one in results)
         peak = max(one[name]["peak"] for one in results)
         size = results[0][name]["size"]
-        figures = (size / 1e9, seconds, ratio, peak / 1e9, peak / size)
-        rows.append(f"| {cache} | {name} | {' | '.join(f'{figure:.2f}' for figure in figures)} |")
+        figures = (size / 1e9, middle(results, name, "seconds"), ratio(results, name), peak / 1e9, peak / size)
+        rows.append(row((cache, name, *(f"{figure:.2f}" for figure in figures))))
     return rows
 
 
@@ -177,17 +135,13 @@ def main() -> None:
         if step == "write":
             write_files(Path(rest[0]), int(rest[1]))
         else:
-            sys.stdout.write(json.dumps(measure(rest[0], rest[1], Path(rest[2]))) + "\n")
+            give_back(measure(rest[0], rest[1], Path(rest[2])))
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        in_a_process("write", folder, str(given.depth))
-        sys.stdout.write(
-            "| cache | implementation | file GB | seconds | time / ours | peak GB | peak / file |\n"
-            "|---|---|---|---|---|---|---|\n"
-        )
+        in_a_process("loading", "--step", "write", folder, given.depth)
+        write(heading(COLUMNS))
         for cache in ("cold", "warm"):
-            sys.stdout.write("\n".join(compare(cache, Path(folder), given.rounds)) + "\n")
-            sys.stdout.flush()
+            write("\n".join(compare(cache, Path(folder), given.rounds)))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,13 @@ before the pass, which is the second one. The estimate is asked of the code that
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-from benchmarks.loading import memory
-from benchmarks.networks import build, call
+from benchmarks.measuring import ALLOCATOR, give_back, heading, in_a_process, memory, row, start_peak, write
+from benchmarks.networks import GEMMA, VOCABULARY, build, call, randomise
 from demo.train.pack import prepare_imports
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("step", "decode", "encode", "text")
 TOKENS = 850  # of a text encode: the instruction and 300 positions
-# Freed memory goes back to the system at once, so that the second pass shows all that it needs.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def transformer_pass(size: int):
@@ -36,8 +28,7 @@ def transformer_pass(size: int):
     from sana_native.models.supported_models import MEMORY_FACTOR_AT_2240
 
     config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
-    model = Sana(config, operations=comfy.ops.disable_weight_init)
-    fill(model)
+    model = randomise(Sana(config, operations=comfy.ops.disable_weight_init)).eval()
     side = size // 32
     inputs = {
         "x": torch.randn(1, 32, side, side),
@@ -64,20 +55,10 @@ def text_pass():
     from sana_native.models.gemma import Gemma2
     from sana_native.models.gemma_operations import TextOperations
 
-    sizes = {"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
-    model = Gemma2(sizes | heads, torch.bfloat16, "cpu", TextOperations)
-    fill(model)
-    tokens = torch.randint(0, 256000, (1, TOKENS))
+    sizes = GEMMA | {"vocab_size": VOCABULARY, "num_hidden_layers": 2}
+    model = randomise(Gemma2(sizes, torch.bfloat16, "cpu", TextOperations)).eval()
+    tokens = torch.randint(0, VOCABULARY, (1, TOKENS))
     return lambda: model(tokens, dtype=torch.float32), comfy.model_management.minimum_inference_memory()
-
-
-def fill(model) -> None:
-    import torch
-
-    for parameter in model.parameters():
-        torch.nn.init.uniform_(parameter.data, -0.01, 0.01)
-    model.eval()
 
 
 def measure(stage: str, size: int) -> dict:
@@ -91,7 +72,7 @@ def measure(stage: str, size: int) -> dict:
         else:
             run, told = text_pass() if stage == "text" else autoencoder_pass(stage, size)
         run()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        start_peak()
         before = memory("VmRSS")
         run()
     return {"peak": memory("VmHWM") - before, "told": told}
@@ -99,9 +80,7 @@ def measure(stage: str, size: int) -> dict:
 
 def peak_and_told(stage: str, size: int) -> tuple[int, float]:
     """Bytes one pass needs at most, and what the host is told, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--measure", stage, str(size)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | ALLOCATOR, check=True, stdout=subprocess.PIPE)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_a_process("memory", "--measure", stage, size, environment=ALLOCATOR)
     return found["peak"], found["told"]
 
 
@@ -112,15 +91,13 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        sys.stdout.write(json.dumps(measure(given.measure[0], int(given.measure[1]))) + "\n")
+        give_back(measure(given.measure[0], int(given.measure[1])))
         return
-    sys.stdout.write("| stage | px | peak MiB | told MiB | told / peak |\n|---|---|---|---|---|\n")
+    write(heading(("stage", "px", "peak MiB", "told MiB", "told / peak")))
     for stage in given.stages:
         for size in given.sizes if stage != "text" else given.sizes[:1]:
             peak, told = (found / 2**20 for found in peak_and_told(stage, size))
-            pixels = "" if stage == "text" else size
-            sys.stdout.write(f"| {stage} | {pixels} | {peak:.0f} | {told:.0f} | {told / peak:.2f} |\n")
-            sys.stdout.flush()
+            write(row((stage, "-" if stage == "text" else size, f"{peak:.0f}", f"{told:.0f}", f"{told / peak:.2f}")))
 
 
 if __name__ == "__main__":

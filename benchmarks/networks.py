@@ -1,6 +1,6 @@
 """The networks that are measured, at released sizes with random weights, and one pass of each.
 
-A stage is one part of making a picture; the implementations of a stage get the same input.
+A stage is one part of making a picture; the implementations of a stage get inputs of the same shape.
 """
 
 from __future__ import annotations
@@ -8,14 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 IMPLEMENTATIONS = {
+    "text": ("ours", "transformers"),
     "step": ("ours", "diffusers"),
     "decode": ("ours", "diffusers", "host"),
     "encode": ("ours", "diffusers", "host"),
 }
 # Width, depth, cross-attention heads and the depth-wise part of the released transformers.
 TRANSFORMERS = {"0.6B": (1152, 28, 16, 2880), "1.6B": (2240, 20, 20, 5600)}
-CAPTION_CHANNELS = 2304
+# Gemma-2-2b; the passes below need few of its words, and looking one up costs the same among fewer.
+GEMMA = {
+    "vocab_size": 4096,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+VOCABULARY = 256000  # all of its words
+CAPTION_CHANNELS = GEMMA["hidden_size"]
 PROMPT_TOKENS, POSITIONS = 30, 300
+INSTRUCTION_POSITIONS = 207  # BOS and SANA's instruction; the text encoder then sees 299 positions of the prompt
+WITH_TEXT = ("text", "step")  # stages whose cost depends on the prompt's length
+WITH_PIXELS = ("step", "decode", "encode")
 HALF = {"decode": "decoder", "encode": "encoder"}
 
 
@@ -28,35 +42,58 @@ def dc_ae_config():
     return DCAEConfig(3, 32, 32, 0.41407, encoder, DCAEHalfConfig(types_, widths, (3,) * 6, kernels))
 
 
-def transformer(implementation: str, model: str, blocks: int | None = None):
-    """blocks: fewer than the model has; all are alike."""
+def text_encoder(implementation: str, dtype, device: str, blocks: int | None = None, **sizes):
+    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike."""
+    sizes = GEMMA | {"num_hidden_layers": blocks or GEMMA["num_hidden_layers"]} | sizes
+    if implementation == "ours":
+        from sana_native.models.gemma import CLIP_NAME, SanaTextEncoder
+
+        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes})
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import Gemma2Config, Gemma2Model
+
+    with init_empty_weights():  # leaves buffers, which are computed
+        network = Gemma2Model(Gemma2Config(**sizes, head_dim=256, attn_implementation="eager"))
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(torch.empty_like(weight, dtype=dtype, device=device)))
+    return network.to(device)
+
+
+def transformer(implementation: str, model: str, blocks: int | None = None, **options):
+    """On "meta". blocks: as for the text encoder. options: of diffusers' class."""
+    import torch
+
     width, depth, heads, hidden = TRANSFORMERS[model]
     depth = blocks or depth
     if implementation == "diffusers":
         from diffusers import SanaTransformer2DModel
 
-        return SanaTransformer2DModel(
-            num_attention_heads=width // 32,
-            num_layers=depth,
-            num_cross_attention_heads=heads,
-            cross_attention_head_dim=width // heads,
-            cross_attention_dim=width,
-        )
+        sizes = {"num_attention_heads": width // 32, "num_layers": depth, "num_cross_attention_heads": heads}
+        sizes |= {"cross_attention_head_dim": width // heads, "cross_attention_dim": width}
+        with torch.device("meta"):
+            return SanaTransformer2DModel(**sizes, **options)
     import comfy.ops
     from sana_native.models.config import SanaConfig
     from sana_native.models.sana import Sana
 
     config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
-    return Sana(config, operations=comfy.ops.disable_weight_init)
+    with torch.device("meta"):
+        return Sana(config, operations=comfy.ops.disable_weight_init)
 
 
 def autoencoder(implementation: str):
+    """On "meta"."""
+    import torch
+
     config = dc_ae_config()
     if implementation == "ours":
         import comfy.ops
         from sana_native.models.dc_ae import AutoencoderDC
 
-        return AutoencoderDC(config, operations=comfy.ops.disable_weight_init)
+        with torch.device("meta"):
+            return AutoencoderDC(config, operations=comfy.ops.disable_weight_init)
     if implementation == "host":
         from comfy.ldm.ace.vae.autoencoder_dc import AutoencoderDC
     else:
@@ -71,31 +108,44 @@ def autoencoder(implementation: str):
     options = {
         f"{half}_{name}": getattr(values, field) for half, values in halves.items() for name, field in names.items()
     }
-    return AutoencoderDC(
-        in_channels=3,
-        latent_channels=32,
-        upsample_block_type="interpolate",
-        downsample_block_type="Conv",
-        decoder_norm_types="rms_norm",
-        decoder_act_fns="silu",
-        **options,
-    )
+    with torch.device("meta"):
+        return AutoencoderDC(
+            in_channels=3,
+            latent_channels=32,
+            upsample_block_type="interpolate",
+            downsample_block_type="Conv",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=config.scaling_factor,
+            **options,
+        )
+
+
+def bound(shape) -> float:
+    """Random weights up to it keep the size of what passes through a layer of this shape; vectors move it a little."""
+    return 0.5 if len(shape) < 2 else (3 / shape[1:].numel()) ** 0.5
+
+
+def randomise(network):
+    import torch
+
+    for parameter in network.parameters():
+        limit = bound(parameter.shape)
+        torch.nn.init.uniform_(parameter.data, -limit, limit)
+    return network
 
 
 def build(stage: str, implementation: str, dtype, device: str = "cpu", model: str = "0.6B", blocks: int | None = None):
     """A network with random weights in this format on this device, "meta" for one without weights."""
-    import torch
 
-    with torch.device("meta"):
+    if stage == "text":
+        network = text_encoder(implementation, dtype, device, blocks)
+    else:
         network = transformer(implementation, model, blocks) if stage == "step" else autoencoder(implementation)
-    for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
-        setattr(network, unused, None)
-    network = network.to(dtype).to_empty(device=device)
-    if device != "meta":
-        for parameter in network.parameters():
-            bound = 0.5 if parameter.ndim == 1 else (3 / parameter[0].numel()) ** 0.5
-            torch.nn.init.uniform_(parameter.data, -bound, bound)
-    return network.eval().requires_grad_(False)
+        for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
+            setattr(network, unused, None)
+        network = network.to(dtype).to_empty(device=device)
+    return (network if device == "meta" else randomise(network)).eval().requires_grad_(False)
 
 
 def batched_text(context, mask) -> tuple:
@@ -107,12 +157,44 @@ def batched_text(context, mask) -> tuple:
     return contexts[0].concat(contexts[1:]), masks[0].concat(masks[1:]).to(context)
 
 
+def encoding(implementation: str, network, device: str, tokens: int) -> Callable:
+    """Ours for a prompt that differs from call to call, after the first of them; transformers' of all positions."""
+    import torch
+
+    positions = INSTRUCTION_POSITIONS + POSITIONS - 1
+    words = min(tokens, POSITIONS - 1)
+    if implementation == "transformers":
+        row = torch.randint(1, GEMMA["vocab_size"], (1, positions), device=device)
+        mask = (torch.arange(positions, device=device) < INSTRUCTION_POSITIONS + words).long()[None]
+        return lambda: network(row, attention_mask=mask)
+    import comfy.model_management
+    import comfy.model_patcher
+    from sana_native.models.gemma import CLIP_NAME, PAD
+
+    own = torch.device(device)
+    patcher = comfy.model_patcher.ModelPatcher(network, own, own)
+    instruction = list(range(2, INSTRUCTION_POSITIONS + 2))
+
+    def run():
+        comfy.model_management.load_models_gpu([patcher])  # as the host does for every prompt
+        prompt = torch.randint(INSTRUCTION_POSITIONS + 2, GEMMA["vocab_size"], (words,)).tolist()
+        row = instruction + prompt + [PAD] * (positions - len(instruction) - words)
+        return network.encode_token_weights({CLIP_NAME: [[(token, 1.0) for token in row]]})
+
+    return run
+
+
 def call(
     stage: str, implementation: str, network, size: int, dtype, device: str = "cpu", tokens: int = PROMPT_TOKENS
 ) -> Callable:
-    """A function of no arguments that runs the stage once for one picture, `step` with both passes of cfg."""
+    """A function of no arguments that runs the stage once for one picture, `step` with both passes of cfg.
+
+    size: of the picture in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`.
+    """
     import torch
 
+    if stage == "text":
+        return encoding(implementation, network, device, tokens)
     kw, side = {"dtype": dtype, "device": device}, size // 32
     if stage == "encode":
         image = torch.rand(1, 3, size, size, **kw) * 2 - 1

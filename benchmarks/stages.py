@@ -1,6 +1,15 @@
-"""Time, peak memory and operations of single stages at released sizes: ours, diffusers and the host's class if any.
+"""Time, peak memory and operations of single stages at released sizes: ours beside diffusers and the host's own class.
 
-    make bench [STAGES="step decode encode"] [SIZES="512 1024"] [PAIRS=3] [DTYPE=bfloat16] [MODEL=0.6B] [COMPILE=1]
+    make bench [STAGES="text step decode encode"] [SIZES="512 1024"] [TOKENS="30 300"] [PAIRS=3] [DTYPE=bfloat16]
+        [MODEL=0.6B] [COMPILE=1]
+
+text    one prompt after the first: ours computes the prompt alone, transformers the reference's 506 positions
+step    one denoising step of the transformer MODEL, with both passes of cfg
+decode, encode    DC-AE f32c32; these two have ComfyUI's own class beside them
+picture    whole pictures through the server, in a table of its own: see `picture.py`, which can be run alone
+
+SIZES are px, TOKENS the prompt's length (300 fills all positions), PAIRS the rounds, DTYPE torch's name of a format,
+COMPILE=1 puts every implementation through torch.compile. `--blocks` builds fewer blocks than the model has.
 
 Weights are random; every measurement is a process of its own, the implementations take turns, and the ratio is the
 median over the rounds, so that a machine whose speed drifts does not decide. Peak is memory above what the loaded
@@ -12,38 +21,26 @@ same format, timed in the same process.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-from benchmarks.loading import memory
-from benchmarks.networks import HALF, IMPLEMENTATIONS, TRANSFORMERS, build, call
+from benchmarks import picture
+from benchmarks.measuring import give_back, heading, held, in_a_process, in_turns, middle, ratio, row
+from benchmarks.measuring import seconds, stop_politely, timed_with_peak, write
+from benchmarks.networks import HALF, IMPLEMENTATIONS, POSITIONS, PROMPT_TOKENS, TRANSFORMERS, WITH_PIXELS, WITH_TEXT
+from benchmarks.networks import build, call
 from demo.train.pack import prepare_imports
 
-ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("stage", "px", "dtype", "implementation", "seconds", "peak GiB", "time / ours", "TFLOP", "of the limit")
+COLUMNS = (
+    *("stage", "px", "tokens", "dtype", "implementation"),
+    *("seconds", "peak GiB", "time / ours", "TFLOP", "of the limit"),
+)
 WARM_UP = 256  # px
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side, of the product that tells the limit
 KERNELS = 15  # lines of the summary
-
-
-def seconds(run, device: str) -> float:
-    """Of one call, by the device's own clock if it has one."""
-    import torch
-
-    if device == "cpu":
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+NOT_COMPILED = {
+    "text": "every length of a prompt would be compiled anew, and the host compiles no text encoder",
+    "picture": "it runs the shared workflows as they are",
+}
 
 
 def limit(dtype, device: str) -> float:
@@ -56,34 +53,13 @@ def limit(dtype, device: str) -> float:
     return 2 * side**3 / statistics.median(seconds(lambda: torch.mm(a, b), device) for _ in range(5))
 
 
-def operations(stage: str, implementation: str, size: int, dtype, model: str) -> int:
+def operations(run) -> int:
+    """Of one call, as torch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = build(stage, implementation, dtype, "meta", model)
-    run = call(stage, implementation, network, size, dtype, "meta")
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
-
-
-def held(device: str) -> int:
-    """Bytes that this process holds now: resident, or allocated on a GPU."""
-    import torch
-
-    return memory("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
-
-
-def timed_with_peak(run, device: str) -> tuple[float, int]:
-    """Seconds of one call, and the most bytes that the process held in it."""
-    import torch
-
-    if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        took = seconds(run, device)
-        return took, memory("VmHWM")
-    torch.cuda.reset_peak_memory_stats()
-    took = seconds(run, device)
-    return took, torch.cuda.max_memory_allocated()
 
 
 def kernels(run) -> str:
@@ -95,85 +71,116 @@ def kernels(run) -> str:
     return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=KERNELS, max_name_column_width=60)
 
 
-def measure(stage: str, implementation: str, size: int, dtype_name: str, model: str, compiled: bool) -> dict:
+def measure(stage: str, implementation: str, size: int, tokens: int, given: argparse.Namespace) -> dict:
     """One pass after a warm-up: seconds, bytes above the weights, operations, and those a second that could be."""
     prepare_imports()
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, dtype_name)
+    dtype = getattr(torch, given.dtype)
+
+    def passing(device: str, network, size: int):
+        return call(stage, implementation, network, size, dtype, device, tokens)
+
     with torch.inference_mode():
-        found = {"operations": operations(stage, implementation, size, dtype, model)}
-        network = build(stage, implementation, dtype, device, model)
+        found = {}
+        if stage != "text":  # whose pass asks for values, so that it is counted below
+            shapes = build(stage, implementation, dtype, "meta", given.model, given.blocks)
+            found["operations"] = operations(passing("meta", shapes, size))
+        network = build(stage, implementation, dtype, device, given.model, given.blocks)
         loaded = held(device)
-        run = call(stage, implementation, network, size, dtype, device)
+        run = passing(device, network, size)
+        compiled = given.compile and stage not in NOT_COMPILED
         if compiled:
             (getattr(network, HALF[stage]) if stage in HALF else network).compile()
         # Eager code on a CPU only has to be loaded; a compiler and the libraries of a GPU choose by the size.
-        light = device == "cpu" and not compiled
-        (call(stage, implementation, network, min(size, WARM_UP), dtype) if light else run)()
+        light = device == "cpu" and not compiled and stage in WITH_PIXELS
+        (passing(device, network, min(size, WARM_UP)) if light else run)()
+        if stage == "text":
+            found["operations"] = operations(run)
         found["seconds"], peak = timed_with_peak(run, device)
         found["peak"] = peak - loaded
         found["limit"] = limit(dtype, device)
         if device == "cuda" and implementation == "ours":
             found["kernels"] = kernels(run)
+    found["of_limit"] = found["operations"] / found["seconds"] / found["limit"]
     return found
 
 
-def in_a_process(stage: str, implementation: str, size: int, given: argparse.Namespace) -> dict:
-    options = ["--dtype", given.dtype, "--model", given.model, *(["--compile"] if given.compile else [])]
-    command = [sys.executable, "-m", "benchmarks.stages", "--measure", stage, implementation, str(size), *options]
-    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+def cases(given: argparse.Namespace):
+    """Stage, px and tokens of every group of rows; 0 where a stage does not depend on them."""
+    for stage in given.stages:
+        for size in given.sizes if stage in WITH_PIXELS else [0]:
+            for tokens in given.tokens if stage in WITH_TEXT else [0]:
+                yield stage, size, tokens
 
 
-def row(cells) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def compare(stage: str, size: int, given: argparse.Namespace) -> tuple[list[str], str]:
-    """Table rows of one stage and size, and the summary of kernels on a GPU."""
-    names = IMPLEMENTATIONS[stage]
-    rounds = [{name: in_a_process(stage, name, size, given) for name in names} for _ in range(given.pairs)]
+def table_rows(label: tuple, rounds: list[dict[str, dict]]) -> list[str]:
+    """A row for each implementation. label: what the row says before its name."""
     rows = []
-    for name in names:
-        runs = [one[name] for one in rounds]
-        share = statistics.median(one["operations"] / one["seconds"] / one["limit"] for one in runs)
+    for name in rounds[0]:
         cells = (
-            f"{statistics.median(one['seconds'] for one in runs):.3g}",
-            f"{statistics.median(one['peak'] for one in runs) / 2**30:.2f}",
-            f"{statistics.median(one[name]['seconds'] / one['ours']['seconds'] for one in rounds):.2f}",
-            f"{runs[0]['operations'] / 1e12:.3g}",
-            f"{share:.0%}",
+            f"{middle(rounds, name, 'seconds'):.3g}",
+            f"{middle(rounds, name, 'peak') / 2**30:.2f}",
+            f"{ratio(rounds, name):.2f}",
+            f"{rounds[0][name]['operations'] / 1e12:.3g}",
+            f"{middle(rounds, name, 'of_limit'):.0%}",
         )
-        rows.append(row((stage, size, given.dtype, name, *cells)))
-    return rows, rounds[-1]["ours"].get("kernels", "")
+        rows.append(row((*label, name, *cells)))
+    return rows
+
+
+def compare(given: argparse.Namespace) -> None:
+    """The table of single stages, and on a GPU what our kernels take."""
+    options = ["--dtype", given.dtype, "--model", given.model, *(["--compile"] if given.compile else [])]
+    options += ["--blocks", given.blocks] if given.blocks else []
+    write(heading(COLUMNS))
+    summaries = []
+    for stage, size, tokens in cases(given):
+
+        def one(name: str) -> dict:
+            return in_a_process("stages", "--measure", stage, name, size, tokens, *options)
+
+        rounds = in_turns(IMPLEMENTATIONS[stage], given.pairs, one)
+        write("\n".join(table_rows((stage, size or "-", tokens or "-", given.dtype), rounds)))
+        if summary := rounds[-1]["ours"].get("kernels"):
+            summaries.append(f"\n{stage}, {size or '-'} px, {tokens or '-'} tokens, ours:\n{summary}")
+    for summary in summaries:
+        write(summary)
+
+
+def token_count(text: str) -> int:
+    if text.isdigit() and 1 <= int(text) <= POSITIONS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not from 1 to {POSITIONS}, the positions the transformer is given")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", default=list(IMPLEMENTATIONS), choices=IMPLEMENTATIONS)
+    parser.add_argument("--stages", nargs="+", default=list(IMPLEMENTATIONS), choices=[*IMPLEMENTATIONS, "picture"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024])
+    parser.add_argument("--tokens", nargs="+", type=token_count, default=[PROMPT_TOKENS])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--model", default="0.6B", choices=TRANSFORMERS)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--blocks", type=int)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    stop_politely()
     if given.measure:
-        stage, implementation, size = given.measure
-        found = measure(stage, implementation, int(size), given.dtype, given.model, given.compile)
-        sys.stdout.write(json.dumps(found) + "\n")
+        stage, implementation, size, tokens = given.measure
+        give_back(measure(stage, implementation, int(size), int(tokens), given))
         return
-    sys.stdout.write(f"{row(COLUMNS)}\n{row('---' for _ in COLUMNS)}\n")
-    summaries = []
-    for stage in given.stages:
-        for size in given.sizes:
-            rows, summary = compare(stage, size, given)
-            sys.stdout.write("\n".join(rows) + "\n")
-            sys.stdout.flush()
-            summaries += [f"\n{stage}, {size} px, ours:\n{summary}\n"] if summary else []
-    sys.stdout.write("".join(summaries))
+    asked, given.stages = given.stages, [name for name in given.stages if name != "picture"]
+    if given.stages:
+        compare(given)
+    if "picture" in asked:
+        write("")
+        picture.compare(picture.STEPS, given)
+    for stage in asked:
+        if given.compile and stage in NOT_COMPILED:
+            write(f"\n{stage} is not compiled: {NOT_COMPILED[stage]}.")
 
 
 if __name__ == "__main__":

@@ -11,18 +11,14 @@ and leaves out the errors too.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.measuring import give_back, heading, held, in_a_process, row, timed_with_peak, write
 from benchmarks.networks import build, call
-from benchmarks.stages import held, row, timed_with_peak
 from demo.train.pack import prepare_imports
 
-ROOT = Path(__file__).resolve().parent.parent
 LATENT_TILE, LATENT_OVERLAP = 32, 4
 COLUMNS = ("stage", "px", "dtype", "tiles", "seconds", "peak GiB", "error, dB")
 
@@ -74,15 +70,12 @@ def compare(stage: str, size: int, given: argparse.Namespace) -> None:
     methods = ["exact", "latent"] if given.no_whole else ["whole", "exact", "latent"]
     with tempfile.TemporaryDirectory() as folder:
         for method in methods:
-            options = ["--side", str(given.side), "--dtype", given.dtype, "--folder", folder]
-            command = [sys.executable, "-m", "benchmarks.tiles", "--measure", stage, method, str(size), *options]
-            out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found = json.loads(out.splitlines()[-1])
+            options = ["--side", given.side, "--dtype", given.dtype, "--folder", folder]
+            found = in_a_process("tiles", "--measure", stage, method, size, *options)
             error = "" if given.no_whole or method == "whole" else decibels(Path(folder), method)
             name = f"exact, {given.side} px" if method == "exact" else method
             cells = (stage, size, given.dtype, name, f"{found['seconds']:.3g}", f"{found['peak'] / 2**30:.2f}", error)
-            sys.stdout.write(row(cells) + "\n")
-            sys.stdout.flush()
+            write(row(cells))
 
 
 def main() -> None:
@@ -97,9 +90,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.measure:
         stage, method, size = given.measure
-        sys.stdout.write(json.dumps(measure(stage, method, int(size), given)) + "\n")
+        give_back(measure(stage, method, int(size), given))
         return
-    sys.stdout.write(f"{row(COLUMNS)}\n{row('---' for _ in COLUMNS)}\n")
+    write(heading(COLUMNS))
     for stage in given.stages:
         for size in given.sizes:
             compare(stage, size, given)

@@ -125,11 +125,22 @@ def gemma(vocab_size: int, seed: int = 2, gain: float = 1.0) -> transformers.Gem
     return model
 
 
-def tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
+def tokenizer(folder: Path, vocab_size: int = 600) -> transformers.PreTrainedTokenizerBase:
     """The same tokenizer as a transformers object; leaves tokenizer.model in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(train_tokenizer())
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(vocab_size))
     return transformers.GemmaTokenizer.from_pretrained(folder, add_bos_token=True)
+
+
+def pipeline(sprint: bool, **parts) -> diffusers.DiffusionPipeline:
+    """Parts of any size as the released pipeline, with its scheduler."""
+    if sprint:
+        scheduler = diffusers.SCMScheduler(prediction_type="trigflow", sigma_data=0.5)
+        return diffusers.SanaSprintPipeline(scheduler=scheduler, **parts)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return diffusers.SanaPipeline(scheduler=scheduler, **parts)
 
 
 def save_pipeline(folder: Path, sprint: bool = False, **transformer_config) -> diffusers.DiffusionPipeline:
@@ -141,13 +152,6 @@ def save_pipeline(folder: Path, sprint: bool = False, **transformer_config) -> d
         "vae": dc_ae(),
         "transformer": transformer(sprint, **transformer_config),
     }
-    if sprint:
-        scheduler = diffusers.SCMScheduler(prediction_type="trigflow", sigma_data=0.5)
-        pipeline = diffusers.SanaSprintPipeline(scheduler=scheduler, **parts)
-    else:
-        scheduler = diffusers.DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        )
-        pipeline = diffusers.SanaPipeline(scheduler=scheduler, **parts)
-    pipeline.save_pretrained(folder)
-    return pipeline
+    whole = pipeline(sprint, **parts)
+    whole.save_pretrained(folder)
+    return whole
