@@ -136,8 +136,8 @@ class SanaVAE(comfy.sd.VAE):
         fits = smallest <= self.most_room()
         if not fits:
             logger.warning(
-                "SANA: %d x %d px take %.1f GB even in exact tiles, more than there is; ComfyUI's tiles take their place, "
-                "which blend parts that differ slightly from the whole",
+                "SANA: %d x %d px take %.1f GB even in exact tiles, more than there is; ComfyUI's tiles take their "
+                "place, which blend parts that differ slightly from the whole",
                 *(one.width, one.height, smallest / 2**30),
             )
         return fits
