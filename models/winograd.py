@@ -8,6 +8,8 @@ Source: Lavin and Gray, arXiv 1509.09308, section 4.3.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,8 @@ KERNEL = (  # G of the paper times 24: a row of three weights to six
 )
 KERNEL_SCALE = 24
 # Elements of the map in the rows worked on at once, for each thread and in all: what is made of them fits the cache.
-ROWS_A_THREAD, ROWS = 2**19, 2**22
+# In all that takes ten times their memory.
+ROWS_A_THREAD, ROWS = 2**19, 2**21
 # From here on it is faster than the library's convolutions: below, transforms cost more than they save.
 CHANNELS, POSITIONS = 128, 2**11
 
@@ -78,36 +81,39 @@ def every_fourth(x: Tensor, dim: int, count: int) -> list[Tensor]:
     return [x.narrow(dim, k, 4 * count - 3)[(slice(None),) * dim + (slice(None, None, 4),)] for k in range(6)]
 
 
-class Convolution:
-    """A 3x3 convolution of a few rows of a map, with what it needs of memory, taken once.
+class Memory(NamedTuple):
+    """What a convolution needs beside its rows, for as many squares of 4 x 4 results and channels as were asked for."""
 
-    weight (D, C, 3, 3), bias (D,) or None. rows, columns: squares of 4 x 4 results at most, and of one row of them.
+    squares: Tensor
+    products: Tensor
+    half: Tensor  # transformed along one side
+    scratch: Tensor
+
+    @classmethod
+    def like(cls, x: Tensor, channels: int, rows: int, columns: int) -> "Memory":
+        """rows, columns: of squares."""
+        squares, half = 36 * rows * columns * channels, 6 * rows * (4 * columns + 2) * channels
+        return cls(*(x.new_empty(size) for size in (squares, squares, half, squares // 3)))
+
+
+def convolve(x: Tensor, out: Tensor, kernel: Tensor, bias: Tensor | None, memory: Memory) -> None:
+    """A 3x3 convolution of x (4n + 2, 4m + 2, C), the positions around the results included, to out (4n, 4m, D).
+
+    kernel: as `transformed_kernel` gives it. bias: (D,) or None.
     """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, columns: int):
-        self.kernel, self.bias = transformed_kernel(weight), bias
-        out_channels, in_channels = weight.shape[:2]
-        self.in_channels, self.out_channels, self.columns = in_channels, out_channels, columns
-        squares, widest = rows * columns, max(in_channels, out_channels)
-        self.input, self.products = (weight.new_empty(36 * squares * c) for c in weight.shape[1::-1])
-        self.half = weight.new_empty(6 * rows * (4 * columns + 2) * widest)
-        self.scratch = weight.new_empty(12 * rows * (4 * columns + 2) * widest)
-
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        """x (4n + 2, 4 * columns + 2, C), the positions around the results included -> out (4n, 4 * columns, D)."""
-        n, columns = out.shape[0] // 4, self.columns
-        half = view(self.half, 6, n, x.shape[1], self.in_channels)
-        transform_input(every_fourth(x, 0, n), half, view(self.scratch, 2, *half.shape[1:]))
-        squares = view(self.input, 6, 6, n, columns, self.in_channels)
-        transform_input(every_fourth(half, 2, columns), squares, view(self.scratch, 2, *squares.shape[1:]))
-        products = view(self.products, 6, 6, n, columns, self.out_channels)
-        torch.bmm(squares.view(36, -1, self.in_channels), self.kernel, out=products.view(36, -1, self.out_channels))
-        if self.bias is not None:
-            products[1, 1].add_(self.bias)  # the place that every result has a share of one of
-        half = view(self.half, 6, n, columns, 4, self.out_channels)
-        transform_output(products, half.unbind(3), view(self.scratch, 2, *products.shape[1:]))
-        rows = half.flatten(2, 3)
-        transform_output(rows, [out[k::4] for k in range(4)], view(self.scratch, 2, *rows.shape[1:]))
+    rows, columns, (channels, out_channels) = out.shape[0] // 4, out.shape[1] // 4, kernel.shape[1:]
+    half = view(memory.half, 6, rows, x.shape[1], channels)
+    transform_input(every_fourth(x, 0, rows), half, view(memory.scratch, 2, *half.shape[1:]))
+    squares = view(memory.squares, 6, 6, rows, columns, channels)
+    transform_input(every_fourth(half, 2, columns), squares, view(memory.scratch, 2, *squares.shape[1:]))
+    products = view(memory.products, 6, 6, rows, columns, out_channels)
+    torch.bmm(squares.view(36, -1, channels), kernel, out=products.view(36, -1, out_channels))
+    if bias is not None:
+        products[1, 1].add_(bias)  # the place that every result has a share of one of
+    half = view(memory.half, 6, rows, columns, 4, out_channels)
+    transform_output(products, half.unbind(3), view(memory.scratch, 2, *products.shape[1:]))
+    half = half.flatten(2, 3)
+    transform_output(half, [out[k::4] for k in range(4)], view(memory.scratch, 2, *half.shape[1:]))
 
 
 def view(memory: Tensor, *shape: int) -> Tensor:
@@ -124,7 +130,11 @@ def res_block_(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | N
     columns = -(-width // 4)
     most = min(ROWS_A_THREAD * torch.get_num_threads(), ROWS)
     n = min(max(most // (16 * columns * channels), 1), -(-height // 4))
-    first, second = (Convolution(*each, n, columns) for each in zip(weights, biases, strict=True))
+    memory = Memory.like(x, channels, n, columns)
+    first, second = (
+        partial(convolve, kernel=transformed_kernel(weight), bias=bias, memory=memory)
+        for weight, bias in zip(weights, biases, strict=True)
+    )
     around = (4 * n + 2, 4 * columns + 2, channels)
     read, hidden = (x.new_zeros(around) for _ in range(2))
     branch = x.new_empty(4 * n, 4 * columns, channels)
