@@ -286,7 +286,9 @@ def test_a_clone_of_the_clip_uses_what_is_kept(clip, positions):
 
 @pytest.mark.parametrize("rows", [1, STRIP_ROWS - 1, STRIP_ROWS, 3 * STRIP_ROWS + 5])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
-def test_a_product_in_strips_is_that_of_the_wide_weight(rows, dtype, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_product_in_strips_is_that_of_the_wide_weight(rows, dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layer = TextOperations.Linear(48, rows, bias=False)
     layer.weight = torch.nn.Parameter(torch.randn(rows, 48).to(dtype), requires_grad=False)
     x = torch.randn(2, 7, 48)
