@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Elements at once: of a block's widest tensor, and of a norm's float32 copy. On a CPU the one bounds the memory and the
 # other fits the cache; elsewhere the many small kernels of short bands would cost more than they save.
-BAND, STRIP = {"cpu": 2**24}, {"cpu": 2**18}
+BAND, STRIP = {"cpu": 2**23}, {"cpu": 2**18}
 BAND_ELSEWHERE, STRIP_ELSEWHERE = 2**26, 2**25
 SHORTEST_BAND = 8  # rows; the shorter a band, the larger the share of rows that it computes for its neighbours
 

@@ -20,10 +20,14 @@ FORMATS = {
 CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # instructions that multiply in it
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor does so in hardware, which the host does not ask."""
+def cpu_has(instructions: str) -> bool:
+    """Whether this processor has them, under torch's name, which the host does not ask."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
-    return any(capabilities.get(name) for name in CPU_BFLOAT16)
+    return bool(capabilities.get(instructions))
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    return any(map(cpu_has, CPU_BFLOAT16))
 
 
 def describe_device(device: torch.device, parameters: int = 0) -> Device:

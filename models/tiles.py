@@ -14,6 +14,10 @@ from torch import Tensor
 
 from .progress import tracked
 
+# Positions that Winograd's convolutions make at once (`winograd_sums.py`). What a tile reads starts and ends between
+# such groups, or the same values would be rounded differently in a tile and in the whole.
+GROUP = 4
+
 
 class Span(NamedTuple):
     """Rows, or columns, from `start` up to and without `stop`."""
@@ -31,6 +35,10 @@ class Span(NamedTuple):
         """Whatever has a part in these, at half the resolution."""
         return Span(self.start // 2, -(-self.stop // 2))
 
+    def in_groups(self, length: int, size: int) -> "Span":
+        """Whatever has a part in these, in whole groups of this length unless the picture ends."""
+        return Span(self.start // length * length, min(-(-self.stop // length) * length, size))
+
 
 class Stage(NamedTuple):
     """A part of the network that doubles or halves the resolution.
@@ -46,7 +54,7 @@ def read_upwards(result: Span, size: int, stages: list[Stage]) -> list[Span]:
     """What each of the stages that double has to read, in their order; `size` is that of the last one's result."""
     spans = []
     for stage in reversed(stages):
-        result = result.grown(stage.reach, size).halved()
+        result = result.grown(stage.reach, size).in_groups(GROUP, size).halved()
         size //= 2
         spans.insert(0, result)
     return spans
@@ -57,7 +65,7 @@ def read_downwards(result: Span, size: int, stages: list[Stage]) -> list[Span]:
     spans = []
     for stage in reversed(stages):
         size *= 2
-        result = result.doubled().grown(stage.reach, size).halved().doubled()  # no half of a 2 x 2 square
+        result = result.doubled().grown(stage.reach, size).in_groups(GROUP, size)  # nor half of a 2 x 2 square
         spans.insert(0, result)
     return spans
 
