@@ -7,7 +7,9 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-STRIP_ROWS = 256  # 2 to 9 MB of float32 in Gemma-2-2b, which stay in the cache between cast and product
+# Of float32: 9 MB, which stay in the cache between cast and product. Their rows come in multiples of the other, which
+# the library's kernels have no remainder of.
+STRIP, ROWS = 1024 * 2304, 128
 
 
 def product_of_parts(x: Tensor, weight: Tensor) -> Tensor:
@@ -31,10 +33,11 @@ class TextOperations(comfy.ops.manual_cast):
         def forward_comfy_cast_weights(self, input: Tensor) -> Tensor:  # noqa: A002 - the host's name
             if not self.castable_in_strips(input):
                 return super().forward_comfy_cast_weights(input)
+            length = max(STRIP // self.in_features // ROWS, 1) * ROWS
             # One strip's memory for all of them: new memory for each takes the system as long as the product.
-            wide = input.new_empty(min(STRIP_ROWS, self.out_features), self.in_features)
+            wide = input.new_empty(min(length, self.out_features), self.in_features)
             x = input.flatten(0, -2)
-            products = [product_of_parts(x, wide[: len(rows)].copy_(rows)) for rows in self.weight.split(STRIP_ROWS)]
+            products = [product_of_parts(x, wide[: len(rows)].copy_(rows)) for rows in self.weight.split(length)]
             return torch.cat(products, dim=-1).unflatten(0, input.shape[:-1])
 
         def castable_in_strips(self, x: Tensor) -> bool:
