@@ -94,5 +94,4 @@ class GLUMBConv(nn.Module):
             out = out + change(inner)
         del inner
         x, gate = out.chunk(2, dim=1)
-        gate = F.silu(gate)
-        return self.conv_point(gate.mul_(x) if in_place() else gate * x)
+        return self.conv_point(F.silu(gate, inplace=in_place()) * x)
