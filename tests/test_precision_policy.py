@@ -146,7 +146,12 @@ def test_a_processor_with_instructions_for_bfloat16_takes_it_when_asked(flags, i
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """The device computes on the CPU but is described as a GPU that is fast at both formats."""
+    """The device computes on the CPU but is described as a GPU that is fast at both formats.
+
+    The models that tests share are loaded before, in float32.
+    """
+    for family in bench.FAMILIES:
+        bench.model(family)
     monkeypatch.setattr(loader, "describe_device", lambda *_: GPU)
 
 
