@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from .progress import tracked
-
-# Positions that Winograd's convolutions make at once (`winograd_sums.py`). What a tile reads starts and ends between
-# such groups, or the same values would be rounded differently in a tile and in the whole.
-GROUP = 4
+from .winograd_sums import RESULTS
 
 
 class Span(NamedTuple):
@@ -35,9 +32,12 @@ class Span(NamedTuple):
         """Whatever has a part in these, at half the resolution."""
         return Span(self.start // 2, -(-self.stop // 2))
 
-    def in_groups(self, length: int, size: int) -> "Span":
-        """Whatever has a part in these, in whole groups of this length unless the picture ends."""
-        return Span(self.start // length * length, min(-(-self.stop // length) * length, size))
+    def in_fours(self, size: int) -> "Span":
+        """Whatever has a part in these, in whole fours unless the picture ends.
+
+        Winograd's convolutions make four results at once, and round them otherwise when they are grouped otherwise.
+        """
+        return Span(self.start // RESULTS * RESULTS, min(-(-self.stop // RESULTS) * RESULTS, size))
 
 
 class Stage(NamedTuple):
@@ -54,7 +54,7 @@ def read_upwards(result: Span, size: int, stages: list[Stage]) -> list[Span]:
     """What each of the stages that double has to read, in their order; `size` is that of the last one's result."""
     spans = []
     for stage in reversed(stages):
-        result = result.grown(stage.reach, size).in_groups(GROUP, size).halved()
+        result = result.grown(stage.reach, size).in_fours(size).halved()
         size //= 2
         spans.insert(0, result)
     return spans
@@ -65,7 +65,7 @@ def read_downwards(result: Span, size: int, stages: list[Stage]) -> list[Span]:
     spans = []
     for stage in reversed(stages):
         size *= 2
-        result = result.doubled().grown(stage.reach, size).in_groups(GROUP, size)  # nor half of a 2 x 2 square
+        result = result.doubled().grown(stage.reach, size).in_fours(size)  # nor half of a 2 x 2 square
         spans.insert(0, result)
     return spans
 
