@@ -146,7 +146,7 @@ def res_block_(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | N
             read[1 + rows + below :] = 0
             fours = -(-rows // RESULTS) * RESULTS
             first(read[: fours + 2], hidden[2 : 2 + fours, 1:-1])
-            F.silu(add_bias_(hidden[2 : 2 + rows], biases[0]), inplace=True)
+            F.silu(add_bias_(hidden[2 : 2 + rows, 1 : 1 + width], biases[0]), inplace=True)
         hidden[2 + rows :] = 0
         hidden[:, 1 + width :] = 0
         done = rows + (rows < band)  # the picture's last row has zeros below it
