@@ -6,7 +6,7 @@ Not here: the blocks (`dc_ae_layers.py`), the latent scale (`latent_formats.py`)
 (`vae.py`), NVIDIA's key names (`convert.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -22,12 +22,17 @@ from .layers import in_place
 from .tiles import Stage, run_in_tiles
 
 FINE_STAGES = 3  # run in tiles at most: the coarser ones are small
+# Formats in which blocks may use Winograd's convolutions. In bfloat16 these round otherwise near a tile's edge, and the
+# attention that comes after the encoder's residual blocks would spread that over the whole latent.
+ENCODER_WINOGRAD, DECODER_WINOGRAD = (torch.float32,), (torch.float32, torch.bfloat16)
 
 
-def stage_blocks(half: DCAEHalfConfig, stage: int, head_dim: int, dtype, device, operations: Any) -> list[nn.Module]:
+def stage_blocks(
+    half: DCAEHalfConfig, stage: int, head_dim: int, winograd: Container[torch.dtype], dtype, device, operations: Any
+) -> list[nn.Module]:
     width, layers = half.widths[stage], half.layers[stage]
     if half.block_types[stage] == "ResBlock":
-        return [ResBlock(width, dtype, device, operations) for _ in range(layers)]
+        return [ResBlock(width, winograd, dtype, device, operations) for _ in range(layers)]
     return [
         EfficientViTBlock(width, head_dim, half.kernel_sizes[stage], dtype, device, operations) for _ in range(layers)
     ]
@@ -60,7 +65,7 @@ class Encoder(nn.Module):
         self.conv_in = operations.Conv2d(config.image_channels, half.widths[0], 3, padding=1, **kw)
         self.down_blocks = nn.ModuleList()
         for stage, width in enumerate(half.widths):
-            blocks = stage_blocks(half, stage, config.attention_head_dim, dtype, device, operations)
+            blocks = stage_blocks(half, stage, config.attention_head_dim, ENCODER_WINOGRAD, dtype, device, operations)
             if stage + 1 < len(half.widths):
                 blocks.append(DownBlock(width, half.widths[stage + 1], dtype, device, operations))
             self.down_blocks.append(nn.Sequential(*blocks))
@@ -95,7 +100,7 @@ class Decoder(nn.Module):
         self.conv_in = operations.Conv2d(config.latent_channels, half.widths[-1], 3, padding=1, **kw)
         self.up_blocks = nn.ModuleList()
         for stage, width in enumerate(half.widths):
-            blocks = stage_blocks(half, stage, config.attention_head_dim, dtype, device, operations)
+            blocks = stage_blocks(half, stage, config.attention_head_dim, DECODER_WINOGRAD, dtype, device, operations)
             if blocks and stage + 1 < len(half.widths):
                 blocks.insert(
                     0, UpBlock(half.widths[stage + 1], width, half.pixel_shuffle, operations=operations, **kw)

@@ -96,7 +96,8 @@ def spy(function, calls: list):
 
 
 def res_block(channels: int) -> dc_ae_layers.ResBlock:
-    block = dc_ae_layers.ResBlock(channels, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
+    formats = list(winograd.CONVOLUTIONS)
+    block = dc_ae_layers.ResBlock(channels, formats, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(5)
     for parameter in block.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
@@ -141,27 +142,28 @@ def test_winograds_convolutions_are_used_where_they_are_faster(dtype, size, inst
     assert bool(calls) == used
 
 
-@pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize(("library", "factor"), [(True, 1.05), (False, 1.7)], ids=["the library's", "Winograd's"])
-def test_fast_bfloat16_is_little_further_from_float32_than_plain(reference, half, library, factor, monkeypatch):
+@pytest.mark.parametrize(
+    ("half", "pays", "factor"),
+    [("encode", True, 1.05), ("decode", False, 1.05), ("decode", True, 1.7)],
+    ids=["encode", "decode", "decode with Winograd's convolutions"],
+)
+def test_fast_bfloat16_is_little_further_from_float32_than_plain(reference, half, pays, factor, monkeypatch):
     exact = plain(network(reference), half, sample(half))
     model, x = network(reference, torch.bfloat16), sample(half, dtype=torch.bfloat16)
-    if library:
-        monkeypatch.setattr(winograd, "pays", lambda _: False)
+    monkeypatch.setattr(winograd, "pays", lambda _: pays)
     assert 0 < error(fast(model, half, x), exact) < factor * error(plain(model, half, x), exact)
 
 
-@pytest.mark.parametrize(("half", "factor"), [("decode", 1), ("encode", 1.1)])
-def test_bfloat16_of_trained_weights_is_as_near_to_float32_as_diffusers_is(half, factor, monkeypatch):
+def test_a_decode_of_trained_weights_in_bfloat16_is_nearer_to_float32_than_diffusers_is(monkeypatch):
     theirs = diffusers.AutoencoderDC.from_pretrained(CHECKPOINT, subfolder="vae").eval().requires_grad_(False)
-    picture = Image.open(ROOT / "docs" / "demo.png").convert("RGB").crop((0, 0, 256, 256))
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
-    ours, x = network(theirs), theirs.encode(x).latent if half == "decode" else x
-    exact = plain(ours, half, x)
-    ours, theirs, x = (each.to(torch.bfloat16) for each in (ours, theirs, x))
-    calls, convolve = [], winograd.convolve_rows
-    monkeypatch.setitem(winograd.CONVOLUTIONS, torch.bfloat16, (winograd.transformed_rows, spy(convolve, calls)))
-    assert error(fast(ours, half, x), exact) < factor * error(getattr(theirs, half)(x)[0].float(), exact)
+    picture = np.array(Image.open(ROOT / "docs" / "demo.png").convert("RGB"))
+    latent = theirs.encode(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1).latent
+    exact = plain(network(theirs), "decode", latent)
+    calls, (transformed, convolve) = [], winograd.CONVOLUTIONS[torch.bfloat16]
+    monkeypatch.setitem(winograd.CONVOLUTIONS, torch.bfloat16, (transformed, spy(convolve, calls)))
+    latent = latent.to(torch.bfloat16)
+    ours = fast(network(theirs, torch.bfloat16), "decode", latent)
+    assert error(ours, exact) < error(theirs.to(torch.bfloat16).decode(latent).sample.float(), exact)
     assert calls
 
 
@@ -170,10 +172,9 @@ def test_bfloat16_of_trained_weights_is_as_near_to_float32_as_diffusers_is(half,
 def test_tiles_equal_the_whole(reference, half, side, monkeypatch):
     model, x = network(reference), sample(half)
     assert error(fast(model, half, x, side), fast(model, half, x)) < 1e-6
-    exact = plain(model, half, x)
     model, x = model.to(torch.bfloat16), x.to(torch.bfloat16)
-    # Winograd's convolutions round what is near a tile's edge otherwise, as much as the format does.
-    assert error(fast(model, half, x, side), fast(model, half, x)) < error(plain(model, half, x), exact)
+    # Winograd's convolutions, which the encoder does not use, round what is near a tile's edge otherwise.
+    assert error(fast(model, half, x, side), fast(model, half, x)) < (4e-3 if half == "decode" else 1e-3)
     monkeypatch.setattr(winograd, "pays", lambda _: False)
     assert error(fast(model, half, x, side), fast(model, half, x)) < 1e-3  # 60 dB
 

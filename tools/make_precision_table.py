@@ -38,10 +38,10 @@ rest of such a file is kept in the format it is computed in.
 """
 END = """
 On a CPU the residual blocks multiply less often than a sliding kernel does, by Winograd's convolutions, which round a
-little more: in float32 to one part in a million; in bfloat16, with AVX512-BF16 but without AMX, five times as much a
-convolution. What is left of that in the demo's pictures is 0.0 to 0.1 dB in a decode and 0.5 to 0.9 dB in an encode;
-diffusers in bfloat16 is 0.2 to 0.6 dB further from float32 in a decode. With random weights a decode lost 0.5 dB, and
-one of DC-AE-Lite's kind 4 dB (43.9 to 39.5). `--fp32-vae` has none of it.
+little more: in float32 to one part in a million; in bfloat16, only to decode with AVX512-BF16 and without AMX, five
+times as much a convolution. In the demo's pictures that leaves 0.0 to 0.1 dB more distance from float32, where
+diffusers in bfloat16 has 0.2 to 0.6 dB more. With random weights of DC-AE a decode lost 0.5 dB, and with random ones of
+DC-AE-Lite's kind 4 dB (43.9 to 39.5). `--fp32-vae` has none of it.
 """
 FORMATS = {
     "auto": None,
