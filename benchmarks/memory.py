@@ -1,10 +1,12 @@
 """Peak memory of single passes against what the host is told to keep free for them.
 
     python -m benchmarks.memory [--stages step decode encode text] [--sizes 512 1024 2048]
+    python -m benchmarks.memory --stages decode --sizes 1024 --dtype bfloat16 --side 512 --threads 2
 
-Networks have the released widths and random float32 weights, the transformer and the text encoder only two blocks,
-because their peak is that of one. Each figure comes from a process of its own and is resident memory above what it had
-before the pass, which is the second one. The estimate is asked of the code that answers the host.
+Networks have the released widths and random weights, the transformer and the text encoder only two blocks, because
+their peak is that of one. Each figure comes from a process of its own and is resident memory above what it had before
+the pass, which is the second one; the allocator is told to give back at once what is freed. The estimate is asked of
+the code that answers the host. --dtype and --side (of exact tiles, in px) are for decode and encode.
 """
 
 from __future__ import annotations
@@ -40,12 +42,11 @@ def transformer_pass(size: int):
     return lambda: model(**inputs), side * side * 4 * 0.01 * MEMORY_FACTOR_AT_2240 * 2**20
 
 
-def autoencoder_pass(stage: str, size: int):
-    import torch
+def autoencoder_pass(stage: str, size: int, dtype, side: int | None):
     from sana_native.models.tile_choice import Pass
 
-    model = build(stage, "ours", torch.float32)
-    return call(stage, "ours", model, size, torch.float32), Pass(size, size, torch.float32, "cpu").memory()
+    model = build(stage, "ours", dtype)
+    return call(stage, "ours", model, size, dtype, side=side), Pass(size, size, dtype, "cpu").memory(side)
 
 
 def text_pass():
@@ -61,16 +62,18 @@ def text_pass():
     return lambda: model(tokens, dtype=torch.float32), comfy.model_management.minimum_inference_memory()
 
 
-def measure(stage: str, size: int) -> dict:
+def measure(stage: str, size: int, given: argparse.Namespace) -> dict:
     prepare_imports()
     import torch
 
-    torch.set_num_threads(1)  # with more the matrix library copies weights, which is no part of the pass
+    torch.set_num_threads(given.threads)  # with more than one the matrix library copies weights
     with torch.inference_mode():
         if stage == "step":
             run, told = transformer_pass(size)
+        elif stage == "text":
+            run, told = text_pass()
         else:
-            run, told = text_pass() if stage == "text" else autoencoder_pass(stage, size)
+            run, told = autoencoder_pass(stage, size, getattr(torch, given.dtype), given.side)
         run()
         start_peak()
         before = memory("VmRSS")
@@ -78,9 +81,10 @@ def measure(stage: str, size: int) -> dict:
     return {"peak": memory("VmHWM") - before, "told": told}
 
 
-def peak_and_told(stage: str, size: int) -> tuple[int, float]:
+def peak_and_told(stage: str, size: int, given: argparse.Namespace) -> tuple[int, float]:
     """Bytes one pass needs at most, and what the host is told, from a process of its own."""
-    found = in_a_process("memory", "--measure", stage, size, environment=ALLOCATOR)
+    options = ["--dtype", given.dtype, "--threads", given.threads, *(["--side", given.side] if given.side else [])]
+    found = in_a_process("memory", "--measure", stage, size, *options, environment=ALLOCATOR)
     return found["peak"], found["told"]
 
 
@@ -88,15 +92,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024, 2048])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        give_back(measure(given.measure[0], int(given.measure[1])))
+        give_back(measure(given.measure[0], int(given.measure[1]), given))
         return
     write(heading(("stage", "px", "peak MiB", "told MiB", "told / peak")))
     for stage in given.stages:
         for size in given.sizes if stage != "text" else given.sizes[:1]:
-            peak, told = (found / 2**20 for found in peak_and_told(stage, size))
+            peak, told = (found / 2**20 for found in peak_and_told(stage, size, given))
             write(row((stage, "-" if stage == "text" else size, f"{peak:.0f}", f"{told:.0f}", f"{told / peak:.2f}")))
 
 

@@ -185,24 +185,33 @@ def encoding(implementation: str, network, device: str, tokens: int) -> Callable
 
 
 def call(
-    stage: str, implementation: str, network, size: int, dtype, device: str = "cpu", tokens: int = PROMPT_TOKENS
+    stage: str,
+    implementation: str,
+    network,
+    size: int,
+    dtype,
+    device: str = "cpu",
+    tokens: int = PROMPT_TOKENS,
+    side: int | None = None,
 ) -> Callable:
     """A function of no arguments that runs the stage once for one picture, `step` with both passes of cfg.
 
-    size: of the picture in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`.
+    size: of the picture in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`. side: of exact
+    tiles in px, for our `decode` and `encode`; None for the whole.
     """
     import torch
 
     if stage == "text":
         return encoding(implementation, network, device, tokens)
-    kw, side = {"dtype": dtype, "device": device}, size // 32
+    kw, columns = {"dtype": dtype, "device": device}, size // 32
+    tiles = () if side is None else (side,)
     if stage == "encode":
         image = torch.rand(1, 3, size, size, **kw) * 2 - 1
-        return lambda: network.encode(image)
+        return lambda: network.encode(image, *tiles)
     if stage == "decode":
-        latent = torch.randn(1, 32, side, side, **kw)
-        return lambda: network.decode(latent)
-    latent = torch.randn(2, 32, side, side, **kw)
+        latent = torch.randn(1, 32, columns, columns, **kw)
+        return lambda: network.decode(latent, *tiles)
+    latent = torch.randn(2, 32, columns, columns, **kw)
     context = torch.randn(2, POSITIONS, CAPTION_CHANNELS, **kw)
     mask = torch.arange(POSITIONS) < torch.tensor([[1], [tokens]])
     timesteps = torch.full((2,), 547.0, device=device)
