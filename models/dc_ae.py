@@ -28,11 +28,17 @@ ENCODER_WINOGRAD, DECODER_WINOGRAD = (torch.float32,), (torch.float32, torch.bfl
 
 
 def stage_blocks(
-    half: DCAEHalfConfig, stage: int, head_dim: int, winograd: Container[torch.dtype], dtype, device, operations: Any
+    half: DCAEHalfConfig,
+    stage: int,
+    head_dim: int,
+    winograd_dtypes: Container[torch.dtype],
+    dtype,
+    device,
+    operations: Any,
 ) -> list[nn.Module]:
     width, layers = half.widths[stage], half.layers[stage]
     if half.block_types[stage] == "ResBlock":
-        return [ResBlock(width, winograd, dtype, device, operations) for _ in range(layers)]
+        return [ResBlock(width, winograd_dtypes, dtype, device, operations) for _ in range(layers)]
     return [
         EfficientViTBlock(width, head_dim, half.kernel_sizes[stage], dtype, device, operations) for _ in range(layers)
     ]

@@ -64,17 +64,17 @@ class RMSNorm2d(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with a norm after the second, and a residual. (B, C, H, W) -> (B, C, H, W).
 
-    winograd: formats in which it may round as Winograd's convolutions do, where they are faster.
+    winograd_dtypes: in which it may round as Winograd's convolutions do, where they are faster.
     """
 
     reach = 2
 
     def __init__(
-        self, channels: int, winograd: Container[torch.dtype], dtype=None, device=None, operations: Any = None
+        self, channels: int, winograd_dtypes: Container[torch.dtype], dtype=None, device=None, operations: Any = None
     ):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        self.winograd = winograd
+        self.winograd_dtypes = winograd_dtypes
         self.conv1 = operations.Conv2d(channels, channels, 3, padding=1, **kw)
         self.conv2 = operations.Conv2d(channels, channels, 3, padding=1, bias=False, **kw)
         self.norm = RMSNorm2d(channels, **kw)
@@ -88,7 +88,7 @@ class ResBlock(nn.Module):
     def forward_(self, x: Tensor) -> Tensor:
         convolutions = (self.conv1, self.conv2)
         castable = all(isinstance(conv, comfy.ops.CastWeightBiasOp) for conv in convolutions)
-        if not (castable and x.dtype in self.winograd and winograd.pays(x)):
+        if not (castable and x.dtype in self.winograd_dtypes and winograd.pays(x)):
             return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
         cast = [comfy.ops.cast_bias_weight(conv, x, offloadable=True) for conv in convolutions]
         for picture in x.split(1):

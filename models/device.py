@@ -27,6 +27,7 @@ def cpu_has(instructions: str) -> bool:
 
 
 def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it, without which it is slower than float32."""
     return any(map(cpu_has, CPU_BFLOAT16))
 
 

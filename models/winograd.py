@@ -1,10 +1,10 @@
 """Residual blocks on a CPU with fewer products: Winograd's convolutions, a few rows at a time.
 
 In float32, F(4x4, 3x3): squares of the input and the kernel, both transformed, are multiplied place by place, a quarter
-of the products of a sliding kernel. The sums take half a digit, which bfloat16 has not to spare; there F(4, 3) runs
-along the columns alone, and half of the products are left, sliding along the rows. What is added up before and after
-costs little where it stays in the cache, so a block runs a few rows at a time, its second convolution one row behind
-the first.
+of the products of a sliding kernel. In bfloat16 the sums before and after would round eleven times as much as such a
+kernel; there F(4, 3) runs along the columns alone, with five times as much, and half of the products are left, sliding
+along the rows. Sums cost little where they stay in the cache, so a block runs a few rows at a time, its second
+convolution one row behind the first.
 Source: Lavin and Gray, arXiv 1509.09308.
 """
 

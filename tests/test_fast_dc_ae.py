@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import comfy.model_management
 import comfy.ops
@@ -87,14 +88,6 @@ def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
     assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
 
 
-def spy(function, calls: list):
-    def wrapped(*arguments, **options):
-        calls.append(arguments)
-        return function(*arguments, **options)
-
-    return wrapped
-
-
 def res_block(channels: int) -> dc_ae_layers.ResBlock:
     formats = list(winograd.CONVOLUTIONS)
     block = dc_ae_layers.ResBlock(channels, formats, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
@@ -159,12 +152,13 @@ def test_a_decode_of_trained_weights_in_bfloat16_is_nearer_to_float32_than_diffu
     picture = np.array(Image.open(ROOT / "docs" / "demo.png").convert("RGB"))
     latent = theirs.encode(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1).latent
     exact = plain(network(theirs), "decode", latent)
-    calls, (transformed, convolve) = [], winograd.CONVOLUTIONS[torch.bfloat16]
-    monkeypatch.setitem(winograd.CONVOLUTIONS, torch.bfloat16, (transformed, spy(convolve, calls)))
+    transformed, convolve = winograd.CONVOLUTIONS[torch.bfloat16]
+    convolve = Mock(wraps=convolve)
+    monkeypatch.setitem(winograd.CONVOLUTIONS, torch.bfloat16, (transformed, convolve))
     latent = latent.to(torch.bfloat16)
     ours = fast(network(theirs, torch.bfloat16), "decode", latent)
     assert error(ours, exact) < error(theirs.to(torch.bfloat16).decode(latent).sample.float(), exact)
-    assert calls
+    convolve.assert_called()
 
 
 @pytest.mark.parametrize("half", HALVES)

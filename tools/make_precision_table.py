@@ -37,11 +37,12 @@ that ComfyUI has quantised (`comfy_quant`: float8, int8, nvfp4, mxfp8) stay as t
 rest of such a file is kept in the format it is computed in.
 """
 END = """
-On a CPU the residual blocks multiply less often than a sliding kernel does, by Winograd's convolutions, which round a
-little more: in float32 to one part in a million; in bfloat16, only to decode with AVX512-BF16 and without AMX, five
-times as much a convolution. In the demo's pictures that leaves 0.0 to 0.1 dB more distance from float32, where
-diffusers in bfloat16 has 0.2 to 0.6 dB more. With random weights of DC-AE a decode lost 0.5 dB, and with random ones of
-DC-AE-Lite's kind 4 dB (43.9 to 39.5). `--fp32-vae` has none of it.
+On a CPU the residual blocks of 128 channels and more multiply less often than a sliding kernel does, by Winograd's
+convolutions, which round a little more: in float32, the format of "auto" there, by a part in a million; in bfloat16, only
+to decode with AVX512-BF16 and without AMX, five times as much a convolution. What that leaves depends on the weights,
+and the released ones have not been measured. In dB further from float32 than plain convolutions in bfloat16: 0.0 to 0.1
+for the demo's pictures, with these convolutions forced on its narrower layers (diffusers in bfloat16: 0.2 to 0.6); 0.5
+for random weights of DC-AE (diffusers: 0.9); 4 for random ones of DC-AE-Lite's kind (diffusers: 1.4).
 """
 FORMATS = {
     "auto": None,
