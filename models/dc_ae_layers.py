@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import winograd
 from .bands import add_in_bands_, bands, empty_map, rows_of, strips
+from .borrowed_weights import borrowed, lends
 from .layers import GLUMBConv, in_place, linear_attention
 
 ATTENTION_EPS = 1e-15
@@ -86,15 +87,13 @@ class ResBlock(nn.Module):
         return x + self.norm(self.branch(x))
 
     def forward_(self, x: Tensor) -> Tensor:
-        convolutions = (self.conv1, self.conv2)
-        castable = all(isinstance(conv, comfy.ops.CastWeightBiasOp) for conv in convolutions)
-        if not (castable and x.dtype in self.winograd_dtypes and winograd.pays(x)):
+        lent = lends(self.conv1) and lends(self.conv2)
+        if not (lent and x.dtype in self.winograd_dtypes and winograd.pays(x)):
             return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
-        cast = [comfy.ops.cast_bias_weight(conv, x, offloadable=True) for conv in convolutions]
-        for picture in x.split(1):
-            winograd.res_block_(picture, *list(zip(*cast))[:2], self.norm.add_)
-        for conv, used in zip(convolutions, cast, strict=True):
-            comfy.ops.uncast_bias_weight(conv, *used)
+        with borrowed(self.conv1, x) as first, borrowed(self.conv2, x) as second:
+            weights, biases = zip(first, second)
+            for picture in x.split(1):
+                winograd.res_block_(picture, weights, biases, self.norm.add_)
         return x
 
 
@@ -288,12 +287,10 @@ class Upsample(nn.Module):
     def forward_(self, x: Tensor) -> Tensor:
         if self.pixel_shuffle:
             return self.shuffle_in_bands(x)
-        if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not isinstance(self.conv, comfy.ops.CastWeightBiasOp):
+        if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not lends(self.conv):
             return Upsample.forward(self, x)
-        weight, bias, stream = comfy.ops.cast_bias_weight(self.conv, x, offloadable=True)
-        out = F.conv_transpose2d(x, sub_pixel_weight(weight), bias, stride=2, padding=1)
-        comfy.ops.uncast_bias_weight(self.conv, weight, bias, stream)
-        return out
+        with borrowed(self.conv, x) as (weight, bias):
+            return F.conv_transpose2d(x, sub_pixel_weight(weight), bias, stride=2, padding=1)
 
     def shuffle_in_bands(self, x: Tensor) -> Tensor:
         out = empty_map(x, self.conv.out_channels // 4, 2 * x.shape[2], 2 * x.shape[3])

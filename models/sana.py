@@ -16,6 +16,8 @@ from comfy.ops import cast_to_input
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
+from . import few_words
+from .borrowed_weights import borrowed, lends
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .layers import GLUMBConv, in_place, linear_attention_of_tokens
 
@@ -142,11 +144,41 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(size, size, **kw)])
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
-        q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(context)), self.to_v(context)
+        k, v = self.norm_k(self.to_k(context)), self.to_v(context)
+        if few_words.allowed(x, transformer_options) and lends(self.to_q) and lends(self.to_out[0]):
+            rows = zip(x, k, v, [None] * len(x) if bias is None else bias[:, 0], strict=True)
+            return torch.stack([self.attend_to_words(*row, transformer_options) for row in rows])
+        return self.attend(x, k, v, bias, transformer_options)
+
+    def attend(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
         mask = None if bias is None else bias.expand(-1, x.shape[1], -1)
+        q = self.norm_q(self.to_q(x))
         return self.to_out[0](
             optimized_attention(q, k, v, self.num_heads, mask=mask, transformer_options=transformer_options)
         )
+
+    def attend_to_words(
+        self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict
+    ) -> Tensor:
+        """For one picture, x (N, C), and those of k, v (L, C) that bias (L,) lets it see."""
+        if bias is not None:
+            seen = few_words.used(bias)
+            k, v, bias = k[seen], v[seen], bias[seen] - bias.max()
+        words, heads = len(k), self.num_heads
+        if not few_words.pays(words, heads, x):
+            bias = None if bias is None else bias[None, None]
+            return self.attend(x[None], k[None], v[None], bias, transformer_options)[0]
+        k, v = few_words.of_heads(k, heads), few_words.of_heads(v, heads)
+        cost = 1 if x.dtype == torch.float32 else few_words.FLOAT32_COST
+        if isinstance(self.norm_q, nn.Identity) and few_words.pays(words, heads, x, cost):
+            with borrowed(self.to_q, x) as weights:
+                scores = few_words.scores(x, k, *weights)
+        else:
+            scores = few_words.scores_of_queries(few_words.of_heads(self.norm_q(self.to_q(x)), heads), k)
+        if bias is not None:
+            scores += bias
+        with borrowed(self.to_out[0], x) as weights:
+            return few_words.attend(scores, v, *weights)
 
 
 class SanaBlock(nn.Module):

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import comfy.ops
+import comfy.sd
 import pytest
 import torch
-from sana_native.models import layers
+from sana_native.models import few_words, layers
 from sana_native.models.layers import DenseChange, GLUMBConv, linear_attention, linear_attention_of_tokens
 from sana_native.models.model_detection import detect_sana
 from sana_native.models.sana import Sana
@@ -134,6 +135,111 @@ def test_mix_ffn_is_the_same_with_and_without_gradients(changed):
     plain = ffn(x, changes)
     with torch.inference_mode():
         assert difference(ffn(x.clone(), changes), plain.detach()) < 1e-6
+
+
+# Few words multiplied instead of the image
+
+
+PLAIN = {"optimized_attention_override": lambda function, *args, **kwargs: function(*args, **kwargs)}
+
+
+@pytest.fixture(params=[0, 1], ids=["queries too", "values alone"])
+def words_multiplied(request, monkeypatch):
+    """For texts of any length, which here are longer than a user would find faster."""
+    monkeypatch.setattr(few_words, "pays", lambda words, heads, x, cost=None: cost is None or not request.param)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a picture attended to multiplied words."""
+    calls, attend = [], few_words.attend
+    monkeypatch.setattr(few_words, "attend", lambda *args: calls.append(1) or attend(*args))
+    return calls
+
+
+@pytest.mark.parametrize("lengths", [[1], [300], [1, 30], [17, 300]], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_multiplied_words_give_the_same_velocity(variant, lengths, words_multiplied, counted):
+    network, given = build(variant), inputs(tiny.CAPTION_CHANNELS, lengths, sprint=variant == "sprint")
+    with torch.inference_mode():
+        fast = network(**given)
+        assert len(counted) == len(lengths) * len(network.transformer_blocks)
+        plain = network(**given, transformer_options=PLAIN)
+        assert len(counted) == len(lengths) * len(network.transformer_blocks)
+    assert difference(fast, plain) < 1e-6
+
+
+def masked(kind: str) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """A mask (2, 300), and one that means the same to the plain attention."""
+    mask = inputs(tiny.CAPTION_CHANNELS, [5, 40])["attention_mask"]
+    if kind == "none":
+        return None, torch.ones_like(mask)
+    if kind == "nothing used":  # all positions have the same weight then
+        mask[0] = 0
+        return mask, torch.cat([torch.ones(1, 300), mask[1:]])
+    mask[:, [0, 3]] = 0 if kind == "with holes" else 0.9999
+    return mask, mask
+
+
+@pytest.mark.parametrize("kind", ["none", "nothing used", "with holes", "between used and unused"])
+def test_multiplied_words_are_masked_as_others(kind, words_multiplied, counted):
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
+    mask, plain_mask = masked(kind)
+    with torch.inference_mode():
+        fast = network(**given | {"attention_mask": mask})
+        assert counted
+        plain = network(**given | {"attention_mask": plain_mask}, transformer_options=PLAIN)
+    assert difference(fast, plain) < 1e-6
+
+
+def test_multiplied_words_round_no_more_than_the_plain_attention_in_bfloat16(words_multiplied, counted):
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [1, 30])
+    narrow = {name: value if value is None else value.bfloat16() for name, value in given.items()}
+    for parameter in network.parameters():
+        parameter.copy_(parameter.bfloat16())
+    with torch.inference_mode():
+        exact = network(**{name: value if value is None else value.float() for name, value in narrow.items()})
+        network = network.to(torch.bfloat16)
+        counted.clear()
+        fast, plain = network(**narrow), network(**narrow, transformer_options=PLAIN)
+    assert counted
+    assert difference(fast.float(), exact) < 1.1 * difference(plain.float(), exact)
+
+
+def test_the_demo_attends_to_multiplied_words():
+    """As it is, with its own texts: a prompt and an empty one."""
+    demo = bench.load_sana(str(ROOT / "demo" / "checkpoint"), {"dtype": torch.float32}).model.diffusion_model
+    given = inputs(demo.config.caption_channels, [1, 12], grid=(8, 8))
+    with torch.inference_mode():
+        assert few_words.pays(12, demo.config.num_cross_attention_heads, torch.empty(64, demo.config.hidden_size))
+        assert difference(demo(**given), demo(**given, transformer_options=PLAIN)) < 1e-6
+
+
+def test_the_longer_the_text_the_more_a_multiplied_word_costs():
+    x = torch.empty(1024, 1152)
+    assert [few_words.pays(words, 16, x) for words in (1, 30, 60, 61, 300)] == [True, True, False, False, False]
+    assert few_words.pays(30, 16, x, cost=2) and not few_words.pays(40, 16, x, cost=2)
+
+
+@pytest.mark.parametrize("load", ["load_lora_for_models", "load_bypass_lora_for_models"])
+def test_a_lora_reaches_multiplied_words(load, words_multiplied, counted):
+    """One that the host adds to the weights, and one that it puts around the layers."""
+    model = bench.model("sana")
+    network = model.model.diffusion_model
+    size, rank = network.config.hidden_size, 4
+    generator, lora = torch.Generator().manual_seed(2), {}
+    for layer in ("to_q", "to_k", "to_v", "to_out.0"):
+        for block in range(len(network.transformer_blocks)):
+            key = f"diffusion_model.transformer_blocks.{block}.attn2.{layer}"
+            lora[f"{key}.lora_A.weight"] = torch.randn(rank, size, generator=generator) * 0.2
+            lora[f"{key}.lora_B.weight"] = torch.randn(size, rank, generator=generator) * 0.2
+    patched, _ = getattr(comfy.sd, load)(model, None, lora, 1.0, 1.0)
+    drawn = bench.draw(patched, bench.encoded())
+    assert difference(drawn, bench.draw(model, bench.encoded())) > 0.01
+    plain = patched.clone()
+    plain.model_options["transformer_options"] = PLAIN
+    assert difference(drawn, bench.draw(plain, bench.encoded())) < 1e-5
+    assert counted
 
 
 # Texts without their padding

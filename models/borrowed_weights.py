@@ -1,0 +1,26 @@
+"""Weights of the host's layers for arithmetic of our own: as the layer itself would use them, patches included."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+
+def lends(layer: nn.Module) -> bool:
+    """Whether the layer is its weights and nothing else: no hook, no LoRA put around it, no quantised format."""
+    own = getattr(layer.forward, "__func__", None) is type(layer).forward
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    plain = isinstance(layer, comfy.ops.CastWeightBiasOp) and not isinstance(layer.weight, QuantizedTensor)
+    return plain and own and not hooks
+
+
+@contextmanager
+def borrowed(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias in x's format, where x is."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
