@@ -1,8 +1,8 @@
 """Softmax attention to a text of few words on a CPU: the words are multiplied by the image's weights, not the image.
 
-A score is (W x + b).k = x.(W^T k) + b.k, and a word adds W_o v to whatever attends to it. The sums are the same, and with
-few words fewer products: for a prompt of 30 words half of SANA 1.6B's. Scores stay in float32, as in the host's attention:
-in bfloat16 they would cost 4 to 6 dB.
+A score is (W x + b).k = x.(W^T k) + b.k, and a word adds W_o v to whatever attends to it. The sums are the same, and
+with few words there are fewer products: for 30 words a third of SANA 1.6B's in its two layers. Scores stay in float32,
+as inside the host's attention: in bfloat16 they would cost 4 to 6 dB.
 """
 
 import math
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .layers import in_place
 
-# What multiplying a word by the weights costs, in products of as many positions of a picture: so few rows wait for memory.
+# What it takes to multiply a word by the weights, in products of a position: so few rows wait for the memory.
 WAIT = 3
-FLOAT32_COST = 2  # of a product in float32, in products of another format
+FLOAT32 = 2  # what a product in float32 takes, in those of a format of 16 bits
 
 
 def allowed(x: Tensor, transformer_options: dict) -> bool:
@@ -24,12 +24,17 @@ def allowed(x: Tensor, transformer_options: dict) -> bool:
 
 
 def pays(words: int, heads: int, x: Tensor, cost: int = 1) -> bool:
-    """Whether multiplying the words costs less than multiplying x (N, C).
+    """Whether multiplying the words takes less than multiplying x (N, C), as the layer behind the attention does.
 
-    cost: of a product with a multiplied word, in products of x.
+    cost: of a product with a multiplied word.
     """
     positions, channels = x.shape
     return words * (WAIT * channels + cost * heads * positions) < positions * channels
+
+
+def pays_for_queries(words: int, heads: int, x: Tensor) -> bool:
+    """The same for the layer before it, where products with the words are in float32."""
+    return pays(words, heads, x, cost=1 if x.dtype == torch.float32 else FLOAT32)
 
 
 def used(bias: Tensor) -> Tensor:

@@ -169,8 +169,7 @@ class CrossAttention(nn.Module):
             bias = None if bias is None else bias[None, None]
             return self.attend(x[None], k[None], v[None], bias, transformer_options)[0]
         k, v = few_words.of_heads(k, heads), few_words.of_heads(v, heads)
-        cost = 1 if x.dtype == torch.float32 else few_words.FLOAT32_COST
-        if isinstance(self.norm_q, nn.Identity) and few_words.pays(words, heads, x, cost):
+        if isinstance(self.norm_q, nn.Identity) and few_words.pays_for_queries(words, heads, x):
             with borrowed(self.to_q, x) as weights:
                 scores = few_words.scores(x, k, *weights)
         else:

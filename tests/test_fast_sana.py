@@ -143,10 +143,11 @@ def test_mix_ffn_is_the_same_with_and_without_gradients(changed):
 PLAIN = {"optimized_attention_override": lambda function, *args, **kwargs: function(*args, **kwargs)}
 
 
-@pytest.fixture(params=[0, 1], ids=["queries too", "values alone"])
+@pytest.fixture(params=[True, False], ids=["before and behind", "behind"])
 def words_multiplied(request, monkeypatch):
-    """For texts of any length, which here are longer than a user would find faster."""
-    monkeypatch.setattr(few_words, "pays", lambda words, heads, x, cost=None: cost is None or not request.param)
+    """For texts of any length, also those that take longer with it: by both layers, or by that behind the attention."""
+    monkeypatch.setattr(few_words, "pays", lambda *_: True)
+    monkeypatch.setattr(few_words, "pays_for_queries", lambda *_: request.param)
 
 
 @pytest.fixture
@@ -157,9 +158,10 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.mark.usefixtures("words_multiplied")
 @pytest.mark.parametrize("lengths", [[1], [300], [1, 30], [17, 300]], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_multiplied_words_give_the_same_velocity(variant, lengths, words_multiplied, counted):
+def test_multiplied_words_give_the_same_velocity(variant, lengths, counted):
     network, given = build(variant), inputs(tiny.CAPTION_CHANNELS, lengths, sprint=variant == "sprint")
     with torch.inference_mode():
         fast = network(**given)
@@ -181,8 +183,9 @@ def masked(kind: str) -> tuple[torch.Tensor | None, torch.Tensor]:
     return mask, mask
 
 
+@pytest.mark.usefixtures("words_multiplied")
 @pytest.mark.parametrize("kind", ["none", "nothing used", "with holes", "between used and unused"])
-def test_multiplied_words_are_masked_as_others(kind, words_multiplied, counted):
+def test_multiplied_words_are_masked_as_others(kind, counted):
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
     mask, plain_mask = masked(kind)
     with torch.inference_mode():
@@ -192,7 +195,8 @@ def test_multiplied_words_are_masked_as_others(kind, words_multiplied, counted):
     assert difference(fast, plain) < 1e-6
 
 
-def test_multiplied_words_round_no_more_than_the_plain_attention_in_bfloat16(words_multiplied, counted):
+@pytest.mark.usefixtures("words_multiplied")
+def test_multiplied_words_round_no_more_than_the_plain_attention_in_bfloat16(counted):
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [1, 30])
     narrow = {name: value if value is None else value.bfloat16() for name, value in given.items()}
     for parameter in network.parameters():
@@ -217,12 +221,14 @@ def test_the_demo_attends_to_multiplied_words():
 
 def test_the_longer_the_text_the_more_a_multiplied_word_costs():
     x = torch.empty(1024, 1152)
-    assert [few_words.pays(words, 16, x) for words in (1, 30, 60, 61, 300)] == [True, True, False, False, False]
-    assert few_words.pays(30, 16, x, cost=2) and not few_words.pays(40, 16, x, cost=2)
+    assert [few_words.pays(words, 16, x) for words in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
+    assert few_words.pays_for_queries(59, 16, x) and not few_words.pays_for_queries(60, 16, x)
+    assert few_words.pays_for_queries(30, 16, x.bfloat16()) and not few_words.pays_for_queries(40, 16, x.bfloat16())
 
 
+@pytest.mark.usefixtures("words_multiplied")
 @pytest.mark.parametrize("load", ["load_lora_for_models", "load_bypass_lora_for_models"])
-def test_a_lora_reaches_multiplied_words(load, words_multiplied, counted):
+def test_a_lora_reaches_multiplied_words(load, counted):
     """One that the host adds to the weights, and one that it puts around the layers."""
     model = bench.model("sana")
     network = model.model.diffusion_model
