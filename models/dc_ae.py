@@ -6,7 +6,7 @@ Not here: the blocks (`dc_ae_layers.py`), the latent scale (`latent_formats.py`)
 (`vae.py`), NVIDIA's key names (`convert.py`).
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,30 +15,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bands import empty_map
+from . import winograd
+from .bands import empty_map, keep_freed_memory
 from .config import DCAEConfig, DCAEHalfConfig
 from .dc_ae_layers import DownBlock, EfficientViTBlock, ResBlock, RMSNorm2d, UpBlock, Upsample
 from .layers import in_place
 from .tiles import Stage, run_in_tiles
 
 FINE_STAGES = 3  # run in tiles at most: the coarser ones are small
-# Formats in which blocks may use Winograd's convolutions. In bfloat16 these round otherwise near a tile's edge, and the
-# attention that comes after the encoder's residual blocks would spread that over the whole latent.
-ENCODER_WINOGRAD, DECODER_WINOGRAD = (torch.float32,), (torch.float32, torch.bfloat16)
+SQUARES_CHANNELS = 256  # with fewer, squares are no faster than rows in bfloat16
+
+
+def encoder_winograds() -> dict[torch.dtype, type]:
+    """In bfloat16 none: they round otherwise near a tile's edge, and attention spreads that over the whole latent."""
+    return {torch.float32: winograd.Squares}
+
+
+def decoder_winograds(half: DCAEHalfConfig, stage: int) -> dict[torch.dtype, type]:
+    """In bfloat16 squares behind attention, which has rounded more; where there is none they would cost 10 dB."""
+    rounded = any(kind != "ResBlock" for kind in half.block_types[stage:])
+    squares = rounded and half.widths[stage] >= SQUARES_CHANNELS
+    return encoder_winograds() | {torch.bfloat16: winograd.Squares if squares else winograd.Rows}
 
 
 def stage_blocks(
     half: DCAEHalfConfig,
     stage: int,
     head_dim: int,
-    winograd_dtypes: Container[torch.dtype],
+    winograds: Mapping[torch.dtype, type],
     dtype,
     device,
     operations: Any,
 ) -> list[nn.Module]:
     width, layers = half.widths[stage], half.layers[stage]
     if half.block_types[stage] == "ResBlock":
-        return [ResBlock(width, winograd_dtypes, dtype, device, operations) for _ in range(layers)]
+        return [ResBlock(width, winograds, dtype, device, operations) for _ in range(layers)]
     return [
         EfficientViTBlock(width, head_dim, half.kernel_sizes[stage], dtype, device, operations) for _ in range(layers)
     ]
@@ -71,7 +82,9 @@ class Encoder(nn.Module):
         self.conv_in = operations.Conv2d(config.image_channels, half.widths[0], 3, padding=1, **kw)
         self.down_blocks = nn.ModuleList()
         for stage, width in enumerate(half.widths):
-            blocks = stage_blocks(half, stage, config.attention_head_dim, ENCODER_WINOGRAD, dtype, device, operations)
+            blocks = stage_blocks(
+                half, stage, config.attention_head_dim, encoder_winograds(), dtype, device, operations
+            )
             if stage + 1 < len(half.widths):
                 blocks.append(DownBlock(width, half.widths[stage + 1], dtype, device, operations))
             self.down_blocks.append(nn.Sequential(*blocks))
@@ -106,7 +119,8 @@ class Decoder(nn.Module):
         self.conv_in = operations.Conv2d(config.latent_channels, half.widths[-1], 3, padding=1, **kw)
         self.up_blocks = nn.ModuleList()
         for stage, width in enumerate(half.widths):
-            blocks = stage_blocks(half, stage, config.attention_head_dim, DECODER_WINOGRAD, dtype, device, operations)
+            winograds = decoder_winograds(half, stage)
+            blocks = stage_blocks(half, stage, config.attention_head_dim, winograds, dtype, device, operations)
             if blocks and stage + 1 < len(half.widths):
                 blocks.insert(
                     0, UpBlock(half.widths[stage + 1], width, half.pixel_shuffle, operations=operations, **kw)
@@ -160,7 +174,9 @@ class AutoencoderDC(nn.Module):
         self.decoder = Decoder(config, dtype, device, operations)
 
     def encode(self, x: Tensor, side: int | None = None) -> Tensor:
+        keep_freed_memory()
         return self.encoder(x.contiguous(memory_format=torch.channels_last), side)
 
     def decode(self, z: Tensor, side: int | None = None) -> Tensor:
+        keep_freed_memory()
         return self.decoder(z.contiguous(memory_format=torch.channels_last), side)

@@ -5,7 +5,7 @@ may overwrite its input, which has to be channels last, and works in bands of ro
 Source: DC-AE, arXiv 2410.10733; EfficientViT, arXiv 2205.14756; for pixel shuffle dc-ai-projects/DC-Gen.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -65,17 +65,17 @@ class RMSNorm2d(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with a norm after the second, and a residual. (B, C, H, W) -> (B, C, H, W).
 
-    winograd_dtypes: in which it may round as Winograd's convolutions do, where they are faster.
+    winograds: the convolutions of `winograd.py` that it may use where they are faster, by format.
     """
 
     reach = 2
 
     def __init__(
-        self, channels: int, winograd_dtypes: Container[torch.dtype], dtype=None, device=None, operations: Any = None
+        self, channels: int, winograds: Mapping[torch.dtype, type], dtype=None, device=None, operations: Any = None
     ):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        self.winograd_dtypes = winograd_dtypes
+        self.winograds = winograds
         self.conv1 = operations.Conv2d(channels, channels, 3, padding=1, **kw)
         self.conv2 = operations.Conv2d(channels, channels, 3, padding=1, bias=False, **kw)
         self.norm = RMSNorm2d(channels, **kw)
@@ -88,12 +88,12 @@ class ResBlock(nn.Module):
 
     def forward_(self, x: Tensor) -> Tensor:
         lent = lends(self.conv1) and lends(self.conv2)
-        if not (lent and x.dtype in self.winograd_dtypes and winograd.pays(x)):
+        if not (lent and x.dtype in self.winograds and winograd.pays(x)):
             return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
         with borrowed(self.conv1, x) as first, borrowed(self.conv2, x) as second:
             weights, biases = zip(first, second)
             for picture in x.split(1):
-                winograd.res_block_(picture, weights, biases, self.norm.add_)
+                winograd.res_block_(picture, weights, biases, self.norm.add_, self.winograds[x.dtype])
         return x
 
 
@@ -205,7 +205,10 @@ class ConvOut(GLUMBConv):
         return x + self.norm(super().forward(x))
 
     def forward_(self, x: Tensor) -> Tensor:
-        return add_in_bands_(x, super().forward, self.norm.add_, reach=1, channels=8 * x.shape[1])
+        return add_in_bands_(x, self.gated, self.add_, reach=1, channels=8 * x.shape[1])
+
+    def add_(self, x: Tensor, gated: Tensor) -> None:
+        self.norm.add_(x, self.conv_point(gated))
 
 
 class EfficientViTBlock(nn.Module):
@@ -328,7 +331,9 @@ class UpBlock(Upsample):
         rows, columns = 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
         for picture, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in bands(picture, 2 * x.shape[1]):
-                values = picture[:, :, start:stop].repeat_interleave(max(self.repeats // 4, 1), dim=1)
+                values = picture[:, :, start:stop]
+                if self.repeats > 4:  # without need it would leave the layout
+                    values = values.repeat_interleave(self.repeats // 4, dim=1)
                 squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns))
         return out
 

@@ -88,10 +88,13 @@ class GLUMBConv(nn.Module):
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
+        return self.conv_point(self.gated(x, changes))
+
+    def gated(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
         inner = F.silu(self.conv_inverted(x), inplace=in_place())
         out = self.conv_depth(inner)
         for change in changes:
             out = out + change(inner)
         del inner
         x, gate = out.chunk(2, dim=1)
-        return self.conv_point(F.silu(gate, inplace=in_place()) * x)
+        return F.silu(gate, inplace=in_place()) * x

@@ -22,6 +22,16 @@ KERNEL = (  # G of the paper: three weights to six. Rows of P and Q are scaled t
     (0, 0, 1),
 )
 
+# B and A of the paper, the rows of the one and the columns of the other multiplied until any format holds them exactly.
+INPUT = (
+    (36, 0, -97, 0, 36, 0),
+    *((0, -18, -27, 8, 12, 0), (0, 18, -27, -8, 12, 0)),
+    *((0, -12, -8, 27, 18, 0), (0, 12, -8, -27, 18, 0)),
+    (0, 36, 0, -97, 0, 36),
+)
+OUTPUT = ((1, 27, 27, 8, 8, 0), (0, 18, -18, 12, -12, 0), (0, 12, 12, 18, 18, 0), (0, 8, -8, 27, -27, 1))
+INPUT_SCALE, OUTPUT_SCALE = (36, 12, 12, 18, 18, 36), (1, 18, 18, 18, 18, 1)  # times what the functions below do
+
 
 def transform_input(d: Sequence[Tensor], out: Sequence[Tensor], scratch: Tensor) -> None:
     """Six neighbours to six values, as B of the paper does. scratch: two tensors like any of them."""

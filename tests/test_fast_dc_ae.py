@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import comfy.model_management
 import comfy.ops
@@ -14,7 +14,8 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from PIL import Image
-from sana_native.models import bands, dc_ae_layers, tiles, winograd
+from sana_native.models import bands, dc_ae, dc_ae_layers, tiles, winograd, winograd_sums
+from sana_native.benchmarks.networks import dc_ae_config
 from sana_native.models.dc_ae import AutoencoderDC
 from sana_native.models.model_detection import detect_dc_ae
 from sana_native.models.tile_choice import SIDES, Pass
@@ -41,7 +42,8 @@ def short_bands(monkeypatch):
     monkeypatch.setattr(dc_ae_layers, "SUB_PIXEL_POSITIONS", 1)
     monkeypatch.setattr(winograd, "CHANNELS", 1)
     monkeypatch.setattr(winograd, "POSITIONS", 1)
-    monkeypatch.setattr(winograd, "ROWS", 2**13)
+    monkeypatch.setattr(winograd, "ROWS", 2**15)
+    monkeypatch.setattr(dc_ae, "SQUARES_CHANNELS", 1)
     monkeypatch.setattr(winograd, "cpu_has", "avx512_bf16".__eq__)
 
 
@@ -88,8 +90,8 @@ def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
     assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
 
 
-def res_block(channels: int) -> dc_ae_layers.ResBlock:
-    formats = list(winograd.CONVOLUTIONS)
+def res_block(channels: int, convolution: type = winograd.Rows) -> dc_ae_layers.ResBlock:
+    formats = dict.fromkeys((torch.float32, torch.bfloat16), convolution)
     block = dc_ae_layers.ResBlock(channels, formats, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(5)
     for parameter in block.parameters():
@@ -99,17 +101,32 @@ def res_block(channels: int) -> dc_ae_layers.ResBlock:
 
 @pytest.mark.parametrize("height", [1, 3, 4, 5, 8, 9, 16])
 @pytest.mark.parametrize("width", [1, 4, 7])
-@pytest.mark.parametrize("strip", [1, 2**9, 2**20], ids=["rows of four", "strips", "whole"])
-@pytest.mark.parametrize("dtype", list(winograd.CONVOLUTIONS), ids=["squares", "rows"])
-def test_winograds_convolutions_equal_sliding_ones(height, width, strip, dtype, monkeypatch):
-    monkeypatch.setitem(winograd.CONVOLUTIONS, torch.float32, winograd.CONVOLUTIONS[dtype])
+@pytest.mark.parametrize("strip", [1, 2**11, 2**22], ids=["rows of four", "strips", "whole"])
+@pytest.mark.parametrize("convolution", [winograd.Squares, winograd.Rows])
+def test_winograds_convolutions_equal_sliding_ones(height, width, strip, convolution, monkeypatch):
     monkeypatch.setattr(winograd, "ROWS", strip)
-    block, x = res_block(12), torch.randn(2, 12, height, width, generator=torch.Generator().manual_seed(6))
+    block, x = res_block(12, convolution), torch.randn(2, 12, height, width, generator=torch.Generator().manual_seed(6))
     x = x.to(memory_format=torch.channels_last)
     with torch.enable_grad():
         expected = block(x)
     with torch.inference_mode():
         assert error(block.forward_(x.clone(memory_format=torch.channels_last)), expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("transform", "matrix", "scale"),
+    [
+        (winograd_sums.transform_input, winograd_sums.INPUT, torch.tensor(winograd_sums.INPUT_SCALE)[:, None]),
+        (winograd_sums.transform_output, winograd_sums.OUTPUT, torch.tensor(winograd_sums.OUTPUT_SCALE)),
+    ],
+    ids=["input", "output"],
+)
+def test_sums_along_the_rows_are_those_along_the_columns_in_numbers_that_bfloat16_holds(transform, matrix, scale):
+    matrix = torch.tensor(matrix, dtype=torch.float64)
+    out = torch.empty(len(matrix), 6, dtype=torch.float64)
+    transform(list(torch.eye(6, dtype=torch.float64)), out.unbind(), torch.empty(2, 6, dtype=torch.float64))
+    assert torch.allclose(out * scale, matrix, rtol=1e-12)
+    assert torch.equal(matrix.bfloat16().double(), matrix)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +152,16 @@ def test_winograds_convolutions_are_used_where_they_are_faster(dtype, size, inst
     assert bool(calls) == used
 
 
+@pytest.mark.parametrize("attention", [True, False], ids=["DC-AE", "DC-AE-Lite"])
+def test_squares_are_for_wide_stages_behind_attention_and_the_decoder(attention, monkeypatch):
+    monkeypatch.undo()
+    half = dc_ae_config().decoder
+    half = half if attention else replace(half, block_types=("ResBlock",) * 6)
+    chosen = [dc_ae.decoder_winograds(half, stage)[torch.bfloat16] for stage in range(3)]
+    assert chosen == [winograd.Rows] + [winograd.Squares if attention else winograd.Rows] * 2
+    assert torch.bfloat16 not in dc_ae.encoder_winograds()
+
+
 @pytest.mark.parametrize(
     ("half", "pays", "factor"),
     [("encode", True, 1.05), ("decode", False, 1.05), ("decode", True, 1.7)],
@@ -147,18 +174,19 @@ def test_fast_bfloat16_is_little_further_from_float32_than_plain(reference, half
     assert 0 < error(fast(model, half, x), exact) < factor * error(plain(model, half, x), exact)
 
 
-def test_a_decode_of_trained_weights_in_bfloat16_is_nearer_to_float32_than_diffusers_is(monkeypatch):
+@pytest.mark.parametrize("convolution", [winograd.Squares, winograd.Rows])
+def test_a_decode_of_trained_weights_in_bfloat16_is_nearer_to_float32_than_diffusers_is(convolution, monkeypatch):
     theirs = diffusers.AutoencoderDC.from_pretrained(CHECKPOINT, subfolder="vae").eval().requires_grad_(False)
     picture = np.array(Image.open(ROOT / "docs" / "demo.png").convert("RGB"))
     latent = theirs.encode(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1).latent
     exact = plain(network(theirs), "decode", latent)
-    transformed, convolve = winograd.CONVOLUTIONS[torch.bfloat16]
-    convolve = Mock(wraps=convolve)
-    monkeypatch.setitem(winograd.CONVOLUTIONS, torch.bfloat16, (transformed, convolve))
+    called, convolve = [], convolution.__call__
+    monkeypatch.setattr(convolution, "__call__", lambda *args, **kwargs: called.append(1) or convolve(*args, **kwargs))
+    monkeypatch.setattr(dc_ae, "decoder_winograds", lambda *_: {torch.bfloat16: convolution})
     latent = latent.to(torch.bfloat16)
     ours = fast(network(theirs, torch.bfloat16), "decode", latent)
     assert error(ours, exact) < error(theirs.to(torch.bfloat16).decode(latent).sample.float(), exact)
-    convolve.assert_called()
+    assert called
 
 
 @pytest.mark.parametrize("half", HALVES)
