@@ -1,8 +1,8 @@
 """Softmax attention to a text of few words on a CPU: the words are multiplied by the image's weights, not the image.
 
 A score is (W x + b).k = x.(W^T k) + b.k, and a word adds W_o v to whatever attends to it. The sums are the same, and
-with few words there are fewer products: for 30 words a third of SANA 1.6B's in its two layers. Scores stay in float32,
-as inside the host's attention: in bfloat16 they would cost 4 to 6 dB.
+with few words there are fewer products: for 30 words a third of SANA 1.6B's in its two layers. Scores are in float32:
+rounded to bfloat16 they would take 4 to 6 dB from the result.
 """
 
 import math

@@ -166,7 +166,7 @@ class CrossAttention(nn.Module):
             k, v, bias = k[seen], v[seen], bias[seen] - bias.max()
         words, heads = len(k), self.num_heads
         if not few_words.pays(words, heads, x):
-            bias = None if bias is None else bias[None, None]
+            bias = bias[None, None] if bias is not None and bias.any() else None
             return self.attend(x[None], k[None], v[None], bias, transformer_options)[0]
         k, v = few_words.of_heads(k, heads), few_words.of_heads(v, heads)
         if isinstance(self.norm_q, nn.Identity) and few_words.pays_for_queries(words, heads, x):

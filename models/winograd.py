@@ -28,9 +28,9 @@ from .winograd_sums import (
     transform_output,
 )
 
-# Bytes of the map in the rows worked on at once, for each thread and in all: what is made of them, ten times as much,
-# nearly fits the cache.
-ROWS_A_THREAD, ROWS = 2**21, 2**23
+# Of the map in the rows worked on at once: bytes, and a share of the whole. `Rows` needs seven times as much for them,
+# `Squares` ten times.
+MOST, SHARE = 2**24, 1 / 8
 # From here on it is faster than the library's convolutions: below, transforms cost more than they save.
 CHANNELS, POSITIONS = 128, 2**11
 ODD = 2**7 + 2**5  # elements between slices; see `apart`
@@ -65,7 +65,9 @@ def transform_rows(x: Tensor, out: Tensor) -> None:
 
 
 class Rows:
-    """F(4, 3) along the columns of rows as long as `columns`."""
+    """F(4, 3) along the columns, with memory for `count` fours of rows of so many columns and channels."""
+
+    BYTES_A_THREAD = 2**23
 
     @staticmethod
     def transformed(weight: Tensor) -> Tensor:
@@ -90,18 +92,22 @@ class Rows:
 
 
 class Squares:
+    """F(4x4, 3x3), likewise."""
+
+    BYTES_A_THREAD = 2**22
+
     @staticmethod
     def transformed(weight: Tensor) -> Tensor:
         """(D, C, 3, 3) -> (36, C, D), rows before columns."""
         columns = torch.tensor(KERNEL, dtype=torch.float64)
         rows = columns / (torch.tensor(INPUT_SCALE) * torch.tensor(OUTPUT_SCALE))[:, None]
-        places = weight.permute(2, 3, 1, 0).reshape(9, -1)
         both = torch.kron(rows, columns).to(weight.device, torch.float32)
+        places = weight.permute(2, 3, 1, 0).reshape(9, -1)
         return (both @ places.float()).to(weight.dtype).unflatten(1, (weight.shape[1], weight.shape[0]))
 
     def __init__(self, like: Tensor, channels: int, count: int, columns: int):
         fours = -(-columns // RESULTS)
-        self.values = apart(like, PLACES, count, RESULTS * fours + 2, channels)  # with the positions around the rows
+        self.values = apart(like, PLACES, count, RESULTS * fours + 2, channels)  # with zeros before and behind the rows
         self.squares, self.products = (like.new_empty(PLACES**2 * count * fours * channels) for _ in range(2))
         self.scratch = like.new_empty(2 * PLACES * count * fours * channels)
 
@@ -115,9 +121,8 @@ class Squares:
         products = view(self.products, PLACES, PLACES, n, fours, out_channels)
         torch.bmm(squares.view(PLACES**2, -1, channels), kernel, out=products.view(PLACES**2, -1, out_channels))
         results = view(self.squares, PLACES, n, fours, RESULTS, out_channels)
-        transform_output(
-            products.unbind(1), results.unbind(3), view(self.scratch, 2, *products.shape[:1], *products.shape[2:])
-        )
+        scratch = view(self.scratch, 2, PLACES, n, fours, out_channels)
+        transform_output(products.unbind(1), results.unbind(3), scratch)
         matrix = torch.tensor(OUTPUT, dtype=x.dtype)
         made = results.flatten(2)[:, :, : width * out_channels]
         for i in range(n):
@@ -147,8 +152,8 @@ def res_block_(
     for all rows in turn and works in place.
     """
     channels, height, width = x.shape[1:]
-    most = min(ROWS_A_THREAD * torch.get_num_threads(), ROWS)
-    n = min(max(most // (RESULTS * width * channels * x.element_size()), 1), -(-height // RESULTS))
+    most = min(convolution.BYTES_A_THREAD * torch.get_num_threads(), MOST, int(x.nbytes * SHARE))
+    n = max(most // (RESULTS * width * channels * x.element_size()), 1)
     band = RESULTS * n
     convolve = convolution(x, channels, n, width)
     first, second = (partial(convolve, kernel=convolution.transformed(weight)) for weight in weights)
