@@ -62,7 +62,11 @@ def empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
 
 def strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tokens (n, C) of channels-last tensors (B, C, H, W) of one size, a few at a time, as views of the same memory."""
-    channels = tensors[0].shape[1]
-    length = max(STRIP.get(tensors[0].device.type, STRIP_ELSEWHERE) // channels, 1)
-    tokens = [tensor.permute(0, 2, 3, 1).view(-1, channels) for tensor in tensors]
-    return zip(*(each.split(length) for each in tokens), strict=True)
+    yield from in_strips(*(tensor.permute(0, 2, 3, 1).view(-1, tensor.shape[1]) for tensor in tensors))
+
+
+def in_strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts along the first dimension, in which all tensors agree; of the last no more than STRIP elements."""
+    most = STRIP.get(tensors[0].device.type, STRIP_ELSEWHERE)
+    length = max(most // tensors[-1][0].numel(), 1)
+    yield from zip(*(tensor.split(length) for tensor in tensors), strict=True)

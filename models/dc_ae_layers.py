@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .bands import add_in_bands_, bands, empty_map, rows_of, strips
+from .bands import add_in_bands_, bands, empty_map, in_strips, rows_of, strips
 from .borrowed_weights import borrowed, lends
 from .layers import GLUMBConv, in_place, linear_attention
 
@@ -344,5 +344,7 @@ def sub_pixel_weight(weight: Tensor) -> Tensor:
     Positions with equal values meet the sum of their weights, so 16 products make what took 36.
     """
     spread = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.float32, device=weight.device)
-    summed = weight.flatten(2).float() @ torch.kron(spread, spread)  # (D, C, 16)
-    return summed.to(weight.dtype).unflatten(2, (4, 4)).transpose(0, 1)
+    summed = weight.new_empty(*weight.shape[:2], 16)
+    for some, target in in_strips(weight.flatten(2), summed):
+        target.copy_(some.float() @ torch.kron(spread, spread))
+    return summed.unflatten(2, (4, 4)).transpose(0, 1)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .bands import in_strips
 from .device import cpu_has
 from .winograd_sums import (
     INPUT,
@@ -102,8 +103,10 @@ class Squares:
         columns = torch.tensor(KERNEL, dtype=torch.float64)
         rows = columns / (torch.tensor(INPUT_SCALE) * torch.tensor(OUTPUT_SCALE))[:, None]
         both = torch.kron(rows, columns).to(weight.device, torch.float32)
-        places = weight.permute(2, 3, 1, 0).reshape(9, -1)
-        return (both @ places.float()).to(weight.dtype).unflatten(1, (weight.shape[1], weight.shape[0]))
+        out = weight.new_empty(PLACES**2, weight.shape[1], weight.shape[0])
+        for some, target in in_strips(weight.permute(1, 2, 3, 0).flatten(1, 2), out.transpose(0, 1)):
+            target.copy_(both @ some.float())
+        return out
 
     def __init__(self, like: Tensor, channels: int, count: int, columns: int):
         fours = -(-columns // RESULTS)
