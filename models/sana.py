@@ -161,7 +161,7 @@ class CrossAttention(nn.Module):
         self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict
     ) -> Tensor:
         """For one picture, x (N, C), and those of k, v (L, C) that bias (L,) lets it see."""
-        if bias is not None:
+        if bias is not None and bias.any():  # else all are seen, and no copy is needed
             seen = few_words.used(bias)
             k, v, bias = k[seen], v[seen], bias[seen] - bias.max()
         words, heads = len(k), self.num_heads
