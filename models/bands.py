@@ -4,7 +4,7 @@ A residual block then needs little memory beside its one tensor, and what is wor
 is the one that the whole tensor would give, except that norms are rounded once, at their end.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -53,6 +53,29 @@ def add_in_bands_(x: Tensor, branch: Callable[[Tensor], Tensor], add_: Callable,
             above = rows[:, :, max(end - reach, 0) : end].clone()
             add_(picture[:, :, start:stop], out)
     return x
+
+
+def made_once(
+    x: Tensor, sizes: Iterable[tuple[int, int]], reach: int, channels: int, make: Callable[[Tensor, Tensor], None]
+) -> Iterator[tuple[int, Tensor]]:
+    """Of a map that make(rows of x (1, C, H, W), out (rows, W, channels)) gives row by row: every band, and rows around.
+
+    Yields, for each of the sizes, how many rows lie above the band, and a view of them, it and `reach` rows below,
+    (1, channels, rows, W), which the next one overwrites.
+    """
+    height, width = x.shape[2:]
+    sizes = list(sizes)
+    longest = max(stop - start for start, stop in sizes)
+    memory = empty_map(x, channels, longest + 2 * reach, width)
+    rows = memory[0].permute(1, 2, 0)
+    made = first = 0
+    for start, stop in sizes:
+        above = max(start - reach, 0)
+        rows[: made - above] = rows[above - first : made - first].clone()  # known from the band before
+        first, last = above, min(stop + reach, height)
+        make(x[:, :, made:last], rows[made - first : last - first])
+        made = last
+        yield start - first, memory[:, :, : last - first]
 
 
 def empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .bands import add_in_bands_, bands, empty_map, in_strips, rows_of, strips
+from .bands import add_in_bands_, bands, empty_map, in_strips, made_once, rows_of, strips
 from .borrowed_weights import borrowed, lends
-from .layers import GLUMBConv, in_place, linear_attention
+from .layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention
 
 ATTENTION_EPS = 1e-15
 SUB_PIXEL_POSITIONS = 1024  # below, preparing the weights takes longer than it saves
@@ -144,18 +144,21 @@ class MultiscaleLinearAttention(nn.Module):
         self.norm_out = RMSNorm2d(channels, **kw)
         self.reach = max(kernel_sizes, default=1) // 2
 
-    def project(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 3hd, H, W): q, k and v of every head, those of the projections after the plain ones."""
+    def project(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> three (BHW, C), which side by side are q, k and v of every head."""
         # Rows of a larger map are no matrix to torch until they are flat: it would copy the weights for each of them.
         tokens = x.permute(0, 2, 3, 1).flatten(0, 2)
-        qkv = torch.cat([self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)], dim=-1)
-        qkv = qkv.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
-        return torch.cat([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], dim=1)
+        return [self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)]
+
+    def project_to(self, x: Tensor, out: Tensor) -> None:
+        """x (1, C, H, W) to out (H, W, 3C)."""
+        torch.cat(self.project(x), dim=-1, out=out.flatten(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        qkv = self.project(x).reshape(x.shape[0], -1, 3 * self.head_dim, height * width)
-        q, k, v = qkv.chunk(3, dim=2)  # (B, h, d, N)
+        qkv = torch.cat(self.project(x), dim=-1).unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
+        qkv = torch.cat([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], dim=1)
+        q, k, v = qkv.reshape(x.shape[0], -1, 3 * self.head_dim, height * width).chunk(3, dim=2)  # (B, h, d, N)
         # With fewer tokens than channels the N x N form is the cheaper one, and the one the weights were trained with.
         attend = linear_attention if height * width > self.head_dim else quadratic_attention
         out = attend(q, k, v, eps=ATTENTION_EPS).to(x.dtype)
@@ -171,19 +174,23 @@ class MultiscaleLinearAttention(nn.Module):
 
     def attend_(self, x: Tensor) -> None:
         """forward for one picture, in two passes over its bands: the sums over all keys first, then every query."""
-        queries, values, weights = [], 0.0, 0.0
-        bands_of_x = list(bands(x, self.to_out.in_features * 3))
-        for start, stop in bands_of_x:
-            qkv = rows_of(self.project, x, start, stop, self.reach).permute(0, 2, 3, 1)
-            q, k, v = qkv.unflatten(3, (-1, 3, self.head_dim)).flatten(0, 2).unbind(dim=2)  # (N, h, d)
-            queries.append(F.relu(q))
-            k = F.relu(k).float()
-            values = values + k.permute(1, 2, 0) @ v.float().transpose(0, 1)  # (h, d, d)
-            weights = weights + k.sum(dim=0)[..., None]  # (h, d, 1)
-        for start, stop in bands_of_x:
-            q = queries.pop(0).transpose(0, 1).float()  # (h, N, d)
-            out = (q @ values).div_((q @ weights).add_(ATTENTION_EPS)).to(x.dtype)
-            out = self.to_out(out.transpose(0, 1).reshape(1, stop - start, x.shape[3], -1))
+        channels, width = x.shape[1], x.shape[3]
+        scales = 1 + len(self.to_qkv_multiscale)
+        sizes = list(bands(x, 3 * channels * scales))
+        queries, sums = [], [0.0] * scales
+        projected = made_once(x, sizes, self.reach, 3 * channels, self.project_to)
+        for (start, stop), (above, qkv) in zip(sizes, projected, strict=True):
+            queries.append([])
+            for i, scale in enumerate([nn.Identity(), *self.to_qkv_multiscale]):
+                tokens = scale(qkv)[:, :, above:][:, :, : stop - start].permute(0, 2, 3, 1).flatten(0, 2)
+                q, k, v = tokens.unflatten(1, (-1, 3, self.head_dim)).unbind(dim=2)  # (N, h, d)
+                queries[-1].append(F.relu(q))
+                sums[i] = sums[i] + key_sums(F.relu(heads_of(k)), heads_of(v))
+        for start, stop in sizes:
+            out = x.new_empty((stop - start) * width, scales, channels)
+            for i, q in enumerate(queries.pop(0)):
+                out[:, i] = attend_to_sums(heads_of(q), sums[i], ATTENTION_EPS).flatten(1)
+            out = self.to_out(out.flatten(1)).unflatten(0, (1, -1, width))
             self.norm_out.add_(x[:, :, start:stop], out.permute(0, 3, 1, 2))
 
 
@@ -205,10 +212,24 @@ class ConvOut(GLUMBConv):
         return x + self.norm(super().forward(x))
 
     def forward_(self, x: Tensor) -> Tensor:
-        return add_in_bands_(x, self.gated, self.add_, reach=1, channels=8 * x.shape[1])
+        channels = 8 * x.shape[1]
+        for picture in x.split(1):
+            sizes = list(bands(picture, channels))
+            inner = made_once(picture, sizes, 1, channels, self.expand_to)
+            for (start, stop), (above, rows) in zip(sizes, inner, strict=True):
+                gated = self.gated(rows)[:, :, above:][:, :, : stop - start]
+                self.norm.add_(picture[:, :, start:stop], self.conv_point(gated))
+        return x
 
-    def add_(self, x: Tensor, gated: Tensor) -> None:
-        self.norm.add_(x, self.conv_point(gated))
+    def expand_to(self, x: Tensor, out: Tensor) -> None:
+        """x (1, C, H, W) through the first layer, to out (H, W, 8C)."""
+        if lends(self.conv_inverted):
+            with borrowed(self.conv_inverted, x) as (weight, bias):
+                tokens = x.permute(0, 2, 3, 1).flatten(0, 2)
+                torch.addmm(bias, tokens, weight.flatten(1).mT, out=out.view(-1, out.shape[2]))
+        else:
+            out.copy_(self.conv_inverted(x)[0].permute(1, 2, 0))
+        F.silu(out, inplace=True)
 
 
 class EfficientViTBlock(nn.Module):

@@ -30,6 +30,22 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Ten
     return out[:, :, :-1] / (out[:, :, -1:] + eps)
 
 
+def heads_of(x: Tensor) -> Tensor:
+    """(B, N, h, d) -> (B, h, N, d), contiguous and in float32."""
+    return x.transpose(-2, -3).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def key_sums(k: Tensor, v: Tensor) -> Tensor:
+    """Of non-negative k and of v, (B, h, N, d), the sums over N of k v^T and, in a last column, of k: (B, h, d, d + 1)."""
+    return torch.cat([k.mT @ v, k.sum(dim=-2).unsqueeze(-1)], dim=-1)
+
+
+def attend_to_sums(q: Tensor, sums: Tensor, eps: float) -> Tensor:
+    """The attention of `linear_attention` for non-negative q (B, h, N, d) and `key_sums`, to (B, N, h, d)."""
+    out = q @ sums
+    return (out[..., :-1] / (out[..., -1:] + eps)).transpose(-2, -3)
+
+
 def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, eps: float = 1e-15) -> Tensor:
     """The same attention for (B, N, C) as linear layers give it, to (B, N, C) in the same format.
 
@@ -37,20 +53,12 @@ def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, e
     """
     whole = q.device.type != "cpu" or torch.compiler.is_compiling()
     strip = q.shape[1] if whole else STRIP_TOKENS
-
-    def heads(x: Tensor) -> Tensor:  # (B, n, C) -> (B, h, n, d) in float32
-        x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        return x.to(torch.float32, memory_format=torch.contiguous_format)
-
-    state = total = 0.0  # (B, h, d, d) and (B, h, d, 1)
+    sums, out = 0.0, []
+    q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in (q, k, v))
     for keys, values in zip(k.split(strip, dim=1), v.split(strip, dim=1)):
-        keys = heads(F.relu(keys))
-        state = state + keys.transpose(-1, -2) @ heads(values)
-        total = total + keys.sum(dim=-2).unsqueeze(-1)
-    out = []
+        sums = sums + key_sums(heads_of(F.relu(keys)), heads_of(values))
     for queries in q.split(strip, dim=1):
-        queries = heads(F.relu(queries))
-        out.append(((queries @ state) / (queries @ total + eps)).transpose(1, 2).flatten(2).to(q.dtype))
+        out.append(attend_to_sums(heads_of(F.relu(queries)), sums, eps).flatten(2).to(q.dtype))
     return torch.cat(out, dim=1)
 
 
@@ -88,10 +96,10 @@ class GLUMBConv(nn.Module):
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
-        return self.conv_point(self.gated(x, changes))
+        return self.conv_point(self.gated(F.silu(self.conv_inverted(x), inplace=in_place()), changes))
 
-    def gated(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
-        inner = F.silu(self.conv_inverted(x), inplace=in_place())
+    def gated(self, inner: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
+        """What lies between the 1x1 convolutions: (B, 2 * hidden, H, W) -> (B, hidden, H, W)."""
         out = self.conv_depth(inner)
         for change in changes:
             out = out + change(inner)
