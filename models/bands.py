@@ -4,7 +4,7 @@ A residual block then needs little memory beside its one tensor, and what is wor
 is the one that the whole tensor would give, except that norms are rounded once, at their end.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -56,26 +56,24 @@ def add_in_bands_(x: Tensor, branch: Callable[[Tensor], Tensor], add_: Callable,
 
 
 def made_once(
-    x: Tensor, sizes: Iterable[tuple[int, int]], reach: int, channels: int, make: Callable[[Tensor, Tensor], None]
-) -> Iterator[tuple[int, Tensor]]:
-    """Of a map that make(rows of x (1, C, H, W), out (rows, W, channels)) gives row by row: every band, and rows around.
+    x: Tensor, make: Callable[[Tensor, Tensor], None], channels: int, reach: int, widest: int
+) -> Iterator[tuple[int, int, slice, Tensor]]:
+    """A map that make(rows of x (1, C, H, W), out (rows, W, channels)) writes row by row, a band at a time.
 
-    Yields, for each of the sizes, how many rows lie above the band, and a view of them, it and `reach` rows below,
-    (1, channels, rows, W), which the next one overwrites.
+    Yields, for every one of `bands(x, widest)`, its first row and the one after its last; and, until the next one, the
+    map's rows from `reach` above it to `reach` below, (1, channels, rows, W), with the slice of them that is the band.
     """
-    height, width = x.shape[2:]
-    sizes = list(sizes)
-    longest = max(stop - start for start, stop in sizes)
-    memory = empty_map(x, channels, longest + 2 * reach, width)
+    sizes = list(bands(x, widest))
+    memory = empty_map(x, channels, max(stop - start for start, stop in sizes) + 2 * reach, x.shape[3])
     rows = memory[0].permute(1, 2, 0)
-    made = first = 0
+    first = last = 0
     for start, stop in sizes:
-        above = max(start - reach, 0)
+        above, made = max(start - reach, 0), last
         rows[: made - above] = rows[above - first : made - first].clone()  # known from the band before
-        first, last = above, min(stop + reach, height)
-        make(x[:, :, made:last], rows[made - first : last - first])
-        made = last
-        yield start - first, memory[:, :, : last - first]
+        first, last = above, min(stop + reach, x.shape[2])
+        if made < last:
+            make(x[:, :, made:last], rows[made - first : last - first])
+        yield start, stop, slice(start - first, stop - first), memory[:, :, : last - first]
 
 
 def empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -175,19 +175,18 @@ class MultiscaleLinearAttention(nn.Module):
     def attend_(self, x: Tensor) -> None:
         """forward for one picture, in two passes over its bands: the sums over all keys first, then every query."""
         channels, width = x.shape[1], x.shape[3]
-        scales = 1 + len(self.to_qkv_multiscale)
-        sizes = list(bands(x, 3 * channels * scales))
-        queries, sums = [], [0.0] * scales
-        projected = made_once(x, sizes, self.reach, 3 * channels, self.project_to)
-        for (start, stop), (above, qkv) in zip(sizes, projected, strict=True):
+        scales = [nn.Identity(), *self.to_qkv_multiscale]
+        widest = 3 * channels * len(scales)
+        queries, sums = [], [0.0] * len(scales)
+        for _, _, band, qkv in made_once(x, self.project_to, 3 * channels, self.reach, widest):
             queries.append([])
-            for i, scale in enumerate([nn.Identity(), *self.to_qkv_multiscale]):
-                tokens = scale(qkv)[:, :, above:][:, :, : stop - start].permute(0, 2, 3, 1).flatten(0, 2)
+            for i, scale in enumerate(scales):
+                tokens = scale(qkv)[:, :, band].permute(0, 2, 3, 1).flatten(0, 2)
                 q, k, v = tokens.unflatten(1, (-1, 3, self.head_dim)).unbind(dim=2)  # (N, h, d)
                 queries[-1].append(F.relu(q))
                 sums[i] = sums[i] + key_sums(F.relu(heads_of(k)), heads_of(v))
-        for start, stop in sizes:
-            out = x.new_empty((stop - start) * width, scales, channels)
+        for start, stop in bands(x, widest):
+            out = x.new_empty((stop - start) * width, len(scales), channels)
             for i, q in enumerate(queries.pop(0)):
                 out[:, i] = attend_to_sums(heads_of(q), sums[i], ATTENTION_EPS).flatten(1)
             out = self.to_out(out.flatten(1)).unflatten(0, (1, -1, width))
@@ -212,12 +211,10 @@ class ConvOut(GLUMBConv):
         return x + self.norm(super().forward(x))
 
     def forward_(self, x: Tensor) -> Tensor:
-        channels = 8 * x.shape[1]
+        inner = 8 * x.shape[1]
         for picture in x.split(1):
-            sizes = list(bands(picture, channels))
-            inner = made_once(picture, sizes, 1, channels, self.expand_to)
-            for (start, stop), (above, rows) in zip(sizes, inner, strict=True):
-                gated = self.gated(rows)[:, :, above:][:, :, : stop - start]
+            for start, stop, band, rows in made_once(picture, self.expand_to, inner, reach=1, widest=inner):
+                gated = self.gated(rows)[:, :, band]
                 self.norm.add_(picture[:, :, start:stop], self.conv_point(gated))
         return x
 

@@ -36,7 +36,7 @@ def heads_of(x: Tensor) -> Tensor:
 
 
 def key_sums(k: Tensor, v: Tensor) -> Tensor:
-    """Of non-negative k and of v, (B, h, N, d), the sums over N of k v^T and, in a last column, of k: (B, h, d, d + 1)."""
+    """Sums over N of k v^T and, as a last column, of k: k >= 0 and v (B, h, N, d) -> (B, h, d, d + 1)."""
     return torch.cat([k.mT @ v, k.sum(dim=-2).unsqueeze(-1)], dim=-1)
 
 

@@ -123,13 +123,13 @@ class Squares:
         transform_input(read, squares.unbind(1), view(self.scratch, 2, *read[0].shape))
         products = view(self.products, PLACES, PLACES, n, fours, out_channels)
         torch.bmm(squares.view(PLACES**2, -1, channels), kernel, out=products.view(PLACES**2, -1, out_channels))
-        results = view(self.squares, PLACES, n, fours, RESULTS, out_channels)
-        scratch = view(self.scratch, 2, PLACES, n, fours, out_channels)
-        transform_output(products.unbind(1), results.unbind(3), scratch)
-        matrix = torch.tensor(OUTPUT, dtype=x.dtype)
-        made = results.flatten(2)[:, :, : width * out_channels]
-        for i in range(n):
-            torch.mm(matrix, made[:, i], out=out[RESULTS * i :][:RESULTS].flatten(1))
+        rows = view(self.squares, RESULTS, PLACES, n, fours, out_channels)
+        torch.mm(torch.tensor(OUTPUT, dtype=x.dtype), products.flatten(1), out=rows.flatten(1))
+        whole = out if width % RESULTS == 0 else out.new_empty(len(out), RESULTS * fours, out_channels)
+        columns = whole.view(n, RESULTS, fours, RESULTS, out_channels).permute(3, 1, 0, 2, 4)
+        transform_output(rows.unbind(1), columns, view(self.scratch, 2, *columns.shape[1:]))
+        if whole is not out:
+            out.copy_(whole[:, :width])
 
 
 def rows_around(picture: Tensor, start: int, count: int, memory: Tensor) -> Tensor:
