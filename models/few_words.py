@@ -37,9 +37,16 @@ def pays_for_queries(words: int, heads: int, x: Tensor) -> bool:
     return pays(words, heads, x, cost=1 if x.dtype == torch.float32 else FLOAT32)
 
 
-def used(bias: Tensor) -> Tensor:
-    """Indices of the words that matter under a bias (L,): any other has no weight beside them in float32."""
-    return (bias > bias.max() - 1000).nonzero().squeeze(1)
+def seen(k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of k and v (L, C) the words that matter under a bias (L,), and theirs, None where it is the same for all.
+
+    Any other word has no weight beside them in float32.
+    """
+    if bias is None or not bias.any():  # no copies where all are seen
+        return k, v, None
+    matters = bias > bias.max() - 1000
+    bias = bias[matters] - bias.max()
+    return k[matters], v[matters], bias if bias.any() else None
 
 
 def of_heads(x: Tensor, heads: int) -> Tensor:

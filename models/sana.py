@@ -161,12 +161,10 @@ class CrossAttention(nn.Module):
         self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict
     ) -> Tensor:
         """For one picture, x (N, C), and those of k, v (L, C) that bias (L,) lets it see."""
-        if bias is not None and bias.any():  # else all are seen, and no copy is needed
-            seen = few_words.used(bias)
-            k, v, bias = k[seen], v[seen], bias[seen] - bias.max()
+        k, v, bias = few_words.seen(k, v, bias)
         words, heads = len(k), self.num_heads
         if not few_words.pays(words, heads, x):
-            bias = bias[None, None] if bias is not None and bias.any() else None
+            bias = None if bias is None else bias[None, None]
             return self.attend(x[None], k[None], v[None], bias, transformer_options)[0]
         k, v = few_words.of_heads(k, heads), few_words.of_heads(v, heads)
         if isinstance(self.norm_q, nn.Identity) and few_words.pays_for_queries(words, heads, x):

@@ -30,7 +30,7 @@ from .winograd_sums import (
 )
 
 # Of the map in the rows worked on at once: bytes, and a share of the whole. `Rows` needs seven times as much for them,
-# `Squares` ten times.
+# `Squares` ten times, so either has a number of its own for what each thread's share of the cache is good for.
 MOST, SHARE = 2**24, 1 / 8
 # From here on it is faster than the library's convolutions: below, transforms cost more than they save.
 CHANNELS, POSITIONS = 128, 2**11
@@ -93,7 +93,7 @@ class Rows:
 
 
 class Squares:
-    """F(4x4, 3x3), likewise."""
+    """F(4x4, 3x3), with memory as for `Rows`."""
 
     BYTES_A_THREAD = 2**22
 
@@ -115,6 +115,7 @@ class Squares:
         self.scratch = like.new_empty(2 * PLACES * count * fours * channels)
 
     def __call__(self, x: Tensor, out: Tensor, kernel: Tensor) -> None:
+        """The same convolution as that of `Rows`."""
         n, width, (channels, out_channels) = out.shape[0] // RESULTS, x.shape[1], kernel.shape[1:]
         fours = -(-width // RESULTS)
         transform_rows(x, self.values[:, :n, 1 : 1 + width])

@@ -320,9 +320,16 @@ class Tab:
         )
 
     def select(self, node_id: int | str) -> None:
-        """Click on a node's title, and on no button there."""
-        box = self.box(node_id)
-        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 10)
+        """Click on a node's title, and on no button there, until the page has heard it."""
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline:
+            box = self.box(node_id)
+            self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 10)
+            self.page.wait_for_timeout(200)
+            if self.page.evaluate("(id) => Object.keys(app.canvas.selected_nodes).join() === `${id}`", node_id):
+                return
+            self.page.wait_for_timeout(2000)  # lost by a page that is busy drawing
+        raise BrowserError(f"Node {node_id} was clicked for {WAIT:g} s and is not selected.")
 
     def open_help(self, node_id: int | str) -> None:
         """Click a node and its toolbox's Node Info; the panel on the right shows the node's help."""

@@ -14,19 +14,6 @@ _PLACE = """(kinds) => kinds.forEach((kind, index) => {
 })"""
 
 
-def open_at(tab, node_id: int, title: str) -> None:
-    """A page that is still drawing may lose a click, so there is a second one."""
-    from playwright.sync_api import TimeoutError as TooSlow  # of the browser tests' own extra
-
-    heading = tab.panel.locator("h1", has_text=title)
-    tab.select(node_id)
-    try:
-        heading.wait_for(timeout=20_000)
-    except TooSlow:
-        tab.select(node_id)
-        heading.wait_for()
-
-
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_nodes_help_opens_with_its_picture(open_tab, language):
     texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -37,7 +24,8 @@ def test_every_nodes_help_opens_with_its_picture(open_tab, language):
     tab.open_help(nodes[0]["id"])
     for node in nodes:
         kind = node["type"]
-        open_at(tab, node["id"], texts[kind]["display_name"])
+        tab.select(node["id"])
+        tab.panel.locator("h1", has_text=texts[kind]["display_name"]).wait_for()
         picture = tab.panel.locator("img").first
         picture.wait_for()
         assert f"/extensions/{PACK}/docs/{kind}/" in picture.get_attribute("src")
