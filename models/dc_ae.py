@@ -24,6 +24,7 @@ from .tiles import Stage, run_in_tiles
 
 FINE_STAGES = 3  # run in tiles at most: the coarser ones are small
 SQUARES_CHANNELS = 256  # with fewer, squares are no faster than rows in bfloat16
+ROUNDED = 2  # positions more that a tile reads at each stage: what Winograd's convolutions round otherwise near its edge
 
 
 def encoder_winograds() -> dict[torch.dtype, type]:
@@ -145,7 +146,8 @@ class Decoder(nn.Module):
         return self.fine_in_tiles(run(chain(*reversed(self.up_blocks[self.fine :])), x), side)
 
     def fine_in_tiles(self, x: Tensor, side: int) -> Tensor:
-        stages = [Stage(partial(run, blocks), reach_of(blocks)) for blocks in reversed(self.up_blocks[: self.fine])]
+        fine = reversed(self.up_blocks[: self.fine])
+        stages = [Stage(partial(run, blocks), reach_of(blocks) + ROUNDED) for blocks in fine]
         last = stages[-1].reach + getattr(self.conv_out, "reach", 1)
         stages[-1] = Stage(lambda x: self.finish(run(self.up_blocks[0], x)), last)
         scale = 2**self.fine

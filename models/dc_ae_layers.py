@@ -20,7 +20,7 @@ from .borrowed_weights import borrowed, lends
 from .layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention
 
 ATTENTION_EPS = 1e-15
-SUB_PIXEL_POSITIONS = 1024  # below, preparing the weights takes longer than it saves
+SUB_PIXEL_POSITIONS = 256  # below, preparing the weights takes longer than it saves
 
 
 class RMSNorm2d(nn.Module):

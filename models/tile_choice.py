@@ -14,7 +14,7 @@ from .bands import BAND, BAND_ELSEWHERE
 # every 64th pixel, and twice that of queries. Of a picture in tiles: its colours, and what the tiles start or end with.
 WHOLE, IN_BANDS, COARSE, ENDS = 210, 250, 30, 12
 CHANNELS = 64  # a pixel, of the widest tensor that a band is cut from: 4096 at 1/8
-HALO = 64  # px that a tile reads of its neighbours on each side, rounded up
+HALO = 80  # px that a tile reads of its neighbours on each side, rounded up
 SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256)  # px, of the tiles that are tried
 
 
