@@ -95,7 +95,7 @@ class Rows:
 class Squares:
     """F(4x4, 3x3), with memory as for `Rows`."""
 
-    BYTES_A_THREAD = 2**22
+    BYTES_A_THREAD = 2**21
 
     @staticmethod
     def transformed(weight: Tensor) -> Tensor:
