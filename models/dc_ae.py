@@ -24,7 +24,9 @@ from .tiles import Stage, run_in_tiles
 
 FINE_STAGES = 3  # run in tiles at most: the coarser ones are small
 SQUARES_CHANNELS = 256  # with fewer, squares are no faster than rows in bfloat16
-ROUNDED = 2  # positions more that a tile reads at each stage: what Winograd's convolutions round otherwise near its edge
+ROUNDED = (
+    2  # positions more that a tile reads at each stage: what Winograd's convolutions round otherwise near its edge
+)
 
 
 def encoder_winograds() -> dict[torch.dtype, type]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import winograd
 from .bands import add_in_bands_, bands, empty_map, in_strips, made_once, rows_of, strips
 from .borrowed_weights import borrowed, lends
-from .layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention
+from .layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention, pointwise
 
 ATTENTION_EPS = 1e-15
 SUB_PIXEL_POSITIONS = 256  # below, preparing the weights takes longer than it saves
@@ -215,7 +215,7 @@ class ConvOut(GLUMBConv):
         for picture in x.split(1):
             for start, stop, band, rows in made_once(picture, self.expand_to, inner, reach=1, widest=inner):
                 gated = self.gated(rows)[:, :, band]
-                self.norm.add_(picture[:, :, start:stop], self.conv_point(gated))
+                self.norm.add_(picture[:, :, start:stop], pointwise(self.conv_point, gated))
         return x
 
     def expand_to(self, x: Tensor, out: Tensor) -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .borrowed_weights import borrowed, lends
+
 STRIP_TOKENS = 128  # 1 to 2 MB of float32 at SANA's widths, which stay in a core's cache
 
 
@@ -81,6 +83,14 @@ class DenseChange(NamedTuple):
         return F.conv2d(hidden, self.up.to(x) * scale, groups=rank // self.up.shape[1])
 
 
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution of x (B, C, H, W): on a CPU a product with its tokens, which needs no copy of the weights."""
+    if x.device.type != "cpu" or not in_place() or not lends(layer):
+        return layer(x)
+    with borrowed(layer, x) as (weight, bias):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 class GLUMBConv(nn.Module):
     """Inverted bottleneck with a 3x3 depthwise convolution and a SiLU gate (the Mix-FFN of SANA).
 
@@ -96,7 +106,8 @@ class GLUMBConv(nn.Module):
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
-        return self.conv_point(self.gated(F.silu(self.conv_inverted(x), inplace=in_place()), changes))
+        inner = self.gated(F.silu(pointwise(self.conv_inverted, x), inplace=in_place()), changes)
+        return pointwise(self.conv_point, inner)
 
     def gated(self, inner: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
         """What lies between the 1x1 convolutions: (B, 2 * hidden, H, W) -> (B, hidden, H, W)."""

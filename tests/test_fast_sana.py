@@ -7,7 +7,13 @@ import comfy.sd
 import pytest
 import torch
 from sana_native.models import few_words, layers
-from sana_native.models.layers import DenseChange, GLUMBConv, linear_attention, linear_attention_of_tokens
+from sana_native.models.layers import (
+    DenseChange,
+    GLUMBConv,
+    linear_attention,
+    linear_attention_of_tokens,
+    pointwise,
+)
 from sana_native.models.model_detection import detect_sana
 from sana_native.models.sana import Sana
 from sana_native.models.text_conds import LENGTH_STEP, TextCond, without_padding
@@ -247,6 +253,34 @@ def test_a_lora_reaches_multiplied_words(load, counted):
     plain = patched.clone()
     plain.model_options["transformer_options"] = PLAIN
     assert difference(drawn, bench.draw(plain, bench.encoded())) < 1e-5
+
+
+# Convolutions of single positions
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_of_single_positions_is_a_product_of_tokens(bias, layout, monkeypatch):
+    layer = comfy.ops.disable_weight_init.Conv2d(6, 10, 1, bias=bias).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    x = torch.randn(2, 6, 3, 5).to(memory_format=layout)
+    expected = layer(x)
+    monkeypatch.setattr(layer, "_conv_forward", lambda *_: pytest.fail("a convolution ran"))
+    with torch.inference_mode():
+        assert difference(pointwise(layer, x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["conv_inverted", "conv_point"])
+def test_what_hangs_around_a_convolution_of_single_positions_acts(name):
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
+    with torch.inference_mode():
+        before = network(**given)
+        for block in network.transformer_blocks:
+            getattr(block.ff, name).register_forward_hook(lambda _, __, out: 1.1 * out)
+        after = network(**given)
+    assert difference(after, before) > 1e-3
+    assert difference(after, network(**given)) < 2e-6  # with gradients, where nothing is changed
 
 
 # Texts without their padding
