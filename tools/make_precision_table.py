@@ -39,11 +39,11 @@ rest of such a file is kept in the format it is computed in.
 END = """
 On a CPU the residual blocks of 128 channels and more multiply less often than a sliding kernel does, by Winograd's
 convolutions, which round a little more: in float32, the format of "auto" there, by a part in a million; in bfloat16,
-only to decode with AVX512-BF16 and without AMX, four times as much a convolution, or eleven times in blocks of 256
+only to decode with AVX512-BF16 and without AMX, four to five times as much, or ten times in blocks of 256
 channels and more behind attention, which itself rounds more. What that leaves depends on the weights, and the released
 ones have not been measured. In dB further from float32 than plain convolutions in bfloat16: 0.0 to 0.1 for the demo's
-pictures, with these convolutions forced on its narrower layers (diffusers in bfloat16: 0.2 to 0.6); 0.5 for random
-weights of DC-AE (diffusers: 0.7); 4 for random ones of DC-AE-Lite, which has no attention (diffusers: 1.2 to 1.5).
+pictures, with these convolutions forced on its narrower layers (diffusers in bfloat16: 0.2 to 0.6); 0.4 for random
+weights of DC-AE (diffusers: 0.8); 4 for random ones of DC-AE-Lite, which has no attention (diffusers: 1.2 to 1.5).
 """
 FORMATS = {
     "auto": None,
