@@ -24,9 +24,8 @@ from .tiles import Stage, run_in_tiles
 
 FINE_STAGES = 3  # run in tiles at most: the coarser ones are small
 SQUARES_CHANNELS = 256  # with fewer, squares are no faster than rows in bfloat16
-ROUNDED = (
-    2  # positions more that a tile reads at each stage: what Winograd's convolutions round otherwise near its edge
-)
+# Positions beyond its reach that a decode's tile reads at each stage: Winograd's convolutions round edges otherwise.
+ROUNDED = 2
 
 
 def encoder_winograds() -> dict[torch.dtype, type]:
