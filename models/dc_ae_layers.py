@@ -20,7 +20,8 @@ from .borrowed_weights import borrowed, lends
 from .layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention, pointwise
 
 ATTENTION_EPS = 1e-15
-SUB_PIXEL_POSITIONS = 256  # below, preparing the weights takes longer than it saves
+# Below, preparing the weights takes longer than it saves. No tile in use is so small: it would round unlike the whole.
+SUB_PIXEL_POSITIONS = 256
 
 
 class RMSNorm2d(nn.Module):

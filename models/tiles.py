@@ -2,8 +2,8 @@
 
 Those stages are convolutions and norms of single positions. A tile that also reads what its convolutions reach of its
 neighbours gives the values that the whole picture would, so there is nothing to blend; in bfloat16 Winograd's
-convolutions round those near a tile's edge otherwise. Attention sees the whole picture and is left to the coarser
-stages, which run whole: at 4096 px they have 512 x 512 positions at most.
+convolutions round those near a tile's edge otherwise, the less the further it reads. Attention sees the whole picture
+and is left to the coarser stages, which run whole: at 4096 px they have 512 x 512 positions at most.
 """
 
 from collections.abc import Callable

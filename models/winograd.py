@@ -3,8 +3,8 @@
 Squares, F(4x4, 3x3): squares of the input and the kernel, both transformed, are multiplied place by place, a quarter of
 the products of a sliding kernel. Rows, F(4, 3) along the columns: half of the products are left, and slide along the
 rows. Sums before and after cost little where they stay in the cache, so a block runs a few rows at a time, its second
-convolution one row behind the first. In bfloat16 squares round ten times as much as a sliding kernel, rows
-less than half as much as those.
+convolution one row behind the first. In bfloat16 squares round ten times as much as a sliding kernel, rows less than
+half as much as squares.
 Source: Lavin and Gray, arXiv 1509.09308.
 """
 

@@ -7,8 +7,8 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from sana_native.models.borrowed_weights import borrowed, lends
 
 
-def layer(operations=comfy.ops.manual_cast) -> torch.nn.Linear:
-    made = operations.Linear(64, 64, dtype=torch.float32, device="cpu").requires_grad_(False)
+def layer() -> torch.nn.Linear:
+    made = comfy.ops.manual_cast.Linear(64, 64, dtype=torch.float32, device="cpu").requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))

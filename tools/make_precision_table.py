@@ -43,7 +43,8 @@ only to decode with AVX512-BF16 and without AMX, four to five times as much, or 
 channels and more behind attention, which itself rounds more. What that leaves depends on the weights, and the released
 ones have not been measured. In dB further from float32 than plain convolutions in bfloat16: 0.0 to 0.1 for the demo's
 pictures, with these convolutions forced on its narrower layers (diffusers in bfloat16: 0.2 to 0.6); 0.4 for random
-weights of DC-AE (diffusers: 0.8); 4 for random ones of DC-AE-Lite, which has no attention (diffusers: 1.2 to 1.5).
+weights of DC-AE (diffusers: 0.7 to 0.8); 4 for random ones of DC-AE-Lite, which has no attention (diffusers: 1.2 to
+1.5).
 """
 FORMATS = {
     "auto": None,
