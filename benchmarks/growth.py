@@ -1,11 +1,11 @@
 """How the cost of a pixel grows with the picture: 1.00 at every size would be exactly linear.
 
     python -m benchmarks.growth [--stages step decode encode] [--sizes 256 512 1024 2048 4096] [--dtype bfloat16]
-        [--model 0.6B] [--pairs 3] [--thread]
+        [--model 0.6B] [--blocks 2] [--pairs 3] [--thread]
 
-Only ours, with random weights. Of the transformer one block is taken: what all of them do once, the text's and the
-time's share, is the same at every size. All sizes take turns in one process, and the ratio to 1024 px is the median
-over the rounds. --thread counts the processor seconds of one thread, which a busy machine hardly changes.
+Only ours, with random weights. All sizes take turns in one process, small ones repeatedly until they have made as many
+pixels as the reference, and the ratio to 1024 px is the median over the rounds. A step is one after the first of a run.
+--thread counts the processor seconds of one thread, which a busy machine hardly changes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,23 @@ def processor_seconds(run: Callable, _device: str) -> float:
     return time.thread_time() - started
 
 
-def measure(stage: str, sizes: list[int], pairs: int, model: str, dtype, clock: Callable) -> list[dict]:
+def measure(
+    stage: str, sizes: list[int], pairs: int, model: str, dtype, clock: Callable, blocks: int | None = None
+) -> list[dict]:
     """Rounds of "seconds" and "cost", seconds a megapixel, by size."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.inference_mode():
-        network = build(stage, "ours", dtype, device, model, blocks=1)
-        call(stage, "ours", network, min(sizes), dtype, device)()
+        network = build(stage, "ours", dtype, device, model, blocks)
+        runs = {size: call(stage, "ours", network, size, dtype, device) for size in sizes}
+        for size in sizes:
+            if size <= REFERENCE:  # beyond it, what a first pass adds is nothing beside the pass
+                runs[size]()
 
         def one(size: int) -> dict:
-            took = clock(call(stage, "ours", network, size, dtype, device), device)
+            passes = max(1, (REFERENCE // size) ** 2)
+            took = clock(lambda: [runs[size]() for _ in range(passes)], device) / passes
             return {"seconds": took, "cost": took / (size / REFERENCE) ** 2}
 
         return in_turns(sizes, pairs, one)
@@ -52,6 +58,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--model", default="0.6B", choices=TRANSFORMERS)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--blocks", type=int, help="of the transformer, fewer than it has")
     parser.add_argument("--thread", action="store_true")
     given = parser.parse_args()
     prepare_imports()
@@ -63,7 +70,7 @@ def main() -> None:
     sizes = sorted({REFERENCE, *given.sizes})
     write(heading(COLUMNS))
     for stage in given.stages:
-        rounds = measure(stage, sizes, given.pairs, given.model, getattr(torch, given.dtype), clock)
+        rounds = measure(stage, sizes, given.pairs, given.model, getattr(torch, given.dtype), clock, given.blocks)
         for size in sizes:
             figures = middle(rounds, size, "seconds"), middle(rounds, size, "cost")
             cost = ratio(rounds, size, to=REFERENCE, field="cost")

@@ -218,5 +218,8 @@ def call(
     if implementation == "diffusers":
         mask = mask.to(**kw)
         return lambda: network(latent, context, timesteps, encoder_attention_mask=mask)
+    from sana_native.models.kept_words import KEPT_WORDS, KeptWords
+
     context, mask = batched_text(context, mask)
-    return lambda: network(latent, timesteps, context=context, attention_mask=mask)
+    options = {KEPT_WORDS: KeptWords()}  # as the host's model gives it to every step of a run
+    return lambda: network(latent, timesteps, context=context, attention_mask=mask, transformer_options=options)

@@ -93,8 +93,9 @@ def measure(stage: str, implementation: str, size: int, tokens: int, given: argp
         compiled = given.compile and stage not in NOT_COMPILED
         if compiled:
             (getattr(network, HALF[stage]) if stage in HALF else network).compile()
-        # Eager code on a CPU only has to be loaded; a compiler and the libraries of a GPU choose by the size.
-        light = device == "cpu" and not compiled and stage in WITH_PIXELS
+        # Eager code on a CPU only has to be loaded; a compiler and the libraries of a GPU choose by the size, and the
+        # first step of a run is not like the others.
+        light = device == "cpu" and not compiled and stage in HALF
         (passing(device, network, min(size, WARM_UP)) if light else run)()
         if stage == "text":
             found["operations"] = operations(run)

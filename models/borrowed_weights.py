@@ -1,7 +1,9 @@
 """Weights of the host's layers for arithmetic of our own: as the layer itself would use them, patches included."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import comfy.ops
 from comfy.quant_ops import QuantizedTensor
@@ -16,11 +18,54 @@ def lends(layer: nn.Module) -> bool:
     return plain and own and not hooks
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether the host hands on the weights as they are, without a change at every use."""
+    return not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
+
+
 @contextmanager
 def borrowed(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias in x's format, where x is."""
+    if is_plain(layer) and (layer.weight.dtype, layer.weight.device) == (x.dtype, x.device):
+        yield layer.weight, layer.bias
+        return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
     try:
         yield weight, bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+class Weights(NamedTuple):
+    """Which weights are computed with, for comparison with a later moment."""
+
+    patches: object  # the host's mark of a set of patches
+    states: list[tuple]
+    references: list[weakref.ref]
+
+    @classmethod
+    def of(cls, parameters: Iterable[nn.Parameter], patches: object = None) -> "Weights":
+        parameters = list(parameters)
+        states = [(id(one), version(one), one.dtype, one.device, address(one)) for one in parameters]
+        return cls(patches, states, [weakref.ref(one) for one in parameters])
+
+    def are_still(self, now: "Weights") -> bool:
+        alive = all(reference() is not None for reference in self.references)  # else an id may have been used again
+        return alive and (self.patches, self.states) == (now.patches, now.states)
+
+
+def version(tensor: Tensor) -> int | None:
+    """torch's count of the changes in place, which tensors made in inference mode do not have."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def address(tensor: Tensor) -> int | None:
+    """Where the values lie; None for the host's quantised tensors, which are made of others."""
+    return tensor.data_ptr() if type(tensor.data) is Tensor else None
+
+
+def weights_of(*layers: nn.Module) -> Weights | None:
+    """Those of layers that lend them; None where one does not, or has the host change them at every use."""
+    if not all(lends(layer) and not (layer.weight_function or layer.bias_function) for layer in layers):
+        return None
+    return Weights.of(one for layer in layers for one in (layer.weight, layer.bias) if one is not None)

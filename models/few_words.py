@@ -6,6 +6,7 @@ rounded to bfloat16 they would take 4 to 6 dB from the result.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from .layers import in_place
 # What it takes to multiply a word by the weights, in products of a position: so few rows wait for the memory.
 WAIT = 3
 FLOAT32 = 2  # what a product in float32 takes, in those of a format of 16 bits
+HALF = 2  # words multiplied by the layer behind the attention are kept where they are at most half of its weights
 
 
 def allowed(x: Tensor, transformer_options: dict) -> bool:
@@ -23,54 +25,83 @@ def allowed(x: Tensor, transformer_options: dict) -> bool:
     return x.device.type == "cpu" and in_place() and "optimized_attention_override" not in transformer_options
 
 
-def pays(words: int, heads: int, x: Tensor, cost: int = 1) -> bool:
-    """Whether multiplying the words takes less than multiplying x (N, C), as the layer behind the attention does.
+def seen(context: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Of a text's states (L, C) those that matter under a bias (L,), and theirs, None where it is the same for all.
 
-    cost: of a product with a multiplied word.
-    """
-    positions, channels = x.shape
-    return words * (WAIT * channels + cost * heads * positions) < positions * channels
-
-
-def pays_for_queries(words: int, heads: int, x: Tensor) -> bool:
-    """The same for the layer before it, where products with the words are in float32."""
-    return pays(words, heads, x, cost=1 if x.dtype == torch.float32 else FLOAT32)
-
-
-def seen(k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of k and v (L, C) the words that matter under a bias (L,), and theirs, None where it is the same for all.
-
-    Any other word has no weight beside them in float32.
+    Any other has no weight beside them in float32.
     """
     if bias is None or not bias.any():  # no copies where all are seen
-        return k, v, None
+        return context, None
     matters = bias > bias.max() - 1000
     bias = bias[matters] - bias.max()
-    return k[matters], v[matters], bias if bias.any() else None
+    return context[matters], bias if bias.any() else None
 
 
-def of_heads(x: Tensor, heads: int) -> Tensor:
-    """(n, C) -> (h, n, d)."""
-    return x.unflatten(1, (heads, -1)).transpose(0, 1)
+class Words:
+    """Keys and values (L, C) of one text in one layer, and their biases (L,), None where all have the same.
 
+    lasting: whether they serve other steps too.
+    """
 
-def scores(x: Tensor, k: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of x (N, C), which `weight` (C, C) and bias (C,) would make queries, and k (h, L, d): (N, h, L) in float32."""
-    heads, words, width = k.shape
-    multiplied = (k @ weight.unflatten(0, (heads, -1))).flatten(0, 1)  # (hL, C)
-    out = (x.float() @ multiplied.float().mT).unflatten(1, (heads, words))
-    if bias is not None:
-        out += (k.float() @ bias.float().view(heads, -1, 1)).squeeze(2)
-    return out.div_(math.sqrt(width))
+    def __init__(self, k: Tensor, v: Tensor, bias: Tensor | None, heads: int, lasting: bool = False):
+        self.k, self.v, self.bias, self.heads, self.lasting = k, v, bias, heads, lasting
+        self.channels = k.shape[1]
+        self.multiplied: Tensor | None = None  # by the layer behind the attention, where that is kept
 
+    def __len__(self) -> int:
+        return len(self.k)
 
-def scores_of_queries(q: Tensor, k: Tensor) -> Tensor:
-    """Of q (h, N, d) and k (h, L, d): (N, h, L) in float32."""
-    return (q.float() @ k.float().mT).transpose(0, 1).div_(math.sqrt(q.shape[2]))
+    def of_heads(self, x: Tensor) -> Tensor:
+        """(n, C) -> (h, n, d)."""
+        return x.unflatten(1, (self.heads, -1)).transpose(0, 1)
 
+    def scores(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Of x (N, C), which `weight` (C, C) and bias (C,) would make queries: (N, h, L) in float32."""
+        k = self.of_heads(self.k)
+        keys = (k @ weight.unflatten(0, (self.heads, -1))).flatten(0, 1)  # (hL, C)
+        out = (x.float() @ keys.float().mT).unflatten(1, k.shape[:2])
+        if bias is not None:
+            out += (k.float() @ bias.float().view(self.heads, -1, 1)).squeeze(2)
+        return self.weighed(out)
 
-def attend(scores: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """scores (N, h, L), v (h, L, d), and weight (C, C) and bias (C,) of the layer behind the attention -> (N, C)."""
-    multiplied = weight.unflatten(1, (len(v), -1)).transpose(0, 1) @ v.mT  # (h, C, L)
-    shares = scores.softmax(dim=-1).to(v.dtype).flatten(1)
-    return F.linear(shares, multiplied.transpose(0, 1).flatten(1), bias)
+    def scores_of_queries(self, q: Tensor) -> Tensor:
+        """Of q (N, C): (N, h, L) in float32."""
+        return self.weighed((self.of_heads(q).float() @ self.of_heads(self.k).float().mT).transpose(0, 1))
+
+    def weighed(self, scores: Tensor) -> Tensor:
+        scores.div_(math.sqrt(self.channels // self.heads))
+        return scores if self.bias is None else scores.add_(self.bias)
+
+    def attend(self, scores: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """scores (N, h, L), and weight (C, C) and bias (C,) of the layer behind the attention -> (N, C)."""
+        multiplied = self.multiplied
+        if multiplied is None:
+            by_head = weight.unflatten(1, (self.heads, -1)).transpose(0, 1) @ self.of_heads(self.v).mT  # (h, C, L)
+            multiplied = by_head.transpose(0, 1).flatten(1)
+            if self.keep(len(scores)):
+                self.multiplied = multiplied
+        return F.linear(scores.softmax(dim=-1).to(self.v.dtype).flatten(1), multiplied, bias)
+
+    def attend_to_one(self, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the layer behind the attention makes of a single word, (1, C): every position attends with weight 1."""
+        if self.multiplied is not None:
+            return self.multiplied
+        out = layer(self.v)
+        if self.lasting:
+            self.multiplied = out
+        return out
+
+    def keep(self, positions: int) -> bool:
+        """Whether they are few, and multiplying them takes longer than multiplying so many positions by them."""
+        few = HALF * self.heads * len(self) <= self.channels
+        return self.lasting and few and self.heads * positions < WAIT * self.channels
+
+    def pay(self, positions: int) -> bool:
+        """Whether multiplying the words takes less than multiplying the positions, as the layer behind them does."""
+        making = 0 if self.keep(positions) else WAIT * self.channels
+        return len(self) * (making + self.heads * positions) < positions * self.channels
+
+    def pay_for_queries(self, positions: int) -> bool:
+        """The same for the layer before the attention, where products with the words are in float32."""
+        cost = 1 if self.k.dtype == torch.float32 else FLOAT32
+        return len(self) * (WAIT * self.channels + cost * self.heads * positions) < positions * self.channels

@@ -3,11 +3,12 @@
 In a causal network later positions need nothing of earlier ones but their keys and values.
 """
 
-import weakref
 from typing import NamedTuple
 
 import comfy.model_management
 from torch import Tensor, nn
+
+from .borrowed_weights import Weights
 
 KeysValues = list[tuple[Tensor, Tensor]]  # one pair a layer, each (1, g, P, d)
 
@@ -24,18 +25,6 @@ class Prefix(NamedTuple):
         )
 
 
-class Weights(NamedTuple):
-    """Which weights a loaded model computes with, for comparison with a later moment."""
-
-    patches: object  # the host's mark of a set of patches
-    states: list[tuple]
-    references: list[weakref.ref]
-
-    def are_still(self, now: "Weights") -> bool:
-        alive = all(reference() is not None for reference in self.references)  # else an id may have been used again
-        return alive and (self.patches, self.states) == (now.patches, now.states)
-
-
 def weights_in_use(model: nn.Module) -> Weights | None:
     """The weights of a model that the host has loaded; None where they may change with no trace.
 
@@ -49,18 +38,7 @@ def weights_in_use(model: nn.Module) -> Weights | None:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     if any(matrix.requires_grad for matrix in matrices):
         return None
-    states = [(id(matrix), version(matrix), matrix.dtype, matrix.device, address(matrix)) for matrix in matrices]
-    return Weights(patcher.patches_uuid, states, [weakref.ref(matrix) for matrix in matrices])
-
-
-def version(tensor: Tensor) -> int | None:
-    """torch's count of the changes in place, which tensors made in inference mode do not have."""
-    return None if tensor.is_inference() else tensor._version
-
-
-def address(tensor: Tensor) -> int | None:
-    """Where the values lie; None for the host's quantised tensors, which are made of others."""
-    return tensor.data_ptr() if type(tensor.data) is Tensor else None
+    return Weights.of(matrices, patcher.patches_uuid)
 
 
 class KeptPrefix:

@@ -4,6 +4,8 @@ Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 secti
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -55,13 +57,10 @@ def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, e
     """
     whole = q.device.type != "cpu" or torch.compiler.is_compiling()
     strip = q.shape[1] if whole else STRIP_TOKENS
-    sums, out = 0.0, []
-    q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in (q, k, v))
-    for keys, values in zip(k.split(strip, dim=1), v.split(strip, dim=1)):
-        sums = sums + key_sums(heads_of(F.relu(keys)), heads_of(values))
-    for queries in q.split(strip, dim=1):
-        out.append(attend_to_sums(heads_of(F.relu(queries)), sums, eps).flatten(2).to(q.dtype))
-    return torch.cat(out, dim=1)
+    q, k, v = (x.unflatten(-1, (-1, head_dim)).split(strip, dim=1) for x in (q, k, v))
+    sums = reduce(add, (key_sums(heads_of(F.relu(keys)), heads_of(values)) for keys, values in zip(k, v)))
+    out = [attend_to_sums(heads_of(F.relu(queries)), sums, eps).to(queries.dtype).flatten(2) for queries in q]
+    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
 class DenseChange(NamedTuple):

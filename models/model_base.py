@@ -6,6 +6,7 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
+from .kept_words import KEPT_WORDS, KeptWords
 from .model_sampling import ModelSamplingSana
 from .precision import require_finite
 from .sana import Sana
@@ -41,6 +42,8 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
     first "transformer.<layer>", "<layer>" and "lycoris_<layer>", for the second "base_model.model.<layer>", as trainers
     of SANA write. Nothing else of them is used, hence the explicit calls to BaseModel.
     """
+
+    kept_words: KeptWords | None = None  # of the run that is on
 
     def __init__(self, model_config, device=None):
         BaseModel.__init__(self, model_config, ModelType.FLOW, device=device, unet_model=Sana)
@@ -79,7 +82,16 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
                 "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the "
                 "sampler, and the guidance scale with the FluxGuidance node."
             )
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        return super()._apply_model(
+            x, t, c_concat, c_crossattn, control, self.with_kept_words(transformer_options), **kwargs
+        )
+
+    def with_kept_words(self, transformer_options: dict) -> dict:
+        patcher = self.current_patcher
+        # Hooks write into the weights as they lie, and injected adapters act beside them.
+        if self.kept_words is None or patcher is None or patcher.hook_backup or patcher.injections:
+            return transformer_options
+        return transformer_options | {KEPT_WORDS: self.kept_words}
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         channels = self.latent_format.latent_channels

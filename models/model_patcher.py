@@ -10,6 +10,7 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
+from .kept_words import keep_words
 from .lora_convert import TARGET, adapter_alpha, read_adapter_config
 from .weight_adapter import (
     ALPHA,
@@ -126,4 +127,6 @@ def sana_patcher(
     patcher_class = comfy.model_patcher.CoreModelPatcher
     if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
         patcher_class = comfy.model_patcher.ModelPatcher
-    return with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)
+    patcher = with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)
+    keep_words(patcher)
+    return patcher

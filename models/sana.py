@@ -6,6 +6,7 @@ find their layers.
 Not here: NVIDIA's fused key layout (`convert.py`), the noise schedule (`model_sampling.py`).
 """
 
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from . import few_words
-from .borrowed_weights import borrowed, lends
+from .borrowed_weights import borrowed, lends, weights_of
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
+from .few_words import Words
+from .kept_words import KEPT_WORDS, KeptWords
 from .layers import GLUMBConv, in_place, linear_attention_of_tokens
 
 FREQUENCY_CHANNELS = 256  # sinusoid width of the time and guidance embeddings
@@ -144,11 +147,33 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(size, size, **kw)])
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
-        k, v = self.norm_k(self.to_k(context)), self.to_v(context)
-        if few_words.allowed(x, transformer_options) and lends(self.to_q) and lends(self.to_out[0]):
-            rows = zip(x, k, v, [None] * len(x) if bias is None else bias[:, 0], strict=True)
-            return torch.stack([self.attend_to_words(*row, transformer_options) for row in rows])
-        return self.attend(x, k, v, bias, transformer_options)
+        if not (few_words.allowed(x, transformer_options) and lends(self.to_q) and lends(self.to_out[0])):
+            return self.attend(x, *self.keys_and_values(context), bias, transformer_options)
+        texts = self.words_of(context, bias, transformer_options)
+        equal = [(words, len(list(rows))) for words, rows in groupby(texts)]  # pictures of one text attend together
+        parts = x.split([rows for _, rows in equal])
+        return torch.cat(
+            [self.attend_to_words(part, words, transformer_options) for part, (words, _) in zip(parts, equal)]
+        )
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.norm_k(self.to_k(context)), self.to_v(context)
+
+    def words_of(self, context: Tensor, bias: Tensor | None, transformer_options: dict) -> list[Words]:
+        """One a row of context, the same for equal rows."""
+
+        def make(context: Tensor, bias: Tensor | None) -> Words:
+            context, bias = few_words.seen(context, bias)
+            k, v = self.keys_and_values(context[None])
+            return Words(k[0], v[0], bias, self.num_heads, lasting)
+
+        norm = [] if isinstance(self.norm_k, nn.Identity) else [self.norm_k]
+        weights = weights_of(self.to_k, *norm, self.to_v, self.to_out[0])
+        kept = transformer_options.get(KEPT_WORDS)
+        lasting = kept is not None and weights is not None
+        kept = kept if lasting else KeptWords()  # which serves equal rows of this call
+        rows = zip(context, [None] * len(context) if bias is None else bias[:, 0])
+        return [kept.find(self, weights, *row, make) for row in rows]
 
     def attend(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
         mask = None if bias is None else bias.expand(-1, x.shape[1], -1)
@@ -157,25 +182,22 @@ class CrossAttention(nn.Module):
             optimized_attention(q, k, v, self.num_heads, mask=mask, transformer_options=transformer_options)
         )
 
-    def attend_to_words(
-        self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict
-    ) -> Tensor:
-        """For one picture, x (N, C), and those of k, v (L, C) that bias (L,) lets it see."""
-        k, v, bias = few_words.seen(k, v, bias)
-        words, heads = len(k), self.num_heads
-        if not few_words.pays(words, heads, x):
-            bias = None if bias is None else bias[None, None]
-            return self.attend(x[None], k[None], v[None], bias, transformer_options)[0]
-        k, v = few_words.of_heads(k, heads), few_words.of_heads(v, heads)
-        if isinstance(self.norm_q, nn.Identity) and few_words.pays_for_queries(words, heads, x):
+    def attend_to_words(self, x: Tensor, words: Words, transformer_options: dict) -> Tensor:
+        """For pictures x (B, N, C) with the same text."""
+        if len(words) == 1:
+            return words.attend_to_one(self.to_out[0]).expand_as(x)
+        positions = x.flatten(0, 1)
+        if not words.pay(len(positions)):
+            k, v = (part.expand(len(x), -1, -1) for part in (words.k, words.v))
+            bias = None if words.bias is None else words.bias.expand(len(x), 1, -1)
+            return self.attend(x, k, v, bias, transformer_options)
+        if isinstance(self.norm_q, nn.Identity) and words.pay_for_queries(len(positions)):
             with borrowed(self.to_q, x) as weights:
-                scores = few_words.scores(x, k, *weights)
+                scores = words.scores(positions, *weights)
         else:
-            scores = few_words.scores_of_queries(few_words.of_heads(self.norm_q(self.to_q(x)), heads), k)
-        if bias is not None:
-            scores += bias
+            scores = words.scores_of_queries(self.norm_q(self.to_q(positions)))
         with borrowed(self.to_out[0], x) as weights:
-            return few_words.attend(scores, v, *weights)
+            return words.attend(scores, *weights).unflatten(0, x.shape[:2])
 
 
 class SanaBlock(nn.Module):

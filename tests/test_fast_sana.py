@@ -6,7 +6,8 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
-from sana_native.models import few_words, layers
+from sana_native.models import layers
+from sana_native.models.few_words import Words
 from sana_native.models.layers import (
     DenseChange,
     GLUMBConv,
@@ -152,15 +153,17 @@ PLAIN = {"optimized_attention_override": lambda function, *args, **kwargs: funct
 @pytest.fixture(params=[True, False], ids=["before and behind", "behind"])
 def words_multiplied(request, monkeypatch):
     """For texts of any length, also those that take longer with it: by both layers, or by that behind the attention."""
-    monkeypatch.setattr(few_words, "pays", lambda *_: True)
-    monkeypatch.setattr(few_words, "pays_for_queries", lambda *_: request.param)
+    monkeypatch.setattr(Words, "pay", lambda *_: True)
+    monkeypatch.setattr(Words, "pay_for_queries", lambda *_: request.param)
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often a picture attended to multiplied words."""
-    calls, attend = [], few_words.attend
-    monkeypatch.setattr(few_words, "attend", lambda *args: calls.append(1) or attend(*args))
+    """How many words each attention to multiplied words had."""
+    calls = []
+    for name in ("attend", "attend_to_one"):
+        attend = getattr(Words, name)
+        monkeypatch.setattr(Words, name, lambda self, *args, run=attend: calls.append(len(self)) or run(self, *args))
     return calls
 
 
@@ -171,9 +174,9 @@ def test_multiplied_words_give_the_same_velocity(variant, lengths, counted):
     network, given = build(variant), inputs(tiny.CAPTION_CHANNELS, lengths, sprint=variant == "sprint")
     with torch.inference_mode():
         fast = network(**given)
-        assert len(counted) == len(lengths) * len(network.transformer_blocks)
+        assert counted == lengths * len(network.transformer_blocks)
         plain = network(**given, transformer_options=PLAIN)
-        assert len(counted) == len(lengths) * len(network.transformer_blocks)
+        assert counted == lengths * len(network.transformer_blocks)
     assert difference(fast, plain) < 1e-6
 
 
@@ -222,15 +225,18 @@ def test_the_demo_attends_to_multiplied_words(counted):
     given = inputs(demo.config.caption_channels, [1, 12], grid=(8, 8))
     with torch.inference_mode():
         fast = demo(**given)
-        assert len(counted) == 2 * len(demo.transformer_blocks)
+        assert counted == [1, 12] * len(demo.transformer_blocks)
         assert difference(fast, demo(**given, transformer_options=PLAIN)) < 1e-6
 
 
 def test_the_longer_the_text_the_more_a_multiplied_word_costs():
-    x = torch.empty(1024, 1152)
-    assert [few_words.pays(words, 16, x) for words in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
-    assert few_words.pays_for_queries(59, 16, x) and not few_words.pays_for_queries(60, 16, x)
-    assert few_words.pays_for_queries(30, 16, x.bfloat16()) and not few_words.pays_for_queries(40, 16, x.bfloat16())
+    def pay(length, method="pay", dtype=torch.float32):
+        k = torch.empty(length, 1152, dtype=dtype)
+        return getattr(Words(k, k, None, 16), method)(1024)
+
+    assert [pay(words) for words in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
+    assert [pay(words, "pay_for_queries") for words in (59, 60)] == [True, False]
+    assert [pay(words, "pay_for_queries", torch.bfloat16) for words in (30, 40)] == [True, False]
 
 
 @pytest.mark.usefixtures("words_multiplied")
