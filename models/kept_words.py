@@ -16,8 +16,8 @@ from .borrowed_weights import Weights
 from .few_words import Words
 
 KEPT_WORDS = "sana_kept_words"  # in transformer_options and, as the name of its callbacks, on the patcher
-# Of all texts together. In bfloat16 their keys and values take 17 MB in the 0.6B and 23 MB in the 1.6B. Four texts of 32
-# words that are kept multiplied, for a picture of few positions, take 132 and 229 MB.
+# Of all texts together: in bfloat16 their keys and values take 17 MB in the 0.6B and 23 MB in the 1.6B. Four texts of
+# 32 words that are kept multiplied, for a picture of few positions, take 132 and 229 MB.
 MOST_WORDS = 128
 
 
