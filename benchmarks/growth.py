@@ -3,9 +3,10 @@
     python -m benchmarks.growth [--stages step decode encode] [--sizes 256 512 1024 2048 4096] [--dtype bfloat16]
         [--model 0.6B] [--blocks 2] [--pairs 3] [--thread]
 
-Only ours, with random weights. All sizes take turns in one process, small ones repeatedly until they have made as many
-pixels as the reference, and the ratio to 1024 px is the median over the rounds. A step is one after the first of a run.
---thread counts the processor seconds of one thread, which a busy machine hardly changes.
+Only ours, with random weights. All sizes take turns in one process, small ones several times to have about as many
+pixels as 1024 px, and the ratio to 1024 px is the median over the rounds. A step is one after the first of a run, but
+beyond 1024 px in the first round, where the difference is too small to see. --thread counts the processor seconds of
+one thread, which a busy machine hardly changes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def processor_seconds(run: Callable, _device: str) -> float:
 
 
 def measure(
-    stage: str, sizes: list[int], pairs: int, model: str, dtype, clock: Callable, blocks: int | None = None
+    stage: str, sizes: list[int], pairs: int, model: str, dtype, clock: Callable, blocks: int | None
 ) -> list[dict]:
     """Rounds of "seconds" and "cost", seconds a megapixel, by size."""
     import torch
@@ -40,7 +41,7 @@ def measure(
         network = build(stage, "ours", dtype, device, model, blocks)
         runs = {size: call(stage, "ours", network, size, dtype, device) for size in sizes}
         for size in sizes:
-            if size <= REFERENCE:  # beyond it, what a first pass adds is nothing beside the pass
+            if size <= REFERENCE:
                 runs[size]()
 
         def one(size: int) -> dict:

@@ -196,6 +196,8 @@ def call(
 ) -> Callable:
     """A function of no arguments that runs the stage once for one picture, `step` with both passes of cfg.
 
+    Its calls of `step` are steps of one run, with the same text.
+
     size: of the picture in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`. side: of exact
     tiles in px, for our `decode` and `encode`; None for the whole.
     """

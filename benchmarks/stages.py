@@ -4,7 +4,8 @@
         [MODEL=0.6B] [COMPILE=1]
 
 text    one prompt after the first: ours computes the prompt alone, transformers the reference's 506 positions
-step    one denoising step of the transformer MODEL, with both passes of cfg
+step    one denoising step of the transformer MODEL, with both passes of cfg, after the first of a run, in which ours
+        computes the text's share of all steps
 decode, encode    DC-AE f32c32; these two have ComfyUI's own class beside them
 picture    whole pictures through the server, in a table of its own: see `picture.py`, which can be run alone
 

@@ -6,8 +6,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
+
+SAMPLES = 64  # values of a matrix
 
 
 def lends(layer: nn.Module) -> bool:
@@ -18,22 +22,29 @@ def lends(layer: nn.Module) -> bool:
     return plain and own and not hooks
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether the host hands on the weights as they are, without a change at every use."""
-    return not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
+def changes_weights(layer: nn.Module) -> bool:
+    """Whether the host changes them at every use, as where a LoRA does not fit beside the model."""
+    return bool(layer.weight_function or layer.bias_function)
 
 
 @contextmanager
 def borrowed(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias in x's format, where x is."""
-    if is_plain(layer) and (layer.weight.dtype, layer.weight.device) == (x.dtype, x.device):
-        yield layer.weight, layer.bias
-        return
+    if not (layer.comfy_cast_weights or changes_weights(layer)):
+        weight, bias = layer.weight, layer.bias
+        if all((one.dtype, one.device) == (x.dtype, x.device) for one in (weight, bias) if one is not None):
+            yield weight, bias
+            return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
     try:
         yield weight, bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def written_into(patcher: ModelPatcher) -> bool:
+    """Whether hooks write into a model's weights as they lie, or injected adapters act beside them, with no trace."""
+    return bool(patcher.hook_backup or patcher.injections)
 
 
 class Weights(NamedTuple):
@@ -64,8 +75,24 @@ def address(tensor: Tensor) -> int | None:
     return tensor.data_ptr() if type(tensor.data) is Tensor else None
 
 
-def weights_of(*layers: nn.Module) -> Weights | None:
-    """Those of layers that lend them; None where one does not, or has the host change them at every use."""
-    if not all(lends(layer) and not (layer.weight_function or layer.bias_function) for layer in layers):
+class LentWeights(NamedTuple):
+    """Those of some layers with a sample of their values, since the host's have no count of changes in place."""
+
+    weights: Weights
+    samples: list[Tensor]
+
+    def are_still(self, now: "LentWeights") -> bool:
+        return self.weights.are_still(now.weights) and all(map(torch.equal, self.samples, now.samples))
+
+
+def lent_weights(*layers: nn.Module) -> LentWeights | None:
+    """None where a layer does not lend them, or has the host change them at every use."""
+    if not all(lends(layer) and not changes_weights(layer) for layer in layers):
         return None
-    return Weights.of(one for layer in layers for one in (layer.weight, layer.bias) if one is not None)
+    weights = [one for layer in layers for one in (layer.weight, layer.bias) if one is not None]
+    return LentWeights(Weights.of(weights), [sample(one) for one in weights if one.ndim > 1])
+
+
+def sample(weight: Tensor) -> Tensor:
+    """A copy of some of its values, no two of a square matrix in the same column."""
+    return weight.detach().flatten()[:: weight.numel() // SAMPLES | 1].clone()

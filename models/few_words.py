@@ -17,7 +17,7 @@ from .layers import in_place
 # What it takes to multiply a word by the weights, in products of a position: so few rows wait for the memory.
 WAIT = 3
 FLOAT32 = 2  # what a product in float32 takes, in those of a format of 16 bits
-HALF = 2  # words multiplied by the layer behind the attention are kept where they are at most half of its weights
+SHARE = 2  # of all texts the words kept multiplied are at most so small a share of the layer that multiplied them
 
 
 def allowed(x: Tensor, transformer_options: dict) -> bool:
@@ -28,7 +28,7 @@ def allowed(x: Tensor, transformer_options: dict) -> bool:
 def seen(context: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Of a text's states (L, C) those that matter under a bias (L,), and theirs, None where it is the same for all.
 
-    Any other has no weight beside them in float32.
+    Any other word has no weight beside them in float32.
     """
     if bias is None or not bias.any():  # no copies where all are seen
         return context, None
@@ -38,15 +38,15 @@ def seen(context: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 class Words:
-    """Keys and values (L, C) of one text in one layer, and their biases (L,), None where all have the same.
+    """Keys and values (L, C) of one text in one layer, and their biases (L,), None where all have the same."""
 
-    lasting: whether they serve other steps too.
-    """
-
-    def __init__(self, k: Tensor, v: Tensor, bias: Tensor | None, heads: int, lasting: bool = False):
-        self.k, self.v, self.bias, self.heads, self.lasting = k, v, bias, heads, lasting
+    def __init__(self, k: Tensor, v: Tensor, bias: Tensor | None, heads: int):
+        self.k, self.v, self.bias, self.heads = k, v, bias, heads
         self.channels = k.shape[1]
-        self.multiplied: Tensor | None = None  # by the layer behind the attention, where that is kept
+        # Whether they serve other steps too, and whether there is room for them multiplied: said by who keeps them.
+        self.lasting = self.roomy = False
+        self.multiplied: Tensor | None = None  # (C, hL), by the layer behind the attention without its bias
+        self.attended: Tensor | None = None  # (1, C), what that layer makes of a single word
 
     def __len__(self) -> int:
         return len(self.k)
@@ -62,13 +62,14 @@ class Words:
         out = (x.float() @ keys.float().mT).unflatten(1, k.shape[:2])
         if bias is not None:
             out += (k.float() @ bias.float().view(self.heads, -1, 1)).squeeze(2)
-        return self.weighed(out)
+        return self.scaled(out)
 
     def scores_of_queries(self, q: Tensor) -> Tensor:
         """Of q (N, C): (N, h, L) in float32."""
-        return self.weighed((self.of_heads(q).float() @ self.of_heads(self.k).float().mT).transpose(0, 1))
+        return self.scaled((self.of_heads(q).float() @ self.of_heads(self.k).float().mT).transpose(0, 1))
 
-    def weighed(self, scores: Tensor) -> Tensor:
+    def scaled(self, scores: Tensor) -> Tensor:
+        """And with the biases added."""
         scores.div_(math.sqrt(self.channels // self.heads))
         return scores if self.bias is None else scores.add_(self.bias)
 
@@ -78,30 +79,27 @@ class Words:
         if multiplied is None:
             by_head = weight.unflatten(1, (self.heads, -1)).transpose(0, 1) @ self.of_heads(self.v).mT  # (h, C, L)
             multiplied = by_head.transpose(0, 1).flatten(1)
-            if self.keep(len(scores)):
+            if self.stays_multiplied(len(scores)):
                 self.multiplied = multiplied
         return F.linear(scores.softmax(dim=-1).to(self.v.dtype).flatten(1), multiplied, bias)
 
     def attend_to_one(self, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """What the layer behind the attention makes of a single word, (1, C): every position attends with weight 1."""
-        if self.multiplied is not None:
-            return self.multiplied
-        out = layer(self.v)
+        attended = layer(self.v) if self.attended is None else self.attended
         if self.lasting:
-            self.multiplied = out
-        return out
+            self.attended = attended
+        return attended
 
-    def keep(self, positions: int) -> bool:
-        """Whether they are few, and multiplying them takes longer than multiplying so many positions by them."""
-        few = HALF * self.heads * len(self) <= self.channels
-        return self.lasting and few and self.heads * positions < WAIT * self.channels
+    def stays_multiplied(self, positions: int) -> bool:
+        """Whether words multiplied for so many positions are kept: where multiplying takes longer than using them."""
+        return self.lasting and self.roomy and self.heads * positions < WAIT * self.channels
 
-    def pay(self, positions: int) -> bool:
+    def pays(self, positions: int) -> bool:
         """Whether multiplying the words takes less than multiplying the positions, as the layer behind them does."""
-        making = 0 if self.keep(positions) else WAIT * self.channels
+        making = 0 if self.stays_multiplied(positions) else WAIT * self.channels
         return len(self) * (making + self.heads * positions) < positions * self.channels
 
-    def pay_for_queries(self, positions: int) -> bool:
+    def pays_for_queries(self, positions: int) -> bool:
         """The same for the layer before the attention, where products with the words are in float32."""
         cost = 1 if self.k.dtype == torch.float32 else FLOAT32
         return len(self) * (WAIT * self.channels + cost * self.heads * positions) < positions * self.channels

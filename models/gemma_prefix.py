@@ -8,7 +8,7 @@ from typing import NamedTuple
 import comfy.model_management
 from torch import Tensor, nn
 
-from .borrowed_weights import Weights
+from .borrowed_weights import Weights, written_into
 
 KeysValues = list[tuple[Tensor, Tensor]]  # one pair a layer, each (1, g, P, d)
 
@@ -32,8 +32,7 @@ def weights_in_use(model: nn.Module) -> Weights | None:
     """
     loaded = [known.model for known in comfy.model_management.current_loaded_models if known.model is not None]
     patcher = next((patcher for patcher in loaded if patcher.model is model), None)
-    # Hooks write into the weights as they lie, and injected adapters act beside them.
-    if patcher is None or patcher.hook_backup or patcher.injections:
+    if patcher is None or written_into(patcher):
         return None
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     if any(matrix.requires_grad for matrix in matrices):

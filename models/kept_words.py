@@ -1,10 +1,9 @@
-"""What the cross-attention keeps of a text from step to step of one run: it does not change with the noise level.
+"""Keys and values of a text, kept by the cross-attention for a run: they do not change with the noise level.
 
-For attention on a CPU as in `few_words.py`. Elsewhere the keys and values of a text are a fraction of a step that is
-not worth the memory.
+For attention on a CPU as in `few_words.py`; elsewhere they are a fraction of a step that is not worth the memory. A run
+is the unit because the host loads weights and their patches only before it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +11,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from .borrowed_weights import Weights
-from .few_words import Words
+from .borrowed_weights import LentWeights
+from .few_words import SHARE, Words
 
 KEPT_WORDS = "sana_kept_words"  # in transformer_options and, as the name of its callbacks, on the patcher
-# Of all texts together: in bfloat16 their keys and values take 17 MB in the 0.6B and 23 MB in the 1.6B. Four texts of
-# 32 words that are kept multiplied, for a picture of few positions, take 132 and 229 MB.
+# Of all texts together, in each layer; the first ones stay. In bfloat16 they take 17 MB in the 0.6B and 23 MB in the
+# 1.6B. Longer texts would gain more, and take more memory than the rest of a step.
 MOST_WORDS = 128
 
 
@@ -27,7 +26,7 @@ class Text:
 
     context: Tensor
     bias: Tensor | None
-    words: dict[nn.Module, tuple[Weights | None, Words]]
+    words: dict[nn.Module, tuple[LentWeights, Words]]
 
     def is_of(self, context: Tensor, bias: Tensor | None) -> bool:
         return same(self.context, context) and same(self.bias, bias)
@@ -44,45 +43,44 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 class KeptWords:
-    """The latest texts last."""
+    """The texts of a run."""
 
     def __init__(self):
         self.texts: list[Text] = []
 
-    def find(
-        self,
-        layer: nn.Module,
-        weights: Weights | None,
-        context: Tensor,
-        bias: Tensor | None,
-        make: Callable[[Tensor, Tensor | None], Words],
-    ) -> Words:
-        """Those of a text, states (L, C) and bias (L,), made if they are not known or of other weights."""
-        text = next((text for text in self.texts if text.is_of(context, bias)), None)
-        if text is not None and layer in text.words:
-            before, words = text.words[layer]
-            if before is weights or (before is not None and weights is not None and before.are_still(weights)):
-                return words
-        words = make(context, bias)
-        if text is not None:
-            text.words[layer] = weights, words
-        elif len(words) <= MOST_WORDS:
+    def find(self, layer: nn.Module, weights: LentWeights, context: Tensor, bias: Tensor | None) -> Words | None:
+        """The words of a text, states (L, C) and bias (L,), in this layer; None if not known, or of other weights."""
+        text = self.text_of(context, bias)
+        made_with, words = text.words.get(layer, (None, None)) if text else (None, None)
+        return words if words is not None and made_with.are_still(weights) else None
+
+    def keep(self, layer: nn.Module, weights: LentWeights, context: Tensor, bias: Tensor | None, words: Words) -> None:
+        """If there is room."""
+        text = self.text_of(context, bias)
+        before = sum(other.length for other in self.texts if other is not text)
+        if before + len(words) > MOST_WORDS:
+            return
+        if text is None:
             # A copy: a patch may write into the text on its way through the network.
-            self.texts.append(Text(context.clone(), None if bias is None else bias.clone(), {layer: (weights, words)}))
-            while sum(text.length for text in self.texts) > MOST_WORDS:
-                del self.texts[0]
-        return words
+            text = Text(context.clone(), None if bias is None else bias.clone(), {})
+            self.texts.append(text)
+        text.words[layer] = weights, words
+        words.lasting = True
+        words.roomy = SHARE * words.heads * (before + len(words)) <= words.channels
+
+    def text_of(self, context: Tensor, bias: Tensor | None) -> Text | None:
+        return next((text for text in self.texts if text.is_of(context, bias)), None)
 
 
 def keep_words(patcher: ModelPatcher) -> None:
     """From the beginning of every run with this patcher or a clone until its end."""
-    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEPT_WORDS, begin)
-    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEPT_WORDS, end)
+    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEPT_WORDS, begin_run)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEPT_WORDS, end_run)
 
 
-def begin(patcher: ModelPatcher) -> None:
+def begin_run(patcher: ModelPatcher) -> None:
     patcher.model.kept_words = KeptWords()
 
 
-def end(patcher: ModelPatcher) -> None:
+def end_run(patcher: ModelPatcher) -> None:
     patcher.model.kept_words = None

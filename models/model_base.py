@@ -6,6 +6,7 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
+from .borrowed_weights import written_into
 from .kept_words import KEPT_WORDS, KeptWords
 from .model_sampling import ModelSamplingSana
 from .precision import require_finite
@@ -87,9 +88,7 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         )
 
     def with_kept_words(self, transformer_options: dict) -> dict:
-        patcher = self.current_patcher
-        # Hooks write into the weights as they lie, and injected adapters act beside them.
-        if self.kept_words is None or patcher is None or patcher.hook_backup or patcher.injections:
+        if self.kept_words is None or self.current_patcher is None or written_into(self.current_patcher):
             return transformer_options
         return transformer_options | {KEPT_WORDS: self.kept_words}
 

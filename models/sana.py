@@ -18,10 +18,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from . import few_words
-from .borrowed_weights import borrowed, lends, weights_of
+from .borrowed_weights import borrowed, lends, lent_weights
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .few_words import Words
-from .kept_words import KEPT_WORDS, KeptWords
+from .kept_words import KEPT_WORDS, same
 from .layers import GLUMBConv, in_place, linear_attention_of_tokens
 
 FREQUENCY_CHANNELS = 256  # sinusoid width of the time and guidance embeddings
@@ -151,29 +151,38 @@ class CrossAttention(nn.Module):
             return self.attend(x, *self.keys_and_values(context), bias, transformer_options)
         texts = self.words_of(context, bias, transformer_options)
         equal = [(words, len(list(rows))) for words, rows in groupby(texts)]  # pictures of one text attend together
-        parts = x.split([rows for _, rows in equal])
-        return torch.cat(
-            [self.attend_to_words(part, words, transformer_options) for part, (words, _) in zip(parts, equal)]
-        )
+        parts = [
+            self.attend_to_words(part, words, transformer_options)
+            for part, (words, _) in zip(x.split([rows for _, rows in equal]), equal, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.norm_k(self.to_k(context)), self.to_v(context)
 
     def words_of(self, context: Tensor, bias: Tensor | None, transformer_options: dict) -> list[Words]:
-        """One a row of context, the same for equal rows."""
-
-        def make(context: Tensor, bias: Tensor | None) -> Words:
-            context, bias = few_words.seen(context, bias)
-            k, v = self.keys_and_values(context[None])
-            return Words(k[0], v[0], bias, self.num_heads, lasting)
-
+        """One a row of context, the same for equal rows; in a run, those of the step before if it had such a row."""
         norm = [] if isinstance(self.norm_k, nn.Identity) else [self.norm_k]
-        weights = weights_of(self.to_k, *norm, self.to_v, self.to_out[0])
         kept = transformer_options.get(KEPT_WORDS)
-        lasting = kept is not None and weights is not None
-        kept = kept if lasting else KeptWords()  # which serves equal rows of this call
-        rows = zip(context, [None] * len(context) if bias is None else bias[:, 0])
-        return [kept.find(self, weights, *row, make) for row in rows]
+        weights = None if kept is None else lent_weights(self.to_k, *norm, self.to_v, self.to_out[0])
+        rows = list(zip(context, [None] * len(context) if bias is None else bias[:, 0], strict=True))
+        found = []
+        for row in rows:
+            words = next((words for words, other in zip(found, rows) if all(map(same, row, other))), None)
+            if words is None and weights is not None:
+                words = kept.find(self, weights, *row)
+            if words is None:
+                words = self.make_words(*row)
+                if weights is not None:
+                    kept.keep(self, weights, *row, words)
+            found.append(words)
+        return found
+
+    def make_words(self, context: Tensor, bias: Tensor | None) -> Words:
+        """Of one text, states (L, C) and bias (L,)."""
+        context, bias = few_words.seen(context, bias)
+        k, v = self.keys_and_values(context[None])
+        return Words(k[0], v[0], bias, self.num_heads)
 
     def attend(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
         mask = None if bias is None else bias.expand(-1, x.shape[1], -1)
@@ -187,11 +196,11 @@ class CrossAttention(nn.Module):
         if len(words) == 1:
             return words.attend_to_one(self.to_out[0]).expand_as(x)
         positions = x.flatten(0, 1)
-        if not words.pay(len(positions)):
+        if not words.pays(len(positions)):
             k, v = (part.expand(len(x), -1, -1) for part in (words.k, words.v))
             bias = None if words.bias is None else words.bias.expand(len(x), 1, -1)
             return self.attend(x, k, v, bias, transformer_options)
-        if isinstance(self.norm_q, nn.Identity) and words.pay_for_queries(len(positions)):
+        if isinstance(self.norm_q, nn.Identity) and words.pays_for_queries(len(positions)):
             with borrowed(self.to_q, x) as weights:
                 scores = words.scores(positions, *weights)
         else:

@@ -150,7 +150,7 @@ def test_a_cost_that_grows_with_the_pixels_is_called_linear(benchmarks, monkeypa
     def clock(run, _device):
         return sum(7 * size**2 for size in run())
 
-    rounds = benchmarks.growth.measure("decode", [256, 1024, 2048], 2, "0.6B", None, clock)
+    rounds = benchmarks.growth.measure("decode", [256, 1024, 2048], 2, "0.6B", None, clock, None)
     ratios = [benchmarks.measuring.ratio(rounds, size, to=1024, field="cost") for size in (256, 1024, 2048)]
     assert ratios == [1.0, 1.0, 1.0] and rounds[0][1024]["cost"] == rounds[0][1024]["seconds"]
 

@@ -4,7 +4,7 @@ import comfy.ops
 import pytest
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-from sana_native.models.borrowed_weights import borrowed, lends
+from sana_native.models.borrowed_weights import SAMPLES, borrowed, lends, sample
 
 
 def layer() -> torch.nn.Linear:
@@ -56,3 +56,22 @@ def test_what_is_lent_is_what_the_layer_multiplies_with():
     with borrowed(made, x) as (weight, bias):
         assert weight.dtype == bias.dtype == torch.bfloat16
         assert torch.equal(torch.nn.functional.linear(x, weight, bias), made(x))
+
+
+def test_weights_that_need_no_change_are_lent_as_they_lie():
+    made = comfy.ops.disable_weight_init.Linear(64, 64, device="cpu").requires_grad_(False)
+    with borrowed(made, torch.randn(3, 64)) as (weight, bias):
+        assert weight is made.weight and bias is made.bias
+
+
+def test_a_bias_of_another_format_is_cast_beside_a_weight_that_is_not():
+    made = layer()
+    made.comfy_cast_weights = False
+    made.weight.data = made.weight.bfloat16()
+    with borrowed(made, torch.randn(3, 64).bfloat16()) as (weight, bias):
+        assert weight.dtype == bias.dtype == torch.bfloat16
+
+
+def test_every_column_of_a_square_matrix_has_its_turn_in_a_sample():
+    weight = torch.arange(1152).expand(1152, 1152)
+    assert len(set(sample(weight).tolist())) == len(sample(weight)) >= SAMPLES

@@ -153,8 +153,8 @@ PLAIN = {"optimized_attention_override": lambda function, *args, **kwargs: funct
 @pytest.fixture(params=[True, False], ids=["before and behind", "behind"])
 def words_multiplied(request, monkeypatch):
     """For texts of any length, also those that take longer with it: by both layers, or by that behind the attention."""
-    monkeypatch.setattr(Words, "pay", lambda *_: True)
-    monkeypatch.setattr(Words, "pay_for_queries", lambda *_: request.param)
+    monkeypatch.setattr(Words, "pays", lambda *_: True)
+    monkeypatch.setattr(Words, "pays_for_queries", lambda *_: request.param)
 
 
 @pytest.fixture
@@ -230,13 +230,13 @@ def test_the_demo_attends_to_multiplied_words(counted):
 
 
 def test_the_longer_the_text_the_more_a_multiplied_word_costs():
-    def pay(length, method="pay", dtype=torch.float32):
+    def pays(length, method="pays", dtype=torch.float32):
         k = torch.empty(length, 1152, dtype=dtype)
         return getattr(Words(k, k, None, 16), method)(1024)
 
-    assert [pay(words) for words in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
-    assert [pay(words, "pay_for_queries") for words in (59, 60)] == [True, False]
-    assert [pay(words, "pay_for_queries", torch.bfloat16) for words in (30, 40)] == [True, False]
+    assert [pays(words) for words in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
+    assert [pays(words, "pays_for_queries") for words in (59, 60)] == [True, False]
+    assert [pays(words, "pays_for_queries", torch.bfloat16) for words in (30, 40)] == [True, False]
 
 
 @pytest.mark.usefixtures("words_multiplied")

@@ -1,10 +1,12 @@
 """What a run keeps of its texts leaves the result, and is forgotten when the weights or the run change."""
 
 import comfy.hooks
-import comfy.sd
+import comfy.model_patcher
+import comfy.ops
 import pytest
 import torch
 from sana_native.models import sana
+from sana_native.models.borrowed_weights import lent_weights
 from sana_native.models.few_words import Words
 from sana_native.models.kept_words import KEPT_WORDS, MOST_WORDS, KeptWords
 from sana_native.models.model_base import SanaModel
@@ -25,8 +27,13 @@ def made(monkeypatch) -> list[int]:
     return lengths
 
 
-def keeping(kept: KeptWords | None = None) -> dict:
-    return {KEPT_WORDS: kept or KeptWords()}
+def keeping(kept: KeptWords) -> dict:
+    return {KEPT_WORDS: kept}
+
+
+def forget(monkeypatch) -> None:
+    """Every step is the first one then."""
+    monkeypatch.setattr(SanaModel, "with_kept_words", lambda _, options: options)
 
 
 def lora(strength: float = 0.3) -> dict[str, torch.Tensor]:
@@ -59,17 +66,18 @@ def test_texts_that_follow_each_other_in_a_run_are_told_apart(made, monkeypatch)
     cat, dog = bench.changed(cat, end_percent=0.4), bench.changed(dog, start_percent=0.4)
     drawn = bench.draw(model, (cat + dog, empty), steps=6)
     assert len(made) == 3 * len(model.model.diffusion_model.transformer_blocks)
-    monkeypatch.setattr(SanaModel, "with_kept_words", lambda _, options: options)
+    forget(monkeypatch)
     assert difference(drawn, bench.draw(model, (cat + dog, empty), steps=6)) < 1e-6
 
 
-def test_pictures_with_the_same_text_share_its_words(made):
-    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 5, 40, 5])
+@pytest.mark.parametrize("length", [5, MOST_WORDS + 1])
+def test_pictures_with_the_same_text_share_its_words(length, made):
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [length, length, 40, length])
     for row in (1, 3):
         given["context"][row] = given["context"][0]
     with torch.inference_mode():
         shared = network(**given)
-        assert made == [5, 40] * len(network.transformer_blocks)
+        assert made == [length, 40] * len(network.transformer_blocks)
         alone = [network(**{name: None if x is None else x[i : i + 1] for name, x in given.items()}) for i in range(4)]
     assert difference(shared, torch.cat(alone)) < 1e-6
 
@@ -77,15 +85,29 @@ def test_pictures_with_the_same_text_share_its_words(made):
 @pytest.mark.parametrize("grid", [(2, 2), (11, 13)], ids=["few positions", "many"])
 @pytest.mark.parametrize("lengths", [[1], [4], [300], [1, 30], [17, 4, 1]], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_later_steps_give_the_same_velocity(variant, lengths, grid):
+def test_later_steps_give_the_same_velocity(variant, lengths, grid, made):
     network, kept = build(variant), KeptWords()
     given = inputs(tiny.CAPTION_CHANNELS, lengths, grid, sprint=variant == "sprint")
+    short = sorted(length for length in lengths if length <= MOST_WORDS) * len(network.transformer_blocks)
     with torch.inference_mode():
-        for _ in range(3):
+        for step in range(3):
             given |= {"x": given["x"] + 1, "timesteps": given["timesteps"] / 2}
-            step = network(**given, transformer_options=keeping(kept))
-            assert difference(step, network(**given)) < 1e-6
-    assert len(kept.texts) == sum(length <= MOST_WORDS for length in lengths)
+            made.clear()
+            velocity = network(**given, transformer_options=keeping(kept))
+            assert sorted(length for length in made if length <= MOST_WORDS) == (sorted(short) if step == 0 else [])
+            assert difference(velocity, network(**given)) < 1e-6
+
+
+def test_words_stay_multiplied_for_a_small_picture():
+    network, kept = build("sana"), KeptWords()
+    given = inputs(tiny.CAPTION_CHANNELS, [1, 2], (2, 2))
+    with torch.inference_mode():
+        for _ in range(2):
+            stepped = network(**given, transformer_options=keeping(kept))
+        assert difference(stepped, network(**given)) < 1e-6
+    words = [words for text in kept.texts for _, words in text.words.values()]
+    assert len(words) == 2 * len(network.transformer_blocks)
+    assert all((one.attended is not None) == (len(one) == 1) != (one.multiplied is not None) for one in words)
 
 
 def test_nothing_is_kept_beyond_a_run():
@@ -103,8 +125,7 @@ def test_nothing_is_kept_beyond_a_run():
 
 
 def in_place(layer: torch.nn.Linear) -> None:
-    with torch.no_grad():
-        layer.weight.mul_(1.5)
+    layer.weight.data.copy_(layer.weight * 1.5)  # as the host writes
 
 
 def replaced(layer: torch.nn.Linear) -> None:
@@ -121,36 +142,47 @@ def with_a_hook(layer: torch.nn.Linear) -> None:
 
 @pytest.mark.parametrize("change", [in_place, replaced, changed_at_every_use, with_a_hook])
 @pytest.mark.parametrize("name", ["to_k", "to_v", "to_out.0"])
-def test_another_weight_within_a_run_is_noticed(name, change):
-    network, given, kept = build("sana"), inputs(tiny.CAPTION_CHANNELS, [1, 4], (2, 2)), KeptWords()
-    with torch.inference_mode():
-        before = network(**given, transformer_options=keeping(kept))
+def test_another_weight_within_a_run_is_noticed(name, change, made):
+    kept = KeptWords()
+    with torch.inference_mode():  # as a node loads a model, which leaves its weights without a count of their changes
+        network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [1, 4], (2, 2))
+        for _ in range(2):
+            before = network(**given, transformer_options=keeping(kept))
+        assert len(made) == 2 * len(network.transformer_blocks)
         change(network.get_submodule(f"{LAYER}.{name}"))
         after = network(**given, transformer_options=keeping(kept))
         assert difference(after, before) > 1e-4
         assert difference(after, network(**given)) < 1e-6
 
 
-def test_a_scheduled_lora_acts_with_each_of_its_strengths():
-    """The host writes it into the weights where they lie, which leaves no trace in them."""
-    model, (positive, negative) = bench.fresh_model("sana"), bench.encoded()
+@pytest.mark.parametrize("hooked", [(0, 1), (0,)], ids=["on both texts", "on one"])
+def test_a_scheduled_lora_acts_with_each_of_its_strengths(hooked, monkeypatch, made):
+    """The host writes it into the weights where they lie. Both texts are the same one."""
+    model, (text, _) = bench.fresh_model("sana"), bench.encoded()
     hooks, frames = comfy.hooks.create_hook_lora(lora(), 1.0, 0.0), comfy.hooks.HookKeyframeGroup()
     for start, strength in ((0.0, 0.0), (0.3, 1.0), (0.7, -1.0)):
         frames.add(comfy.hooks.HookKeyframe(strength, start))
     hooks.set_keyframes_on_hooks(frames)
-    conds = comfy.hooks.set_conds_props([positive, negative], 1.0, "default", hooks=hooks)
+    conds = [text, bench.changed(text)]
+    for index in hooked:
+        (conds[index],) = comfy.hooks.set_conds_props([conds[index]], 1.0, "default", hooks=hooks)
+    blocks, steps = len(model.model.diffusion_model.transformer_blocks), 6
+    drawn = bench.draw(model, conds, steps=steps)
+    assert len(made) == blocks * (steps if hooked == (0, 1) else steps + 1)  # kept where no hook acts
+    forget(monkeypatch)
+    assert difference(drawn, bench.draw(model, conds, steps=steps)) < 1e-6
+    assert difference(drawn, bench.draw(model, (text, text), steps=steps)) > 1e-3
 
-    def draw() -> torch.Tensor:
-        return bench.draw(model, conds, steps=6)
 
-    drawn = draw()
-    with pytest.MonkeyPatch.context() as forgetting:
-        forgetting.setattr(SanaModel, "with_kept_words", lambda _, options: options)
-        assert difference(drawn, draw()) < 1e-6
-    assert difference(drawn, bench.draw(model, (positive, negative), steps=6)) > 1e-3
+def test_nothing_is_kept_beside_an_injected_adapter(made):
+    model, acting = bench.fresh_model("sana").clone(), []
+    inject = comfy.model_patcher.PatcherInjection(lambda _: acting.append(1), lambda _: acting.pop())
+    model.set_injections("an adapter", [inject])
+    bench.draw(model, bench.encode("a red cat", ""), steps=3)
+    assert len(made) == 3 * 2 * len(model.model.diffusion_model.transformer_blocks)
 
 
-def test_a_patch_that_writes_into_the_text_acts_in_every_step():
+def test_a_patch_that_writes_into_the_text_acts_in_every_step(made):
     network, given, kept = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40]), KeptWords()
 
     def write(args: dict, extra: dict) -> dict:
@@ -162,51 +194,58 @@ def test_a_patch_that_writes_into_the_text_acts_in_every_step():
         expected = network(**given, transformer_options=options)
         assert difference(expected, network(**given)) > 1e-4
         for _ in range(3):
+            made.clear()
             assert difference(network(**given, transformer_options=options | keeping(kept)), expected) < 1e-6
+        assert not made
+
+
+def of_length(length: int) -> Words:
+    k = torch.zeros(length, 64)
+    return Words(k, k, None, 2)
+
+
+def a_layer() -> torch.nn.Linear:
+    return comfy.ops.disable_weight_init.Linear(4, 4, device="cpu")
 
 
 def test_a_text_that_is_written_into_later_is_another_one():
-    kept, layer, context, bias, made = KeptWords(), torch.nn.Identity(), torch.ones(3, 4), torch.zeros(3), []
-
-    def make(*given) -> Words:
-        made.append(given)
-        return of_length(3)
-
-    for changed in (context, bias, None):
-        kept.find(layer, None, context, bias, make)
-        if changed is not None:
-            changed.sub_(1)
-    assert len(made) == 3
+    kept, layer, context, bias = KeptWords(), a_layer(), torch.ones(3, 4), torch.zeros(3)
+    weights = lent_weights(layer)
+    kept.keep(layer, weights, context, bias, of_length(3))
+    assert kept.find(layer, weights, context, bias) is not None
+    for changed in (context, bias):
+        changed.sub_(1)
+        assert kept.find(layer, weights, context, bias) is None
+        changed.add_(1)
+    assert kept.find(layer, weights, context, bias) is not None
 
 
 # How much
 
 
-def of_length(length: int) -> Words:
-    k = torch.zeros(length, 8)
-    return Words(k, k, None, 2, lasting=True)
-
-
-def test_the_oldest_texts_go_when_there_are_too_many_words():
-    kept, layer, numbers = KeptWords(), torch.nn.Identity(), torch.arange(6.0)
-    for number in numbers:
-        kept.find(layer, None, number.expand(3, 4), None, lambda *_: of_length(MOST_WORDS // 4))
-    assert [text.context[0, 0].item() for text in kept.texts] == numbers[-4:].tolist()
-
-
-def test_a_text_too_long_to_keep_leaves_the_others():
-    kept, layer = KeptWords(), torch.nn.Identity()
-    for number, length in enumerate((3, MOST_WORDS + 1, 4)):
-        context = torch.full((2, 4), float(number))
-        words = kept.find(layer, None, context, None, lambda *_, length=length: of_length(length))
-        assert len(words) == length
-    assert [text.length for text in kept.texts] == [3, 4]
+def test_the_first_texts_stay_when_there_are_too_many_words():
+    """If the oldest one made room, texts that take turns would all be made again in every step."""
+    kept, layer = KeptWords(), a_layer()
+    weights = lent_weights(layer)
+    given = [torch.full((2, 4), float(number)) for number in range(4)]
+    for _ in range(2):
+        for context, length in zip(given, (60, 60, MOST_WORDS + 1, 8)):
+            words = of_length(length)
+            if kept.find(layer, weights, context, None) is None:
+                kept.keep(layer, weights, context, None, words)
+                assert words.lasting == (length < MOST_WORDS)
+    assert [text.length for text in kept.texts] == [60, 60, 8]
 
 
 def test_words_are_kept_multiplied_where_the_picture_is_small_and_they_are_few():
-    def keep(length: int, positions: int, lasting: bool = True) -> bool:
-        k = torch.empty(length, 1152)
-        return Words(k, k, None, 16, lasting).keep(positions)
+    kept, layer = KeptWords(), a_layer()
 
-    assert keep(30, 64) and keep(36, 215)
-    assert not (keep(37, 64) or keep(36, 216) or keep(30, 64, lasting=False))
+    def stays(length: int, positions: int) -> bool:
+        k = torch.empty(length, 1152)
+        words = Words(k, k, None, 16)
+        assert not words.stays_multiplied(positions)
+        kept.keep(layer, lent_weights(layer), torch.full((2, 4), float(length)), None, words)
+        return words.stays_multiplied(positions)
+
+    assert stays(30, 215) and stays(6, 64)
+    assert not (stays(5, 216) or stays(1, 64))  # together more than 36
