@@ -8,7 +8,7 @@ from typing import NamedTuple
 import comfy.model_management
 from torch import Tensor, nn
 
-from .borrowed_weights import Weights, written_into
+from .weights_in_use import Weights, written_into
 
 KeysValues = list[tuple[Tensor, Tensor]]  # one pair a layer, each (1, g, P, d)
 

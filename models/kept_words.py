@@ -11,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from .borrowed_weights import LentWeights
 from .few_words import SHARE, Words
+from .weights_in_use import LentWeights
 
 KEPT_WORDS = "sana_kept_words"  # in transformer_options and, as the name of its callbacks, on the patcher
 # Of all texts together, in each layer; the first ones stay. In bfloat16 they take 17 MB in the 0.6B and 23 MB in the
@@ -55,7 +55,7 @@ class KeptWords:
         return words if words is not None and made_with.are_still(weights) else None
 
     def keep(self, layer: nn.Module, weights: LentWeights, context: Tensor, bias: Tensor | None, words: Words) -> None:
-        """If there is room."""
+        """Lets later steps find the words of a text in this layer, if there is room for them."""
         text = self.text_of(context, bias)
         before = sum(other.length for other in self.texts if other is not text)
         if before + len(words) > MOST_WORDS:

@@ -6,12 +6,12 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
-from .borrowed_weights import written_into
 from .kept_words import KEPT_WORDS, KeptWords
 from .model_sampling import ModelSamplingSana
 from .precision import require_finite
 from .sana import Sana
 from .text_conds import TextCond, without_padding
+from .weights_in_use import written_into
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
 TIMESTEPS = 1000  # of SANA's training

@@ -18,11 +18,12 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from . import few_words
-from .borrowed_weights import borrowed, lends, lent_weights
+from .borrowed_weights import borrowed, lends
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .few_words import Words
 from .kept_words import KEPT_WORDS, same
 from .layers import GLUMBConv, in_place, linear_attention_of_tokens
+from .weights_in_use import lent_weights
 
 FREQUENCY_CHANNELS = 256  # sinusoid width of the time and guidance embeddings
 QK_NORM_EPS = 1e-5

@@ -4,7 +4,7 @@ import comfy.ops
 import pytest
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-from sana_native.models.borrowed_weights import SAMPLES, borrowed, lends, sample
+from sana_native.models.borrowed_weights import borrowed, lends
 
 
 def layer() -> torch.nn.Linear:
@@ -70,8 +70,3 @@ def test_a_bias_of_another_format_is_cast_beside_a_weight_that_is_not():
     made.weight.data = made.weight.bfloat16()
     with borrowed(made, torch.randn(3, 64).bfloat16()) as (weight, bias):
         assert weight.dtype == bias.dtype == torch.bfloat16
-
-
-def test_every_column_of_a_square_matrix_has_its_turn_in_a_sample():
-    weight = torch.arange(1152).expand(1152, 1152)
-    assert len(set(sample(weight).tolist())) == len(sample(weight)) >= SAMPLES

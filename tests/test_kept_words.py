@@ -6,10 +6,10 @@ import comfy.ops
 import pytest
 import torch
 from sana_native.models import sana
-from sana_native.models.borrowed_weights import lent_weights
 from sana_native.models.few_words import Words
 from sana_native.models.kept_words import KEPT_WORDS, MOST_WORDS, KeptWords
 from sana_native.models.model_base import SanaModel
+from sana_native.models.weights_in_use import SAMPLES, lent_weights, sample
 from sana_native.tests import tiny
 from sana_native.tests import workbench as bench
 from sana_native.tests.test_fast_sana import VARIANTS, build, difference, inputs
@@ -218,6 +218,13 @@ def test_a_text_that_is_written_into_later_is_another_one():
         assert kept.find(layer, weights, context, bias) is None
         changed.add_(1)
     assert kept.find(layer, weights, context, bias) is not None
+
+
+@pytest.mark.parametrize("width", [1152, 2240])
+def test_no_two_values_of_a_sample_are_of_the_same_column(width):
+    """A change of some columns alone is seen too."""
+    taken = sample(torch.arange(width).expand(width, width)).tolist()
+    assert len(set(taken)) == len(taken) >= SAMPLES - 1
 
 
 # How much

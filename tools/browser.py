@@ -324,12 +324,14 @@ class Tab:
         deadline = time.monotonic() + WAIT
         while time.monotonic() < deadline:
             box = self.box(node_id)
-            self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 10)
+            point = [box["x"] + box["width"] / 2, box["y"] + 10]
+            self.page.mouse.click(*point)
             self.page.wait_for_timeout(200)
             if self.page.evaluate("(id) => Object.keys(app.canvas.selected_nodes).join() === `${id}`", node_id):
                 return
             self.page.wait_for_timeout(2000)  # lost by a page that is busy drawing
-        raise BrowserError(f"Node {node_id} was clicked for {WAIT:g} s and is not selected.")
+        over = self.page.evaluate("([x, y]) => document.elementFromPoint(x, y)?.outerHTML.slice(0, 200)", point)
+        raise BrowserError(f"Node {node_id} was clicked for {WAIT:g} s and is not selected; there lies {over}.")
 
     def open_help(self, node_id: int | str) -> None:
         """Click a node and its toolbox's Node Info; the panel on the right shows the node's help."""
