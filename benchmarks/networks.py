@@ -223,5 +223,7 @@ def call(
     from sana_native.models.kept_words import KEPT_WORDS, KeptWords
 
     context, mask = batched_text(context, mask)
-    options = {KEPT_WORDS: KeptWords()}  # as the host's model gives it to every step of a run
+    options = {
+        KEPT_WORDS: KeptWords(len(network.transformer_blocks))
+    }  # as the host's model gives it to every step of a run
     return lambda: network(latent, timesteps, context=context, attention_mask=mask, transformer_options=options)

@@ -51,6 +51,10 @@ class Words:
     def __len__(self) -> int:
         return len(self.k)
 
+    def move_to(self, k: Tensor, v: Tensor) -> None:
+        """Puts keys and values there."""
+        self.k, self.v = k.copy_(self.k), v.copy_(self.v)
+
     def of_heads(self, x: Tensor) -> Tensor:
         """(n, C) -> (h, n, d)."""
         return x.unflatten(1, (self.heads, -1)).transpose(0, 1)
@@ -86,8 +90,8 @@ class Words:
     def attend_to_one(self, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """What the layer behind the attention makes of a single word, (1, C): every position attends with weight 1."""
         attended = layer(self.v) if self.attended is None else self.attended
-        if self.lasting:
-            self.attended = attended
+        if self.lasting and self.attended is None:
+            self.attended = self.k.copy_(attended)  # where the keys were, which a single word does not need
         return attended
 
     def stays_multiplied(self, positions: int) -> bool:

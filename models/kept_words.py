@@ -4,7 +4,7 @@ For attention on a CPU as in `few_words.py`; elsewhere they are a fraction of a 
 is the unit because the host loads weights and their patches only before it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -22,18 +22,38 @@ MOST_WORDS = 128
 
 @dataclass
 class Text:
-    """States (L, C) of a text, its bias (L,), and by layer its words and the weights that they were made with."""
+    """States (L, c) of a text, its bias (L,), and by layer its words and the weights that they were made with.
+
+    slots: for the keys and values (L, C) of each layer, parts of one tensor. Pieces of their own would lie where the
+    activations of a layer were in the heap, and leave no such place whole for the next layer's.
+    """
 
     context: Tensor
     bias: Tensor | None
-    words: dict[nn.Module, tuple[LentWeights, Words]]
+    slots: list[tuple[Tensor, Tensor]]
+    words: dict[nn.Module, tuple[LentWeights, Words]] = field(default_factory=dict)
+
+    @classmethod
+    def first_seen(cls, context: Tensor, bias: Tensor | None, words: Words, layers: int) -> "Text":
+        """With copies: a patch may write into the text on its way through the network."""
+        keys, values = words.k.new_empty(2, layers, *words.k.shape)
+        return cls(context.clone(), None if bias is None else bias.clone(), list(zip(keys, values, strict=True)))
 
     def is_of(self, context: Tensor, bias: Tensor | None) -> bool:
         return same(self.context, context) and same(self.bias, bias)
 
     @property
     def length(self) -> int:
-        return len(next(iter(self.words.values()))[1])
+        return len(self.slots[0][0])
+
+    def keep(self, layer: nn.Module, weights: LentWeights, words: Words) -> bool:
+        """Whether there is room for one more layer."""
+        index = next((index for index, other in enumerate(self.words) if other is layer), len(self.words))
+        if index == len(self.slots):
+            return False
+        words.move_to(*self.slots[index])
+        self.words[layer] = weights, words
+        return True
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -43,9 +63,10 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 class KeptWords:
-    """The texts of a run."""
+    """The texts of a run. layers: how many keep words of each."""
 
-    def __init__(self):
+    def __init__(self, layers: int):
+        self.layers = layers
         self.texts: list[Text] = []
 
     def find(self, layer: nn.Module, weights: LentWeights, context: Tensor, bias: Tensor | None) -> Words | None:
@@ -61,11 +82,9 @@ class KeptWords:
         if before + len(words) > MOST_WORDS:
             return
         if text is None:
-            # A copy: a patch may write into the text on its way through the network.
-            text = Text(context.clone(), None if bias is None else bias.clone(), {})
+            text = Text.first_seen(context, bias, words, self.layers)
             self.texts.append(text)
-        text.words[layer] = weights, words
-        words.lasting = True
+        words.lasting = text.keep(layer, weights, words)
         words.roomy = SHARE * words.heads * (before + len(words)) <= words.channels
 
     def text_of(self, context: Tensor, bias: Tensor | None) -> Text | None:
@@ -79,7 +98,7 @@ def keep_words(patcher: ModelPatcher) -> None:
 
 
 def begin_run(patcher: ModelPatcher) -> None:
-    patcher.model.kept_words = KeptWords()
+    patcher.model.kept_words = KeptWords(len(patcher.model.diffusion_model.transformer_blocks))
 
 
 def end_run(patcher: ModelPatcher) -> None:

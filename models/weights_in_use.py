@@ -50,10 +50,10 @@ class LentWeights(NamedTuple):
     """Weights that layers lend, with a sample of their values: those that a node loads have no `version`."""
 
     weights: Weights
-    samples: list[Tensor]
+    samples: list[bytes]
 
     def are_still(self, now: "LentWeights") -> bool:
-        return self.weights.are_still(now.weights) and all(map(torch.equal, self.samples, now.samples))
+        return self.weights.are_still(now.weights) and self.samples == now.samples
 
 
 def lent_weights(*layers: nn.Module) -> LentWeights | None:
@@ -61,9 +61,14 @@ def lent_weights(*layers: nn.Module) -> LentWeights | None:
     if not all(lends(layer) and not changes_weights(layer) for layer in layers):
         return None
     weights = [one for layer in layers for one in (layer.weight, layer.bias) if one is not None]
-    return LentWeights(Weights.of(weights), [sample(one) for one in weights if one.ndim > 1])
+    return LentWeights(Weights.of(weights), [bytes_of(sample(one)) for one in weights if one.ndim > 1])
 
 
 def sample(weight: Tensor) -> Tensor:
-    """A copy of some of its values, at released widths no two of a square matrix in the same column."""
-    return weight.detach().flatten()[:: weight.numel() // SAMPLES | 1].clone()
+    """Some of its values, at released widths no two of a square matrix in the same column."""
+    return weight.detach().flatten()[:: weight.numel() // SAMPLES | 1]
+
+
+def bytes_of(values: Tensor) -> bytes:
+    """A copy outside the heap, which has small tensors lie where the activations of a step were (`kept_words.py`)."""
+    return values.contiguous().view(torch.uint8).numpy(force=True).tobytes()

@@ -1,5 +1,8 @@
 """What a run keeps of its texts leaves the result, and is forgotten when the weights or the run change."""
 
+from collections.abc import Iterator
+from itertools import chain
+
 import comfy.hooks
 import comfy.model_patcher
 import comfy.ops
@@ -7,13 +10,14 @@ import pytest
 import torch
 from sana_native.models import sana
 from sana_native.models.few_words import Words
-from sana_native.models.kept_words import KEPT_WORDS, MOST_WORDS, KeptWords
+from sana_native.models.kept_words import KEPT_WORDS, MOST_WORDS, KeptWords, Text
 from sana_native.models.model_base import SanaModel
 from sana_native.models.weights_in_use import SAMPLES, lent_weights, sample
 from sana_native.tests import tiny
 from sana_native.tests import workbench as bench
 from sana_native.tests.test_fast_sana import VARIANTS, build, difference, inputs
 
+BLOCKS = 2  # of the tiny networks
 LAYER = "transformer_blocks.1.attn2"
 
 
@@ -86,7 +90,7 @@ def test_pictures_with_the_same_text_share_its_words(length, made):
 @pytest.mark.parametrize("lengths", [[1], [4], [300], [1, 30], [17, 4, 1]], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_later_steps_give_the_same_velocity(variant, lengths, grid, made):
-    network, kept = build(variant), KeptWords()
+    network, kept = build(variant), KeptWords(BLOCKS)
     given = inputs(tiny.CAPTION_CHANNELS, lengths, grid, sprint=variant == "sprint")
     short = sorted(length for length in lengths if length <= MOST_WORDS) * len(network.transformer_blocks)
     with torch.inference_mode():
@@ -99,7 +103,7 @@ def test_later_steps_give_the_same_velocity(variant, lengths, grid, made):
 
 
 def test_words_stay_multiplied_for_a_small_picture():
-    network, kept = build("sana"), KeptWords()
+    network, kept = build("sana"), KeptWords(BLOCKS)
     given = inputs(tiny.CAPTION_CHANNELS, [1, 2], (2, 2))
     with torch.inference_mode():
         for _ in range(2):
@@ -143,7 +147,7 @@ def with_a_hook(layer: torch.nn.Linear) -> None:
 @pytest.mark.parametrize("change", [in_place, replaced, changed_at_every_use, with_a_hook])
 @pytest.mark.parametrize("name", ["to_k", "to_v", "to_out.0"])
 def test_another_weight_within_a_run_is_noticed(name, change, made):
-    kept = KeptWords()
+    kept = KeptWords(BLOCKS)
     with torch.inference_mode():  # as a node loads a model, which leaves its weights without a count of their changes
         network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [1, 4], (2, 2))
         for _ in range(2):
@@ -183,7 +187,7 @@ def test_nothing_is_kept_beside_an_injected_adapter(made):
 
 
 def test_a_patch_that_writes_into_the_text_acts_in_every_step(made):
-    network, given, kept = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40]), KeptWords()
+    network, given, kept = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40]), KeptWords(BLOCKS)
 
     def write(args: dict, extra: dict) -> dict:
         args["txt"].mul_(0.5)
@@ -209,7 +213,7 @@ def a_layer() -> torch.nn.Linear:
 
 
 def test_a_text_that_is_written_into_later_is_another_one():
-    kept, layer, context, bias = KeptWords(), a_layer(), torch.ones(3, 4), torch.zeros(3)
+    kept, layer, context, bias = KeptWords(1), a_layer(), torch.ones(3, 4), torch.zeros(3)
     weights = lent_weights(layer)
     kept.keep(layer, weights, context, bias, of_length(3))
     assert kept.find(layer, weights, context, bias) is not None
@@ -230,9 +234,38 @@ def test_no_two_values_of_a_sample_are_of_the_same_column(width):
 # How much
 
 
+def tensors_in(x: object) -> Iterator[torch.Tensor]:
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, (dict, list, tuple)):
+        yield from chain.from_iterable(map(tensors_in, x.values() if isinstance(x, dict) else x))
+    elif isinstance(x, (Text, Words)):
+        yield from tensors_in(vars(x))
+
+
+def test_the_words_of_all_layers_lie_in_one_piece():
+    """Pieces between the activations of a step would keep the heap from using their places again."""
+    network, kept = build("sana"), KeptWords(BLOCKS)
+    given = inputs(tiny.CAPTION_CHANNELS, [1, 4], (11, 13))
+    with torch.inference_mode():
+        network(**given, transformer_options=keeping(kept))
+    for text in kept.texts:
+        assert len(text.words) == BLOCKS
+        found = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(text)}
+        assert len(found) == 2 + (text.bias is not None)  # the text's states, its bias and the words
+
+
+def test_another_layer_than_those_told_keeps_nothing():
+    kept, context = KeptWords(1), torch.ones(3, 4)
+    for layer in (first := a_layer(), another := a_layer()):
+        kept.keep(layer, lent_weights(layer), context, None, words := of_length(3))
+        assert words.lasting == (layer is first)
+    assert kept.find(another, lent_weights(another), context, None) is None
+
+
 def test_the_first_texts_stay_when_there_are_too_many_words():
     """If the oldest one made room, texts that take turns would all be made again in every step."""
-    kept, layer = KeptWords(), a_layer()
+    kept, layer = KeptWords(1), a_layer()
     weights = lent_weights(layer)
     given = [torch.full((2, 4), float(number)) for number in range(4)]
     for _ in range(2):
@@ -245,7 +278,7 @@ def test_the_first_texts_stay_when_there_are_too_many_words():
 
 
 def test_words_are_kept_multiplied_where_the_picture_is_small_and_they_are_few():
-    kept, layer = KeptWords(), a_layer()
+    kept, layer = KeptWords(1), a_layer()
 
     def stays(length: int, positions: int) -> bool:
         k = torch.empty(length, 1152)
