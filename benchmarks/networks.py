@@ -223,7 +223,6 @@ def call(
     from sana_native.models.kept_words import KEPT_WORDS, KeptWords
 
     context, mask = batched_text(context, mask)
-    options = {
-        KEPT_WORDS: KeptWords(len(network.transformer_blocks))
-    }  # as the host's model gives it to every step of a run
+    kept = KeptWords(len(network.transformer_blocks))
+    options = {KEPT_WORDS: kept}  # as the host's model gives it to every step of a run
     return lambda: network(latent, timesteps, context=context, attention_mask=mask, transformer_options=options)

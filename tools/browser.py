@@ -86,6 +86,12 @@ _NODE_BOX = """(id) => {
     const [x, y] = app.canvas.ds.convertOffsetToCanvas([left, top]);
     return {x: x + canvas.x, y: y + canvas.y, width: width * scale, height: height * scale};
 }"""
+_TITLE_POINT = """(id) => {
+    const node = app.graph.getNodeById(id), canvas = app.canvas.canvas.getBoundingClientRect();
+    const [left, top, width] = node.getBounding(), middle = [left + width / 2, top + LiteGraph.NODE_TITLE_HEIGHT / 2];
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas(middle);
+    return [x + canvas.x, y + canvas.y];
+}"""
 _WIDGET_POINT = """([id, name]) => {
     const node = app.graph.getNodeById(id), canvas = app.canvas.canvas.getBoundingClientRect();
     const widget = node.widgets.find((widget) => widget.name === name);
@@ -323,8 +329,7 @@ class Tab:
         """Click on a node's title, and on no button there, until the page has heard it."""
         deadline = time.monotonic() + WAIT
         while time.monotonic() < deadline:
-            box = self.box(node_id)
-            point = [box["x"] + box["width"] / 2, box["y"] + 10]
+            point = self.page.evaluate(_TITLE_POINT, node_id)
             self.page.mouse.click(*point)
             self.page.wait_for_timeout(200)
             if self.page.evaluate("(id) => Object.keys(app.canvas.selected_nodes).join() === `${id}`", node_id):

@@ -19,6 +19,7 @@ def test_every_nodes_help_opens_with_its_picture(open_tab, language):
     texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     tab = open_tab(language=language).close_templates()
     tab.page.evaluate(_PLACE, list(texts))
+    tab.settle()
     tab.fit()
     nodes = tab.nodes()
     tab.open_help(nodes[0]["id"])
