@@ -3,7 +3,7 @@
 Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from .borrowed_weights import borrowed, lends
 
 STRIP_TOKENS = 128  # 1 to 2 MB of float32 at SANA's widths, which stay in a core's cache
+# Elements of a slice of a Mix-FFN, 8 MB in a format of 16 bits, and of a map that is not worth slicing.
+SLICE, UNSLICED = 2**22, 2**20
+SLICE_UNIT = 64  # channels, which products are fastest in multiples of
 
 
 def in_place() -> bool:
@@ -105,6 +108,8 @@ class GLUMBConv(nn.Module):
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
+        if not changes and self.in_slices(x):
+            return pointwise(self.conv_point, self.gated_slices(x))
         inner = self.gated(F.silu(pointwise(self.conv_inverted, x), inplace=in_place()), changes)
         return pointwise(self.conv_point, inner)
 
@@ -116,3 +121,37 @@ class GLUMBConv(nn.Module):
         del inner
         x, gate = out.chunk(2, dim=1)
         return F.silu(gate, inplace=in_place()) * x
+
+    def in_slices(self, x: Tensor) -> bool:
+        """Whether to take the hidden channels in turns: on a CPU, where the whole map would leave its cache."""
+        worth = x[:, 0].numel() * self.conv_inverted.out_channels > UNSLICED
+        return worth and x.device.type == "cpu" and in_place() and lends(self.conv_inverted) and lends(self.conv_depth)
+
+    def gated_slices(self, x: Tensor) -> Tensor:
+        """What `gated` makes of the first layer's SiLU, the same values; only the result is ever there as a whole."""
+        tokens = x.permute(0, 2, 3, 1)
+        hidden = self.conv_point.in_channels
+        out = tokens.new_empty(*tokens.shape[:-1], hidden)
+        with borrowed(self.conv_inverted, x) as inverted, borrowed(self.conv_depth, x) as depth:
+            for start, stop in slices(hidden, tokens[..., 0].numel()):
+                value, gate = (
+                    depthwise(tokens, *(one[first + start : first + stop] for one in (*inverted, *depth)))
+                    for first in (0, hidden)
+                )
+                torch.mul(F.silu(gate, inplace=True), value, out=out[..., start:stop])
+        return out.permute(0, 3, 1, 2)
+
+
+def slices(channels: int, positions: int) -> Iterator[tuple[int, int]]:
+    """First channel and the one after the last of each slice, of nearly equal width."""
+    count = -(-channels * positions // SLICE)
+    width = -(-channels // (count * SLICE_UNIT)) * SLICE_UNIT
+    for start in range(0, channels, width):
+        yield start, min(start + width, channels)
+
+
+def depthwise(tokens: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+    """A 1x1 convolution (D, C, 1, 1), SiLU and a depthwise one (D, 1, k, k): tokens (B, H, W, C) -> (B, H, W, D)."""
+    inner = F.silu(F.linear(tokens, weight.flatten(1), bias), inplace=True).permute(0, 3, 1, 2)
+    out = F.conv2d(inner, kernels, biases, padding=kernels.shape[-1] // 2, groups=len(kernels))
+    return out.permute(0, 2, 3, 1)

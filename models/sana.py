@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from . import few_words
+from .bands import keep_freed_memory
 from .borrowed_weights import borrowed, lends
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .few_words import Words
@@ -288,6 +289,7 @@ class Sana(nn.Module):
         return executor.execute(x, timesteps, context, attention_mask, guidance, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, attention_mask=None, guidance=None, transformer_options={}, **kwargs):  # noqa: ARG002, B006
+        keep_freed_memory()
         grid = x.shape[-2:]
         dtype = x.dtype
         # Contiguous once here: every later sum keeps the layout, and LayerNorm would copy any other.

@@ -50,6 +50,13 @@ def inputs(channels: int, lengths: list[int], grid=(11, 13), sprint: bool = Fals
     }
 
 
+@pytest.fixture
+def sliced(monkeypatch):
+    """Every Mix-FFN that may be, in slices of one unit of channels."""
+    monkeypatch.setattr(layers, "SLICE", 1)
+    monkeypatch.setattr(layers, "UNSLICED", 0)
+
+
 # Linear attention in strips of tokens
 
 
@@ -142,6 +149,38 @@ def test_mix_ffn_is_the_same_with_and_without_gradients(changed):
     plain = ffn(x, changes)
     with torch.inference_mode():
         assert difference(ffn(x.clone(), changes), plain.detach()) < 1e-6
+
+
+# Mix-FFN in slices of its channels
+
+
+@pytest.mark.usefixtures("sliced")
+@pytest.mark.parametrize("hidden", [24, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_slices_of_a_mix_ffn_give_the_whole(hidden, dtype, monkeypatch):
+    ffn = tiny.randomise(GLUMBConv(16, hidden, operations=comfy.ops.disable_weight_init), seed=3).to(dtype)
+    x = torch.randn(2, 16, 7, 9).to(dtype)
+    with torch.no_grad():
+        whole = ffn.conv_point(ffn.gated(torch.nn.functional.silu(ffn.conv_inverted(x))))
+    monkeypatch.setattr(ffn, "gated", lambda *_: pytest.fail("all channels at once"))
+    with torch.inference_mode():
+        assert difference(ffn(x), whole) < {torch.float32: 1e-6}.get(dtype, 1e-2)
+
+
+@pytest.mark.parametrize("positions", [1, 2048, 10**6])
+@pytest.mark.parametrize("channels", [24, 320, 2880, 5600])
+def test_slices_follow_each_other_within_their_bound(channels, positions):
+    ends = list(layers.slices(channels, positions))
+    assert [channel for start, stop in ends for channel in range(start, stop)] == list(range(channels))
+    widest = max(stop - start for start, stop in ends)
+    assert widest <= layers.SLICE // positions + layers.SLICE_UNIT  # to which widths are rounded up
+
+
+def test_a_small_mix_ffn_is_not_sliced(monkeypatch):
+    ffn = tiny.randomise(GLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
+    monkeypatch.setattr(ffn, "gated_slices", lambda *_: pytest.fail("sliced"))
+    with torch.inference_mode():
+        ffn(torch.randn(2, 16, 7, 9))
 
 
 # Few words multiplied instead of the image
@@ -277,8 +316,9 @@ def test_a_convolution_of_single_positions_is_a_product_of_tokens(bias, layout, 
         assert difference(pointwise(layer, x), expected) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["conv_inverted", "conv_point"])
-def test_what_hangs_around_a_convolution_of_single_positions_acts(name):
+@pytest.mark.usefixtures("sliced")
+@pytest.mark.parametrize("name", ["conv_inverted", "conv_depth", "conv_point"])
+def test_what_hangs_around_a_convolution_of_a_mix_ffn_acts(name):
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
     with torch.inference_mode():
         before = network(**given)
