@@ -13,13 +13,7 @@ from torch import Tensor
 # other fits the cache; elsewhere the many small kernels of short bands would cost more than they save.
 BAND, STRIP = {"cpu": 2**23}, {"cpu": 2**18}
 BAND_ELSEWHERE, STRIP_ELSEWHERE = 2**26, 2**25
-LARGEST_KEPT = 2**25 - 2**13  # bytes; of the blocks that glibc may keep
 SHORTEST_BAND = 8  # rows; the shorter a band, the larger the share of rows that it computes for its neighbours
-
-
-def keep_freed_memory() -> None:
-    """glibc gives blocks back to the system, to get them again as zeros, if it has seen none as large freed before."""
-    torch.empty(LARGEST_KEPT, dtype=torch.uint8)
 
 
 def bands(x: Tensor, channels: int) -> Iterator[tuple[int, int]]:

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .bands import empty_map, keep_freed_memory
+from .bands import empty_map
 from .config import DCAEConfig, DCAEHalfConfig
 from .dc_ae_layers import DownBlock, EfficientViTBlock, ResBlock, RMSNorm2d, UpBlock, Upsample
+from .freed_memory import keep_freed_memory
 from .layers import in_place
 from .tiles import Stage, run_in_tiles
 

@@ -108,8 +108,8 @@ class GLUMBConv(nn.Module):
         self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
 
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
-        if not changes and self.in_slices(x):
-            return pointwise(self.conv_point, self.gated_slices(x))
+        if not changes and self.takes_slices(x):
+            return pointwise(self.conv_point, self.gated_in_slices(x))
         inner = self.gated(F.silu(pointwise(self.conv_inverted, x), inplace=in_place()), changes)
         return pointwise(self.conv_point, inner)
 
@@ -122,20 +122,20 @@ class GLUMBConv(nn.Module):
         x, gate = out.chunk(2, dim=1)
         return F.silu(gate, inplace=in_place()) * x
 
-    def in_slices(self, x: Tensor) -> bool:
+    def takes_slices(self, x: Tensor) -> bool:
         """Whether to take the hidden channels in turns: on a CPU, where the whole map would leave its cache."""
         worth = x[:, 0].numel() * self.conv_inverted.out_channels > UNSLICED
         return worth and x.device.type == "cpu" and in_place() and lends(self.conv_inverted) and lends(self.conv_depth)
 
-    def gated_slices(self, x: Tensor) -> Tensor:
-        """What `gated` makes of the first layer's SiLU, the same values; only the result is ever there as a whole."""
+    def gated_in_slices(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, hidden, H, W): the first layer, SiLU and `gated`; only the result is there as a whole."""
         tokens = x.permute(0, 2, 3, 1)
         hidden = self.conv_point.in_channels
         out = tokens.new_empty(*tokens.shape[:-1], hidden)
         with borrowed(self.conv_inverted, x) as inverted, borrowed(self.conv_depth, x) as depth:
             for start, stop in slices(hidden, tokens[..., 0].numel()):
                 value, gate = (
-                    depthwise(tokens, *(one[first + start : first + stop] for one in (*inverted, *depth)))
+                    expanded(tokens, *(one[first + start : first + stop] for one in (*inverted, *depth)))
                     for first in (0, hidden)
                 )
                 torch.mul(F.silu(gate, inplace=True), value, out=out[..., start:stop])
@@ -143,14 +143,14 @@ class GLUMBConv(nn.Module):
 
 
 def slices(channels: int, positions: int) -> Iterator[tuple[int, int]]:
-    """First channel and the one after the last of each slice, of nearly equal width."""
+    """First channel and the one after the last of each slice, nearly equal in width. positions: B * H * W."""
     count = -(-channels * positions // SLICE)
     width = -(-channels // (count * SLICE_UNIT)) * SLICE_UNIT
     for start in range(0, channels, width):
         yield start, min(start + width, channels)
 
 
-def depthwise(tokens: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+def expanded(tokens: Tensor, weight: Tensor, bias: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     """A 1x1 convolution (D, C, 1, 1), SiLU and a depthwise one (D, 1, k, k): tokens (B, H, W, C) -> (B, H, W, D)."""
     inner = F.silu(F.linear(tokens, weight.flatten(1), bias), inplace=True).permute(0, 3, 1, 2)
     out = F.conv2d(inner, kernels, biases, padding=kernels.shape[-1] // 2, groups=len(kernels))

@@ -18,10 +18,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from . import few_words
-from .bands import keep_freed_memory
 from .borrowed_weights import borrowed, lends
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .few_words import Words
+from .freed_memory import keep_freed_memory
 from .kept_words import KEPT_WORDS, same
 from .layers import GLUMBConv, in_place, linear_attention_of_tokens
 from .weights_in_use import lent_weights

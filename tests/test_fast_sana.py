@@ -178,7 +178,7 @@ def test_slices_follow_each_other_within_their_bound(channels, positions):
 
 def test_a_small_mix_ffn_is_not_sliced(monkeypatch):
     ffn = tiny.randomise(GLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
-    monkeypatch.setattr(ffn, "gated_slices", lambda *_: pytest.fail("sliced"))
+    monkeypatch.setattr(ffn, "gated_in_slices", lambda *_: pytest.fail("sliced"))
     with torch.inference_mode():
         ffn(torch.randn(2, 16, 7, 9))
 
