@@ -13,6 +13,10 @@ from torch import Tensor
 # other fits the cache; elsewhere the many small kernels of short bands would cost more than they save.
 BAND, STRIP = {"cpu": 2**23}, {"cpu": 2**18}
 BAND_ELSEWHERE, STRIP_ELSEWHERE = 2**26, 2**25
+# Elements of a map from which on libraries have no fast convolutions: that of a CPU then multiplies one by one. And of
+# the parts that take its place.
+COUNTABLE = 2**31
+PART = COUNTABLE // 8
 SHORTEST_BAND = 8  # rows; the shorter a band, the larger the share of rows that it computes for its neighbours
 
 
@@ -68,6 +72,24 @@ def made_once(
         if made < last:
             make(x[:, :, made:last], rows[made - first : last - first])
         yield start, stop, slice(start - first, stop - first), memory[:, :, : last - first]
+
+
+def in_parts(convolve: Callable[[Tensor], Tensor], x: Tensor, channels: int, taken: int = 1, given: int = 1) -> Tensor:
+    """convolve(x), in parts of the rows where x or the result (B, channels, H, W) has too many elements for a library.
+
+    convolve makes `given` rows and columns of every `taken` ones of x, and looks no further than the next ones.
+    """
+    units, width = x.shape[2] // taken, x.shape[3] * given // taken
+    largest = max(x.numel(), x.shape[0] * channels * units * given * width)
+    if largest < COUNTABLE:
+        return convolve(x)
+    out, count = empty_map(x, channels, units * given, width), min(-(-largest // PART), units)
+    for number in range(count):
+        start, stop = number * units // count, (number + 1) * units // count
+        first = max(start - 1, 0)
+        part = convolve(x[:, :, first * taken : (stop + 1) * taken])[:, :, (start - first) * given :]
+        out[:, :, start * given : stop * given] = part[:, :, : (stop - start) * given]
+    return out
 
 
 def empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:

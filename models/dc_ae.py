@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .bands import empty_map
+from .bands import empty_map, in_parts
 from .config import DCAEConfig, DCAEHalfConfig
 from .dc_ae_layers import DownBlock, EfficientViTBlock, ResBlock, RMSNorm2d, UpBlock, Upsample
 from .freed_memory import keep_freed_memory
@@ -71,7 +71,10 @@ def run(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """The blocks one after another, in place where nobody asks for what is between them."""
     for block in blocks:
         x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
-        x = getattr(block, "forward_", block)(x) if in_place() else block(x)
+        if not in_place():
+            x = block(x)
+        else:  # those without a way in place are 3x3 convolutions
+            x = block.forward_(x) if hasattr(block, "forward_") else in_parts(block, x, block.out_channels)
     return x
 
 
@@ -104,7 +107,7 @@ class Encoder(nn.Module):
 
     def fine_in_tiles(self, x: Tensor, side: int) -> Tensor:
         stages = [Stage(partial(run, blocks), reach_of(blocks)) for blocks in self.down_blocks[: self.fine]]
-        stages[0] = Stage(lambda x: run(self.down_blocks[0], self.conv_in(x)), stages[0].reach + 1)
+        stages[0] = Stage(lambda x: run(chain([self.conv_in], self.down_blocks[0]), x), stages[0].reach + 1)
         channels, scale = self.down_blocks[self.fine - 1][-1].out_channels, 2**self.fine
         out = empty_map(x, channels, x.shape[2] // scale, x.shape[3] // scale)
         return run_in_tiles(x, out, stages, max(side // scale, 1), upwards=False)

@@ -6,6 +6,7 @@ Source: DC-AE, arXiv 2410.10733; EfficientViT, arXiv 2205.14756; for pixel shuff
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .bands import add_in_bands_, bands, empty_map, in_strips, made_once, rows_of, strips
+from .bands import add_in_bands_, bands, empty_map, in_parts, in_strips, made_once, rows_of, strips
 from .borrowed_weights import borrowed, lends
 from .layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention, pointwise
 
@@ -268,7 +269,7 @@ class DownBlock(nn.Module):
         return self.conv(x) + shortcut
 
     def forward_(self, x: Tensor) -> Tensor:
-        out = self.conv(x)
+        out = in_parts(self.conv, x, self.out_channels, taken=2)
         for picture, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in bands(target, 2 * self.out_channels):
                 target[:, :, start:stop].add_(self.shortcut(picture[:, :, 2 * start : 2 * stop]))
@@ -310,9 +311,10 @@ class Upsample(nn.Module):
         if self.pixel_shuffle:
             return self.shuffle_in_bands(x)
         if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not lends(self.conv):
-            return Upsample.forward(self, x)
+            return in_parts(partial(Upsample.forward, self), x, self.conv.out_channels, given=2)
         with borrowed(self.conv, x) as (weight, bias):
-            return F.conv_transpose2d(x, sub_pixel_weight(weight), bias, stride=2, padding=1)
+            convolve = partial(F.conv_transpose2d, weight=sub_pixel_weight(weight), bias=bias, stride=2, padding=1)
+            return in_parts(convolve, x, len(weight), given=2)
 
     def shuffle_in_bands(self, x: Tensor) -> Tensor:
         out = empty_map(x, self.conv.out_channels // 4, 2 * x.shape[2], 2 * x.shape[3])

@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from comfy.model_management import InterruptProcessingException
 from PIL import Image
 from sana_native.models import bands, dc_ae, dc_ae_layers, tiles, winograd, winograd_sums
@@ -88,6 +89,36 @@ def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
     monkeypatch.undo()
     model, x = network(reference), sample(half, count=2)
     assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
+
+
+@pytest.fixture
+def convolved(monkeypatch) -> list[int]:
+    """The larger number of elements, of what went in or came out, for every convolution of the library."""
+    sizes = []
+    for name in ("conv2d", "conv_transpose2d"):
+
+        def counted(x, *args, convolve=getattr(F, name), **kwargs):
+            out = convolve(x, *args, **kwargs)
+            sizes.append(max(x.numel(), out.numel()))
+            return out
+
+        monkeypatch.setattr(F, name, counted)
+    return sizes
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("half", HALVES)
+def test_no_convolution_meets_a_map_of_more_elements_than_a_library_counts(
+    reference, half, count, convolved, monkeypatch
+):
+    model, x = network(reference), sample(half, count=count)
+    expected, most = plain(model, half, x), 40_000
+    assert max(convolved) >= most
+    monkeypatch.setattr(bands, "COUNTABLE", most)
+    monkeypatch.setattr(bands, "PART", most // 8)
+    convolved.clear()
+    assert error(fast(model, half, x), expected) < 1e-5
+    assert max(convolved) < most
 
 
 @pytest.mark.parametrize("half", HALVES)
