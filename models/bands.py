@@ -13,8 +13,8 @@ from torch import Tensor
 # other fits the cache; elsewhere the many small kernels of short bands would cost more than they save.
 BAND, STRIP = {"cpu": 2**23}, {"cpu": 2**18}
 BAND_ELSEWHERE, STRIP_ELSEWHERE = 2**26, 2**25
-# Elements of a map from which on libraries have no fast convolutions: that of a CPU then multiplies one by one. And of
-# the parts that take its place.
+# Elements of a map: from the first number on oneDNN, torch's library on a CPU, has only slow reference code, and of the
+# second are the parts that such a convolution runs in.
 COUNTABLE = 2**31
 PART = COUNTABLE // 8
 SHORTEST_BAND = 8  # rows; the shorter a band, the larger the share of rows that it computes for its neighbours
@@ -75,9 +75,10 @@ def made_once(
 
 
 def in_parts(convolve: Callable[[Tensor], Tensor], x: Tensor, channels: int, taken: int = 1, given: int = 1) -> Tensor:
-    """convolve(x), in parts of the rows where x or the result (B, channels, H, W) has too many elements for a library.
+    """convolve(x), in parts of the rows where x (B, C, H, W) or the result has COUNTABLE elements or more.
 
-    convolve makes `given` rows and columns of every `taken` ones of x, and looks no further than the next ones.
+    The result is (B, channels, H * given / taken, W * given / taken). Its every `given` rows come of `taken` rows of x
+    and of no others than as many above and below.
     """
     units, width = x.shape[2] // taken, x.shape[3] * given // taken
     largest = max(x.numel(), x.shape[0] * channels * units * given * width)

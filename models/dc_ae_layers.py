@@ -311,7 +311,7 @@ class Upsample(nn.Module):
         if self.pixel_shuffle:
             return self.shuffle_in_bands(x)
         if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not lends(self.conv):
-            return in_parts(partial(Upsample.forward, self), x, self.conv.out_channels, given=2)
+            return Upsample.forward(self, x)
         with borrowed(self.conv, x) as (weight, bias):
             convolve = partial(F.conv_transpose2d, weight=sub_pixel_weight(weight), bias=bias, stride=2, padding=1)
             return in_parts(convolve, x, len(weight), given=2)
