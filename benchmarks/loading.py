@@ -17,8 +17,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measuring import give_back, heading, in_a_process, in_turns, memory, middle, ratio, row
-from benchmarks.measuring import start_peak, write
+from benchmarks.measuring import (
+    give_back,
+    heading,
+    in_a_process,
+    in_turns,
+    memory,
+    middle,
+    ratio,
+    row,
+    start_peak,
+    write,
+)
 from benchmarks.random_files import write_bfloat16
 from demo.train.pack import prepare_imports
 
@@ -76,7 +86,7 @@ def loader(implementation: str, folder: Path):
 
         options = {"dtype": torch.bfloat16}
         return lambda: comfy.sd.load_diffusion_model(str(folder / WAN_FILE), options).model.diffusion_model
-    from sana_native.models.loader import load_sana
+    from sana_native.models.sana.loader import load_sana
 
     return lambda: load_sana(str(folder / "sana"), {"dtype": torch.bfloat16}).model.diffusion_model
 

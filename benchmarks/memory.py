@@ -25,9 +25,9 @@ def transformer_pass(size: int):
     """One step of a picture of the 1.6B's width, and the estimate for it."""
     import comfy.ops
     import torch
-    from sana_native.models.config import SanaConfig
-    from sana_native.models.sana import Sana
-    from sana_native.models.supported_models import MEMORY_FACTOR_AT_2240
+    from sana_native.models.sana.config import SanaConfig
+    from sana_native.models.sana.model import Sana
+    from sana_native.models.sana.supported_models import MEMORY_FACTOR_AT_2240
 
     config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
     model = randomise(Sana(config, operations=comfy.ops.disable_weight_init)).eval()
@@ -43,7 +43,7 @@ def transformer_pass(size: int):
 
 
 def autoencoder_pass(stage: str, size: int, dtype, side: int | None):
-    from sana_native.models.tile_choice import Pass
+    from sana_native.models.dc_ae.memory_estimate import Pass
 
     model = build(stage, "ours", dtype)
     return call(stage, "ours", model, size, dtype, side=side), Pass(size, size, dtype, "cpu").memory(side)
@@ -53,8 +53,8 @@ def text_pass():
     """Two layers of Gemma-2-2b in bfloat16 over a long prompt, and the fixed reserve that the host keeps for those."""
     import comfy.model_management
     import torch
-    from sana_native.models.gemma import Gemma2
-    from sana_native.models.gemma_operations import TextOperations
+    from sana_native.models.gemma.text_encoder import Gemma2
+    from sana_native.models.runtime.cpu.linear_ops import TextOperations
 
     sizes = GEMMA | {"vocab_size": VOCABULARY, "num_hidden_layers": 2}
     model = randomise(Gemma2(sizes, torch.bfloat16, "cpu", TextOperations)).eval()

@@ -34,7 +34,7 @@ HALF = {"decode": "decoder", "encode": "encoder"}
 
 
 def dc_ae_config():
-    from sana_native.models.config import DCAEConfig, DCAEHalfConfig
+    from sana_native.models.dc_ae.config import DCAEConfig, DCAEHalfConfig
 
     types_, kernels = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3, ((), (), (), (5,), (5,), (5,))
     widths = (128, 256, 512, 512, 1024, 1024)
@@ -46,7 +46,7 @@ def text_encoder(implementation: str, dtype, device: str, blocks: int | None = N
     """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike."""
     sizes = GEMMA | {"num_hidden_layers": blocks or GEMMA["num_hidden_layers"]} | sizes
     if implementation == "ours":
-        from sana_native.models.gemma import CLIP_NAME, SanaTextEncoder
+        from sana_native.models.gemma.text_encoder import CLIP_NAME, SanaTextEncoder
 
         return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes})
     import torch
@@ -75,8 +75,8 @@ def transformer(implementation: str, model: str, blocks: int | None = None, **op
         with torch.device("meta"):
             return SanaTransformer2DModel(**sizes, **options)
     import comfy.ops
-    from sana_native.models.config import SanaConfig
-    from sana_native.models.sana import Sana
+    from sana_native.models.sana.config import SanaConfig
+    from sana_native.models.sana.model import Sana
 
     config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
     with torch.device("meta"):
@@ -90,7 +90,7 @@ def autoencoder(implementation: str):
     config = dc_ae_config()
     if implementation == "ours":
         import comfy.ops
-        from sana_native.models.dc_ae import AutoencoderDC
+        from sana_native.models.dc_ae.model import AutoencoderDC
 
         with torch.device("meta"):
             return AutoencoderDC(config, operations=comfy.ops.disable_weight_init)
@@ -150,7 +150,7 @@ def build(stage: str, implementation: str, dtype, device: str = "cpu", model: st
 
 def batched_text(context, mask) -> tuple:
     """The rows as the host puts them together for our network: without their padding."""
-    from sana_native.models.text_conds import TextCond, without_padding
+    from sana_native.models.sana.conds import TextCond, without_padding
 
     rows = [without_padding(context[i : i + 1], mask[i : i + 1]) for i in range(len(context))]
     contexts, masks = ([TextCond(part) for part in parts] for parts in zip(*rows))
@@ -169,7 +169,7 @@ def encoding(implementation: str, network, device: str, tokens: int) -> Callable
         return lambda: network(row, attention_mask=mask)
     import comfy.model_management
     import comfy.model_patcher
-    from sana_native.models.gemma import CLIP_NAME, PAD
+    from sana_native.models.gemma.text_encoder import CLIP_NAME, PAD
 
     own = torch.device(device)
     patcher = comfy.model_patcher.ModelPatcher(network, own, own)
@@ -220,7 +220,7 @@ def call(
     if implementation == "diffusers":
         mask = mask.to(**kw)
         return lambda: network(latent, context, timesteps, encoder_attention_mask=mask)
-    from sana_native.models.kept_words import KEPT_WORDS, KeptWords
+    from sana_native.models.sana.kept_words import KEPT_WORDS, KeptWords
 
     context, mask = batched_text(context, mask)
     kept = KeptWords(len(network.transformer_blocks))

@@ -70,7 +70,7 @@ def prompts(words: list[str], count) -> list[str]:
 
 def write_released(folder: Path, families: list[str], model: str) -> None:
     """At the released sizes. Raises: DiskError before anything is written."""
-    from sana_native.tests import tiny
+    from sana_native.tests.support import tiny
 
     shared, own = shared_parts(), {family: own_part(family, model) for family in families}
     require_room(folder, ROOM * sum(size_of(part.state_dict()) for part in (*shared.values(), *own.values())))
@@ -90,7 +90,7 @@ def write_released(folder: Path, families: list[str], model: str) -> None:
 
 
 def write_tiny(folder: Path, families: list[str], model: str) -> None:
-    from sana_native.tests import tiny
+    from sana_native.tests.support import tiny
 
     for family in families:
         tiny.save_pipeline(folder / folder_of(family, model), family == "sprint")
@@ -100,7 +100,7 @@ def write_pipelines(folder: Path, families: list[str], model: str, tiny: bool) -
     """A folder for each family, and the prompts to measure with. Raises: DiskError before anything is written."""
     prepare_imports()
     import sentencepiece
-    from sana_native.models.gemma import INSTRUCTION
+    from sana_native.models.gemma.text_encoder import INSTRUCTION
 
     (write_tiny if tiny else write_released)(folder, families, model)
     path = folder / folder_of(families[0], model) / "tokenizer" / "tokenizer.model"

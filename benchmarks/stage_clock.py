@@ -14,9 +14,9 @@ from pathlib import Path
 ADDRESS = "/sana_native_stage_clock"
 # What a stage is in the pack: module, class and method.
 WATCHED = {
-    "text": ("models.gemma", "SanaTextEncoder", "encode_token_weights"),
-    "steps": ("models.sana", "Sana", "forward"),
-    "decode": ("models.dc_ae", "AutoencoderDC", "decode"),
+    "text": ("models.gemma.text_encoder", "SanaTextEncoder", "encode_token_weights"),
+    "steps": ("models.sana.model", "Sana", "forward"),
+    "decode": ("models.dc_ae.model", "AutoencoderDC", "decode"),
 }
 
 

@@ -17,10 +17,12 @@ prepare_imports()
 
 import comfy.model_management  # noqa: E402
 from comfy.k_diffusion.sampling import sample_euler  # noqa: E402
-from sana_native.models.config import SANA_LATENT_SCALE  # noqa: E402
-from sana_native.models.gemma import encode_prompts  # noqa: E402
-from sana_native.models.loader import load_dc_ae, load_gemma, load_sana  # noqa: E402
-from sana_native.models.model_base import TIMESTEP_ROUNDING  # noqa: E402
+from sana_native.models.dc_ae.config import SANA_LATENT_SCALE  # noqa: E402
+from sana_native.models.dc_ae.loader import load_dc_ae  # noqa: E402
+from sana_native.models.gemma.loader import load_gemma  # noqa: E402
+from sana_native.models.gemma.text_encoder import encode_prompts  # noqa: E402
+from sana_native.models.sana.loader import load_sana  # noqa: E402
+from sana_native.models.sana.model_base import TIMESTEP_ROUNDING  # noqa: E402
 from sana_native.samplers.flow_dpm import sample_flow_dpm  # noqa: E402
 from sana_native.samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm  # noqa: E402
 from sana_native.samplers.scm import sample_scm  # noqa: E402

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .borrowed_weights import borrowed, lends
+from .runtime.layer_weights import borrowed, lends
 
 STRIP_TOKENS = 128  # 1 to 2 MB of float32 at SANA's widths, which stay in a core's cache
 # Elements of a slice of a Mix-FFN, 8 MB in a format of 16 bits, and of a map that is not worth slicing.

@@ -2,10 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..models.previews import MEMORY
+from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
 from .conditioning import SanaNativeGemmaEncode
-from .dc_ae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 from .files import tiny_decoder_path
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
@@ -18,6 +17,7 @@ from .sampling import (
     SanaNativeSCMSampler,
     SanaNativeSCMScheduler,
 )
+from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
     SanaNativeModelLoader,

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..models.gemma import encode_prompts
+from ..models.gemma.text_encoder import encode_prompts
 
 
 class SanaNativeGemmaEncode(io.ComfyNode):

@@ -4,8 +4,8 @@ import os
 
 import folder_paths
 
-from ..models.checkpoint import read_json
-from ..models.tiny_decoder import TINY_DECODER
+from ..models.dc_ae.tiny_decoder import TINY_DECODER
+from ..models.files.reader import read_json
 
 FOLDER_MARK = "/"  # ends the name of a folder in a loader's list
 # Files with all three parts, as the host's own Save Checkpoint writes them, lie in a folder of their own.

@@ -4,7 +4,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..models.resolution import ASPECT_RATIOS, bin_size
+from ..models.sana.resolution import ASPECT_RATIOS, bin_size
 
 RATIO = 32
 CUSTOM = "custom"

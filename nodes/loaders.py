@@ -3,10 +3,12 @@
 import torch
 from comfy_api.latest import io
 
-from ..models.loader import load_dc_ae, load_gemma, load_sana
-from ..models.previews import MEMORY
+from ..models.dc_ae.loader import load_dc_ae
+from ..models.dc_ae.previews import MEMORY
+from ..models.gemma.loader import load_gemma
+from ..models.sana.loader import load_sana
 from .files import list_names, resolve
-from .notices import advise_on_runs
+from .warnings import advise_on_runs
 
 DTYPES = {
     "auto": None,

@@ -3,7 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ..models.lora import load_lora
+from ..models.lora.loader import load_lora
 
 
 class SanaNativeLoraLoader(io.ComfyNode):

@@ -12,8 +12,8 @@ PAGE = ROOT / "docs" / "precision.md"
 
 TOP = """# Precision
 
-Printed by `python -m tools.make_precision_table` from `models/precision.py`, the code that decides; a test keeps them
-equal.
+Printed by `python -m tools.make_precision_table` from `models/runtime/precision.py`, the code that decides; a test
+keeps them equal.
 
 The first SANA releases (0.6B and 1.6B at 512 and 1024 px without BF16 in their name) were trained in float16 and have
 learnt to saturate at its limit: in a wider format their self-attention is clamped to +-65504. All others were trained
@@ -60,7 +60,7 @@ KINDS = {"trained in float16": "float16", "trained in bfloat16": "bfloat16", "un
 
 
 def devices() -> dict:
-    from sana_native.models.precision import Device
+    from sana_native.models.runtime.precision import Device
 
     return {
         "CPU": Device("the CPU"),
@@ -73,13 +73,13 @@ def devices() -> dict:
 
 def request(name: str | None):
     import torch
-    from sana_native.models.precision import Request
+    from sana_native.models.runtime.precision import Request
 
     return Request() if name is None else Request(getattr(torch, name), "the user")
 
 
 def cell(precision) -> str:
-    from sana_native.models.precision import name_of
+    from sana_native.models.runtime.precision import name_of
 
     clamp, warning = " c" if precision.clamp else "", " !" if precision.warning else ""
     return f"{name_of(precision.weights)} / {name_of(precision.compute)}{clamp}{warning}"
@@ -91,7 +91,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def page() -> str:
     import torch
-    from sana_native.models.precision import dc_ae_precision, gemma_precision, sana_precision
+    from sana_native.models.runtime.precision import dc_ae_precision, gemma_precision, sana_precision
 
     columns = devices()
     transformer = [

@@ -16,16 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fast_norm
-from .data import BACKGROUNDS, RUNS, SIDE, SIZES, THING_NAMES, Sprites, draw_scene, fill, load_sprites, paste, psnr
-from .data import render, to_model
+from .data import (
+    BACKGROUNDS,
+    RUNS,
+    SIDE,
+    SIZES,
+    THING_NAMES,
+    Sprites,
+    draw_scene,
+    fill,
+    load_sprites,
+    paste,
+    psnr,
+    render,
+    to_model,
+)
 from .loop import DEVICE, Run, autocast, to_device
 from .muon import Muon
 from .pack import prepare_imports
 
 prepare_imports()
 
-from sana_native.models.config import SANA_LATENT_SCALE, DCAEConfig, DCAEHalfConfig  # noqa: E402
-from sana_native.models.dc_ae import AutoencoderDC, RMSNorm2d  # noqa: E402
+from sana_native.models.dc_ae.config import SANA_LATENT_SCALE, DCAEConfig, DCAEHalfConfig  # noqa: E402
+from sana_native.models.dc_ae.model import AutoencoderDC, RMSNorm2d  # noqa: E402
 
 FOLDER = RUNS / "autoencoder"
 WIDTHS = (16, 32, 64, 128, 128, 256)

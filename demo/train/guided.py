@@ -10,8 +10,8 @@ from .pack import prepare_imports
 
 prepare_imports()
 
-from sana_native.models.model_sampling import ModelSamplingSana  # noqa: E402
-from sana_native.models.sana import Sana  # noqa: E402
+from sana_native.models.sana.model import Sana  # noqa: E402
+from sana_native.models.sana.model_sampling import ModelSamplingSana  # noqa: E402
 
 
 class GuidedSana:

@@ -13,7 +13,7 @@ from .pack import prepare_imports
 
 prepare_imports()
 
-from sana_native.models.gemma import INSTRUCTION  # noqa: E402
+from sana_native.models.gemma.text_encoder import INSTRUCTION  # noqa: E402
 
 FOLDER = RUNS / "tokenizer"
 PATH = FOLDER / "tokenizer.model"

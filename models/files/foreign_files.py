@@ -1,0 +1,86 @@
+"""What a state dict that is not of the expected family seems to be, for an error message."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+StateDict = Mapping[str, Tensor]
+
+# What a user is likely to hand over by mistake: ends of keys that give the family away (all of those joined by +), and
+# its name. A ControlNet shares most names with its base model, so it comes first; a checkpoint of several parts is
+# named after its diffusion model, so text encoders and autoencoders come last.
+HOST_LOADER = "use the host's own loader"
+OTHER_LANGUAGE_MODEL = f"another language model ({HOST_LOADER})"
+GEMMA_1 = "a Gemma-1 text encoder (use gemma-2-2b-it)"
+FAMILIES = {
+    "weight.absmax": "a model quantised by bitsandbytes, which this version does not load (take the bf16 file)",
+    "SCB": "a model quantised by bitsandbytes, which this version does not load (take the bf16 file)",
+    "qweight": "a 4-bit model for Nunchaku or another engine, which this version does not load (take the bf16 file)",
+    "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
+    "controlnet.0.before_proj.weight": "a SANA ControlNet merged with its base, which this version does not load",
+    "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
+    "controlnet_cond_embedding.conv_in.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
+    "controlnet_blocks.0.weight": f"another family's ControlNet ({HOST_LOADER})",
+    "patch_embedding.weight+caption_norm.weight": "a SANA-Video transformer, which this version does not load",
+    "blocks.0.mlp.t_conv.weight": "a SANA-Video transformer, which this version does not load",
+    # Two marks each, so that a file which lacks one of them is still known for what it is.
+    "transformer_blocks.0.ff.conv_inverted.weight": "a SANA transformer (use SANA Model Loader)",
+    "patch_embed.proj.weight+caption_norm.weight": "a SANA transformer (use SANA Model Loader)",
+    "blocks.0.mlp.inverted_conv.conv.weight": "a SANA transformer (use SANA Model Loader)",
+    "attention_y_norm.weight": "a SANA transformer (use SANA Model Loader)",
+    "blocks.0.mlp.fc1.weight+y_embedder.y_proj.fc1.weight": f"a PixArt model ({HOST_LOADER})",
+    "pos_embed.proj.weight+adaln_single.linear.weight": f"a PixArt model ({HOST_LOADER})",
+    "double_blocks.0.img_attn.qkv.weight": f"a Flux-like model ({HOST_LOADER})",
+    "single_transformer_blocks.0.attn.to_q.weight": f"a Flux-like model ({HOST_LOADER})",
+    "joint_blocks.0.x_block.attn.qkv.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",
+    "pos_embed.proj.weight+transformer_blocks.0.attn.add_q_proj.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",
+    "input_blocks.0.0.weight": f"a Stable Diffusion model ({HOST_LOADER})",
+    "down_blocks.0.resnets.0.conv1.weight+time_embedding.linear_1.weight": f"a Stable Diffusion model ({HOST_LOADER})",
+    "layers.0.pre_feedforward_layernorm.weight+self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
+    "layers.0.pre_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
+    "layers.0.post_feedforward_layernorm.weight": "a Gemma-2 text encoder (use SANA Gemma Loader)",
+    "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": OTHER_LANGUAGE_MODEL,
+    "encoder.layers.0.mlp.fc1.weight+embeddings.token_embedding.weight": f"a CLIP text encoder ({HOST_LOADER})",
+    "encoder.block.0.layer.0.SelfAttention.k.weight": f"a T5 text encoder ({HOST_LOADER})",
+    "encoder.conv_in.conv.weight": "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)",
+    "encoder.project_in.conv.conv.weight": "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)",
+    "encoder.down_blocks.0.0.conv1.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.up_blocks.5.0.attn.to_q.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.project_in.main.conv.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "encoder.project_out.main.op_list.0.conv.weight": "a DC-AE autoencoder (use SANA DC-AE Loader)",
+    "decoder.mid.block_1.conv1.weight": f"another family's VAE ({HOST_LOADER})",
+    "decoder.mid_block.resnets.0.conv1.weight": f"another family's VAE ({HOST_LOADER})",
+}
+FOREIGN_ENGINES = (".qweight", ".weight.absmax", ".SCB")  # ends of keys of 4 and 8-bit formats that the host lacks
+
+
+def describe(state_dict: StateDict) -> str:
+    """What a state dict seems to be, for an error message."""
+    # SVDQuant's files hold low-rank parts too, under the same names.
+    if any("lora_" in key for key in state_dict) and not any(key.endswith(FOREIGN_ENGINES) for key in state_dict):
+        return "a LoRA (load it with a LoRA node)"
+    for keys, family in FAMILIES.items():
+        if all(any(f".{key}".endswith(f".{end}") for key in state_dict) for end in keys.split("+")):
+            return GEMMA_1 if family == OTHER_LANGUAGE_MODEL and has_gemma_vocabulary(state_dict) else family
+    first = sorted(state_dict)[:2]
+    return (
+        f"something else ({len(state_dict)} tensors, such as {', '.join(first)})" if first else "a file without tensors"
+    )
+
+
+def has_gemma_vocabulary(state_dict: StateDict) -> bool:
+    """Gemma 1 has the names of Llama's tensors; only the size of its vocabulary tells it."""
+    return any(
+        key.endswith("embed_tokens.weight") and tensor.shape[:1] == (256000,) for key, tensor in state_dict.items()
+    )
+
+
+def depth_of(state_dict: StateDict, prefix: str, first: int = 0) -> int:
+    """Count of the indices N among keys `<prefix>N.`, from `first`. Raises KeyError with the first one that lacks."""
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,6})\.")
+    found = {int(match[1]) for match in map(pattern.match, state_dict) if match}
+    for index in range(first, first + len(found)):
+        if index not in found:
+            raise KeyError(f"{prefix}{index}")
+    return len(found)

@@ -1,0 +1,62 @@
+"""Which layout the keys of a state dict have, and its weights without what wraps them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+# Where trainers keep the weights among optimizer states and counters, in the order of choice: NVIDIA's own inference
+# takes the weights that were trained, not their average.
+NESTS = ("state_dict", "state_dict_ema", "model", "model_state_dict", "module", "ema", "model_ema", "ema_model")
+WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2")
+
+
+def is_nvidia_sana(state_dict: StateDict) -> bool:
+    """True for NVIDIA's own SANA layout; PixArt shares most names, but not the caption norm and convolutional FFN."""
+    return "attention_y_norm.weight" in state_dict or "blocks.0.mlp.inverted_conv.conv.weight" in state_dict
+
+
+def is_original_dc_ae(state_dict: StateDict) -> bool:
+    """True for DC-AE in the layout of its authors, where what has a shortcut lies below `main`."""
+    return (
+        "decoder.project_in.main.conv.weight" in state_dict
+        or "encoder.project_out.main.op_list.0.conv.weight" in state_dict
+    )
+
+
+def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict:
+    """The parts of a fused layer's tensor; what quantisation says of the whole layer goes to every part."""
+    if suffix in WHOLE_LAYER or tensor.shape[:1] in ((), (1,)):
+        return {f"{name}.{suffix}": tensor for name in names}
+    return {f"{name}.{suffix}": part for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)}
+
+
+def strip_prefix(state_dict: StateDict, prefixes: tuple[str, ...]) -> StateDict:
+    """The part of a state dict below the first prefix that occurs, without it; all of it when none does.
+
+    Repeated, because wrappers of training libraries nest: `module._orig_mod.x` is `x`.
+    """
+    for prefix in prefixes:
+        below = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+        if below:
+            return strip_prefix(below, prefixes)
+    return state_dict
+
+
+def weights_of(loaded: Mapping[str, Any]) -> StateDict:
+    """The tensors of what torch.save wrote: those of the first of `NESTS` that holds any, else its own."""
+    for name in NESTS:
+        if isinstance(loaded.get(name), Mapping):
+            below = weights_of(loaded[name])
+            if below:
+                return below
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def layout_of(state_dict: StateDict) -> str:
+    """Whose key names these are, for the log: "NVIDIA", "DC-AE authors" or "diffusers"; prefixes already stripped."""
+    if is_nvidia_sana(state_dict):
+        return "NVIDIA"
+    return "DC-AE authors" if is_original_dc_ae(state_dict) else "diffusers"

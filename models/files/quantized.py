@@ -1,0 +1,96 @@
+"""Weights the host has quantised: its marks and scales, brought to one form, checked, and taken out of the picture.
+
+A quantised layer is a narrow `weight`, scales, and `comfy_quant`, the format as JSON in a uint8 tensor. Older files
+mark the whole file by `scaled_fp8`, others name the layers in their metadata; the host turns both into this form.
+"""
+
+import json
+
+import comfy.utils
+import torch
+from comfy.ops import get_layout_class
+from comfy.quant_ops import QUANT_ALGOS
+from torch import Tensor
+
+from .layout import StateDict, strip_prefix
+
+MARK = "comfy_quant"
+METADATA = "_quantization_metadata"
+# Besides the weight and the mark: what a layer must have (where a format is not listed, a weight_scale) and may have.
+REQUIRED = {"nvfp4": ("weight_scale", "weight_scale_2")}
+OPTIONAL = ("input_scale", "pre_quant_scale")
+SIDE_TENSORS = ("weight_scale", "weight_scale_2", MARK, *OPTIONAL)
+
+
+def strip_quantised(state_dict: StateDict, prefixes: tuple[str, ...], metadata: dict[str, str] | None) -> StateDict:
+    """The part below a prefix, as `strip_prefix`, with the host's present marks whatever marks the file has.
+
+    Raises json.JSONDecodeError, KeyError or TypeError for marks in the metadata that are damaged.
+    """
+    state_dict = dict(strip_prefix(state_dict, prefixes))
+    marks = {}
+    if metadata and METADATA in metadata:
+        layers = json.loads(metadata[METADATA])["layers"]
+        marks = {METADATA: json.dumps({"layers": strip_prefix(layers, prefixes)})}
+    return comfy.utils.convert_old_quants(state_dict, "", metadata=marks)[0]
+
+
+def quantised_layers(state_dict: StateDict) -> dict[str, str]:
+    """Layer -> format. Raises json.JSONDecodeError for a mark that is damaged."""
+    layers = {}
+    for key, tensor in state_dict.items():
+        layer, _, name = key.rpartition(".")
+        if name == MARK:
+            told = json.loads(bytes(tensor.tolist()))
+            layers[layer] = str(told.get("format") if isinstance(told, dict) else told)
+    return layers
+
+
+def check_quantised(name: str, state_dict: StateDict, layers: dict[str, str]) -> None:
+    """Raises ValueError for a format this host cannot read, or for a layer that lacks its weight or a scale."""
+    for layer, kind in layers.items():
+        if kind not in QUANT_ALGOS:
+            raise ValueError(
+                f"{name} is quantised as {kind} ({layer}), and this ComfyUI reads {', '.join(sorted(QUANT_ALGOS))}: "
+                "update ComfyUI, or use another file of the model."
+            )
+        for part in ("weight", *REQUIRED.get(kind, ("weight_scale",))):
+            if f"{layer}.{part}" not in state_dict:
+                raise ValueError(f"{name} is quantised as {kind} but {layer}.{part} is missing: download it again.")
+        if state_dict[f"{layer}.weight"].ndim != 2:
+            raise ValueError(f"{name} has {layer} quantised, which is no linear layer: use another file of the model.")
+
+
+def plain_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
+    """The state dict as if unquantised: no scales, no marks, packed weights as meta tensors of their full width."""
+    side = {f"{layer}.{part}" for layer in layers for part in SIDE_TENSORS}
+    view = {key: tensor for key, tensor in state_dict.items() if key not in side}
+    for layer, kind in layers.items():
+        weight = view[f"{layer}.weight"]
+        rows, columns = weight.shape
+        packed = columns * 2 if QUANT_ALGOS[kind]["storage_t"] == torch.uint8 or kind == "convrot_w4a4" else columns
+        if packed != columns:
+            view[f"{layer}.weight"] = torch.empty(rows, packed, device="meta")
+    return view
+
+
+def stored_shape(kind: str, shape: torch.Size) -> tuple[int, ...]:
+    """Shape in the file of a quantised weight of a layer's shape; block formats pad it, 4-bit ones pack two a byte."""
+    layout = get_layout_class(QUANT_ALGOS[kind]["comfy_tensor_layout"])
+    if hasattr(layout, "get_storage_shape"):
+        return tuple(layout.get_storage_shape(tuple(shape)))
+    return (shape[0], shape[1] // 2) if kind == "convrot_w4a4" else tuple(shape)
+
+
+def stored_shapes(expected: dict[str, Tensor], layers: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shape in the file of every tensor of an unquantised model."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    for layer, kind in layers.items():
+        if f"{layer}.weight" in shapes:
+            shapes[f"{layer}.weight"] = stored_shape(kind, expected[f"{layer}.weight"].shape)
+    return shapes
+
+
+def formats(layers: dict[str, str]) -> str:
+    """The formats that occur, "" for none."""
+    return ", ".join(sorted(set(layers.values())))

@@ -1,0 +1,311 @@
+"""Gemma-2 as SANA's text encoder: instruction, token positions, attention soft-capping.
+
+Source: SANA, arXiv 2410.10629 section 3.3; Gemma 2, arXiv 2408.00118 section 2. The host's Gemma-2 classes do the
+work; what they lack is added here by subclasses: logit soft-capping, the choice of positions, a one-file tokenizer, and
+for the host's text generation the turns of Gemma's chat.
+"""
+
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
+import torch
+from comfy.patcher_extension import CallbacksMP
+from comfy.text_encoders import llama
+from comfy.text_encoders.lumina2 import Gemma2BTokenizer
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+
+from ..files.prepare import make_ready
+from ..runtime.cpu.linear_ops import TextOperations
+from ..runtime.precision import FLOAT8
+from ..runtime.progress import tracked
+from .chat import END_OF_TURN, START_OF_TURN, as_question, decode_answer, encode_turns, stop_tokens
+from .prefix_cache import KeptPrefix, KeysValues, Prefix, weights_in_use
+
+# The text SANA was trained with, character for character; the quotes and the trailing space matter.
+INSTRUCTION = "\n".join(
+    [
+        'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for '
+        "image generation. Evaluate the level of detail in the user prompt:",
+        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial "
+        "relationships to create vivid and concrete scenes.",
+        "- If the prompt is already detailed, refine and enhance the existing details slightly without "
+        "overcomplicating.",
+        "Here are examples of how to transform or refine prompts:",
+        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping "
+        "peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.",
+        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing "
+        "street lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering "
+        "glass skyscrapers.",
+        "Please generate only the enhanced description for the prompt below and avoid including any additional "
+        "commentary or evaluations:",
+        "User Prompt: ",
+    ]
+)
+PAD = 0
+CONTEXT_LENGTH = 300  # positions the transformer is given: BOS and the last 299
+ATTENTION_SOFTCAP = 50.0
+LOGIT_SOFTCAP = 30.0  # of the next token's scores, in text generation
+CLIP_NAME = "gemma2_2b"  # the host's prefix for this encoder in saved files
+
+
+def without_end_of_turn(text: str) -> str:
+    """The text without the one token at which the host's tokenizer forgets BOS and then drops the first word."""
+    while END_OF_TURN in text:
+        text = text.replace(END_OF_TURN, "")
+    return text
+
+
+def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
+    """Softmax attention whose logits are bent to +-50 by tanh.
+
+    q: (B, h, L, d); k, v: (B, g, K, d), h a multiple of g; mask: added to (B, h, L, K). Returns (B, L, h * d).
+    """
+    q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, g, h / g * L, d): heads that share keys, one below another
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = torch.tanh(scores / ATTENTION_SOFTCAP) * ATTENTION_SOFTCAP
+    if mask is not None:
+        scores = (scores.unflatten(2, (heads // k.shape[1], -1)) + mask.unsqueeze(-3)).flatten(2, 3)
+    out = torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
+    return out.unflatten(2, (heads // k.shape[1], -1)).flatten(1, 2).transpose(1, 2).flatten(2)
+
+
+class SoftcapAttention(llama.Attention):
+    """The host's attention layer with Gemma-2's soft-capping, whatever attention function it is handed."""
+
+    def forward(self, *args, optimized_attention=None, **kwargs):  # noqa: ARG002 - replaced on purpose
+        return super().forward(*args, optimized_attention=softcap_attention, **kwargs)
+
+
+class Gemma2(llama.Gemma2_2B):
+    """Gemma-2 with soft-capped attention; the width and depth come from `config_dict`."""
+
+    def __init__(self, config_dict: dict, dtype, device, operations):
+        super().__init__(config_dict, dtype, device, operations)
+        for layer in self.model.layers:
+            layer.self_attn = SoftcapAttention(self.model.config, device=device, dtype=dtype, ops=operations)
+        if dtype in FLOAT8:  # the norms add one to their weights, which float8 cannot
+            for module in self.modules():
+                if isinstance(module, llama.RMSNorm):
+                    module.to(torch.bfloat16)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().logits(x) / LOGIT_SOFTCAP) * LOGIT_SOFTCAP
+
+    def continue_from(self, past: KeysValues, embeds: Tensor) -> tuple[Tensor, KeysValues]:
+        """Final states (1, L, C) of positions that follow P known ones, and the keys and values of all P + L.
+
+        embeds: (1, L, C), none of them padding. The host's own loop continues by single positions only.
+        """
+        network, length = self.model, embeds.shape[1]
+        known = past[0][0].shape[2] if past else 0
+        positions = torch.arange(known, known + length, device=embeds.device)[None]
+        rotation = network.compute_freqs_cis(positions, embeds.device)
+        mask = embeds.new_full((length, known + length), -torch.inf).triu_(known + 1)
+        x, present = embeds, []
+        for i, layer in enumerate(network.layers):
+            before = (*past[i], known) if past else ()
+            x, (keys, values, _) = layer(x, attention_mask=mask, freqs_cis=rotation, past_key_value=before)
+            present.append((keys, values))
+        return network.norm(x), present
+
+
+class GemmaModel(comfy.sd1_clip.SDClipModel):
+    """Last hidden state after the final norm, with the attention mask."""
+
+    def __init__(self, device="cpu", dtype=None, model_options: dict[str, Any] = {}, **kwargs):  # noqa: ARG002, B006 - the host's signature
+        if model_options.get("quantization_metadata") is None:
+            model_options = {"custom_operations": TextOperations} | model_options
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            layer="last",
+            textmodel_json_config={},
+            special_tokens={"start": 2, "pad": PAD},
+            layer_norm_hidden_state=False,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_class=Gemma2,
+            model_options=model_options,
+        )
+
+
+class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
+    """SentencePiece tokens of [instruction +] prompt, right-padded so that the last 299 positions are the prompt's."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data: dict = {}):  # noqa: B006 - the host's signature
+        super().__init__(embedding_directory, tokenizer_data, name=CLIP_NAME, tokenizer=Gemma2BTokenizer)
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        instruction: str | None = None,
+        lower_case: bool = False,
+        skip_template: bool | None = None,
+        **kwargs,
+    ) -> dict[str, list]:
+        """Token pairs of a prompt.
+
+        instruction: text put before the prompt; "" for none; None for the trained one, except before an empty prompt,
+            which is how stock text encode nodes reach us: an empty text there is a negative prompt, and negatives were
+            never trained with it.
+        lower_case: lower the prompt's case as diffusers does.
+        skip_template: given by the host's text generation, and by it alone. False asks for a detailed version of the
+            prompt, with the trained instruction as a user's turn; True gives the text as it stands. Raises ValueError
+            when that generation brings a picture or sound too.
+        """
+        if skip_template is not None:
+            return {CLIP_NAME: [self.question(text, skip_template, **kwargs)]}
+        text = without_end_of_turn(text.lower() if lower_case else text).strip()
+        if instruction is None:
+            instruction = INSTRUCTION if text else ""
+        instruction = without_end_of_turn(instruction)
+        length = CONTEXT_LENGTH
+        if instruction:
+            # BOS is counted twice and the instruction's last space merges with the prompt: hence the 2.
+            length += len(self.gemma2_2b.tokenizer(instruction)["input_ids"]) - 2
+        options = kwargs | {"disable_weights": True, "min_length": length}
+        tokens = super().tokenize_with_weights(instruction + text, return_word_ids, **options)
+        tokens[CLIP_NAME] = [tokens[CLIP_NAME][0][:length]]
+        return tokens
+
+    @property
+    def words(self) -> SentencePieceProcessor:
+        return self.gemma2_2b.tokenizer.tokenizer
+
+    def question(self, text: str, plain: bool, image=None, video=None, audio=None, **_) -> list[tuple[int, float]]:
+        if any(given is not None for given in (image, video, audio)):
+            raise ValueError("SANA's Gemma-2 reads text alone: unlink image, video and audio from the node that asks.")
+        if not plain and not text.startswith(START_OF_TURN):
+            text = as_question(INSTRUCTION + without_end_of_turn(text).strip())
+        return [(token, 1.0) for token in encode_turns(self.words, text)]
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:  # noqa: ARG002 - the host's signature
+        return decode_answer(self.words, token_ids)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        # With the encoder's own prefix CLIPSave writes weights and tokenizer into one file.
+        return {f"{CLIP_NAME}.{key}": value for key, value in super().state_dict().items()}
+
+
+class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
+    """Gemma-2 states at BOS and the last 299 positions: context (1, 300, C) and attention_mask (1, 300)."""
+
+    def __init__(self, device="cpu", dtype=None, model_options: dict[str, Any] = {}):  # noqa: B006 - the host's signature
+        super().__init__(device=device, dtype=dtype, name=CLIP_NAME, clip_model=GemmaModel, model_options=model_options)
+        self.kept = KeptPrefix()
+
+    def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None, dict[str, Tensor]]:
+        rows = token_weight_pairs[CLIP_NAME]
+        if self.gemma2_2b.layer == "last" and is_plain(rows):
+            context, mask = self.encode_tokens([token for token, *_ in rows[0]])
+        else:
+            context, mask = self.encode_every_position(token_weight_pairs)
+        if not torch.isfinite(context).all():
+            raise ValueError(
+                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
+                "weights again."
+            )
+        return context, None, {"attention_mask": mask}
+
+    def encode_every_position(self, token_weight_pairs: dict) -> tuple[Tensor, Tensor]:
+        """The host's way: it knows embeddings, hidden layers, and weights, which are measured from an empty prompt."""
+        context, _, extra = super().encode_token_weights(token_weight_pairs)
+        mask = extra["attention_mask"]
+        if context.shape[1] > CONTEXT_LENGTH:
+            last = 1 - CONTEXT_LENGTH
+            context = torch.cat([context[:, :1], context[:, last:]], dim=1)
+            mask = torch.cat([mask[:, :1], mask[:, last:]], dim=1)
+        return context, mask
+
+    def encode_tokens(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """Context and mask of one row, padded on the right.
+
+        Padding is not computed, as no position may attend to it: its states are zero. Of positions before the last 299
+        keys and values are enough, and they are kept for the next prompt.
+        """
+        device = self.gemma2_2b.execution_device or self.gemma2_2b.transformer.get_input_embeddings().weight.device
+        hidden = len(tokens) - (CONTEXT_LENGTH - 1) if len(tokens) > CONTEXT_LENGTH else 0
+        used = tokens[: tokens.index(PAD)] if PAD in tokens else tokens
+        shown, past = [], []
+        if hidden:
+            prefix = self.encode_prefix(used[:hidden], device)
+            shown, past = [prefix.first], prefix.keys_values
+        if used[hidden:]:
+            shown.append(self.continue_from(past, used[hidden:], device)[0])
+        states = torch.cat(shown, dim=1).float()
+        length = min(len(tokens), CONTEXT_LENGTH)
+        context = torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
+        mask = (torch.arange(length, device=device)[None] < states.shape[1]).long()
+        target = comfy.model_management.intermediate_device()
+        return context.to(target), mask.to(target)
+
+    def encode_prefix(self, tokens: list[int], device) -> Prefix:
+        """Always computed apart from what follows, so that a prompt's states do not depend on those before it."""
+        weights = weights_in_use(self)
+        prefix = self.kept.find(tokens, weights)
+        if prefix is None:
+            states, keys_values = self.continue_from([], tokens, device)
+            prefix = Prefix(keys_values, states[:, :1].clone())
+            self.kept.keep(tokens, weights, prefix)
+        return prefix.to(device)
+
+    def continue_from(self, past: KeysValues, tokens: list[int], device) -> tuple[Tensor, KeysValues]:
+        embeds = self.gemma2_2b.process_tokens([tokens], device)[0]
+        return self.gemma2_2b.transformer.continue_from(past, embeds)
+
+
+def is_plain(rows: list[list[tuple]]) -> bool:
+    """Whether this is one text of tokens without weights, as our tokenizer makes it."""
+    if len(rows) != 1 or not rows[0]:
+        return False
+    return all(isinstance(token, int) and weight == 1.0 for token, weight, *_ in rows[0]) and rows[0][0][0] != PAD
+
+
+def forget_kept(patcher, unpatch_all: bool) -> None:
+    """Called by the host when it takes a model off its device; without `unpatch_all` it is only to be loaded anew."""
+    if unpatch_all:
+        patcher.model.kept.forget()
+
+
+class GemmaClip(comfy.sd.CLIP):
+    """The host's CLIP, which on the CPU uses weights where the file is mapped and keeps the norms wide."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # The host stops at the end of the text alone, which an instruction-tuned Gemma does not write.
+        self.cond_stage_model.gemma2_2b.transformer.model.config.stop_tokens = stop_tokens(self.tokenizer.words)
+        self.patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "sana_kept_prefix", forget_kept)
+
+    def load_sd(self, sd: dict[str, Tensor], full_model: bool = False):  # noqa: ARG002 - the host's signature
+        for key, tensor in sd.items():
+            if key.endswith("norm.weight") and tensor.dtype in FLOAT8:
+                sd[key] = tensor.to(torch.bfloat16)
+        model = self.cond_stage_model
+        assign = make_ready(model.gemma2_2b.transformer, sd, self.patcher)
+        for module in model.modules():  # the host's way to hand it on
+            module.can_assign_sd = assign
+        return model.load_sd(sd)
+
+
+def encode_prompts(
+    clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False
+) -> tuple[list, list]:
+    """Host conditioning of a prompt and a negative prompt; only the prompt is given the instruction.
+
+    instruction: None for the trained one, "" for none. Raises ValueError when the CLIP is not SANA's text encoder.
+    """
+    if not isinstance(clip.tokenizer, SanaTokenizer):
+        raise ValueError(
+            f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: "
+            "load it with SANA Gemma Loader."
+        )
+    before = INSTRUCTION if instruction is None else instruction
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=own, lower_case=lower_case))
+        for text, own in tracked([(prompt, before), (negative_prompt, "")])
+    )
+    return positive, negative

@@ -1,0 +1,132 @@
+"""The patcher of a SANA model: what the host's own LoRA nodes bring is checked, counted and scaled as trained."""
+
+import logging
+from functools import cache
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+from ..sana.kept_words import keep_words
+from .convert import TARGET, adapter_alpha, read_adapter_config
+from .weight_adapter import (
+    ALPHA,
+    change_shape,
+    dense_changes,
+    find_dense_change,
+    fits,
+    has_magnitude,
+    matrix_shape,
+    prepare,
+    rank_of,
+    with_alpha,
+)
+
+logger = logging.getLogger(__name__)
+
+OWN_NODE = "load it with SANA LoRA Loader"
+
+
+def layer_of(key: str) -> str:
+    return key.removeprefix(TARGET).removesuffix(".weight")
+
+
+def drop_misfits(adapters: dict[str, WeightAdapterBase], weights: dict[str, Tensor]) -> dict[str, WeightAdapterBase]:
+    """Those that can be added to their weights; the rest is a warning. Raises ValueError when none can."""
+    misfits = [key for key, adapter in adapters.items() if not fits(adapter, weights[key])]
+    if not misfits:
+        return adapters
+    key = misfits[0]
+    change, own = change_shape(adapters[key]), matrix_shape(weights[key])
+    told = f"it changes {layer_of(key)} by {change[0]} x {change[1]} values where this model has {own[0]} x {own[1]}"
+    if len(misfits) == len(adapters):
+        raise ValueError(f"This LoRA is for another size of SANA: {told}: use it with the size it was trained on.")
+    logger.warning("SANA: %d of %d layers of a LoRA are left over: %s", len(misfits), len(adapters), told)
+    return {key: adapter for key, adapter in adapters.items() if key not in misfits}
+
+
+class StockLora:
+    """What the host's LoRA nodes call on a patcher, with the checks that they lack; mixed into the host's class.
+
+    Other patches, such as those of the merge nodes, pass unchanged.
+    """
+
+    latest_lora: dict[str, WeightAdapterBase] = {}  # key -> adapter of the last one, until its metadata comes
+
+    def add_patches(self, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
+        """Raises ValueError for a LoRA of which nothing fits this model."""
+        if not patches:
+            raise ValueError(
+                f"No key of this LoRA names a layer of this SANA model (the console lists them): {OWN_NODE}, which "
+                "reads the names of every trainer and says what the file is."
+            )
+        adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
+        weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
+        dense = {
+            key: change
+            for key, weight in weights.items()
+            if (change := find_dense_change(adapters[key], weight, strength_patch)) is not None
+        }
+        own = drop_misfits({key: adapters[key] for key in weights if key not in dense}, weights)
+        others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
+        added = super().add_patches(others, strength_patch, strength_model)
+        for key, change in dense.items():
+            dense_changes(self, layer_of(key)).append(change)
+        self.latest_lora = own | {key: adapters[key] for key in dense}
+        if self.latest_lora:
+            read = sum(part is not None for key in self.latest_lora for part in patches[key].weights)
+            logger.info("SANA: %d keys of a LoRA applied, to %d layers", read, len(self.latest_lora))
+        return [*added, *dense]
+
+    def find_weight(self, key) -> Tensor | None:
+        """The weight that a key names; None for a text encoder's, and for a slice of a weight."""
+        try:
+            return comfy.utils.get_attr(self.model, key)
+        except AttributeError:
+            return None
+
+    def set_attachments(self, key: str, attachment) -> None:
+        super().set_attachments(key, attachment)
+        if key == "lora_metadata":  # the stock nodes hand it over right after the patches
+            self.scale_latest(attachment)
+            self.latest_lora = {}
+
+    def scale_latest(self, metadata: dict) -> None:
+        """Gives the alpha that diffusers writes in a file's header to the adapters that have none."""
+        try:
+            config = read_adapter_config(metadata)
+        except ValueError as error:
+            raise ValueError("The lora_adapter_metadata of this LoRA is damaged: save it again.") from error
+        for key, adapter in self.latest_lora.items():
+            rank, layer = rank_of(adapter), layer_of(key)
+            alpha = None if rank is None else adapter_alpha(config, layer, rank)
+            if config.get("use_dora") and not has_magnitude(adapter):
+                raise ValueError(f"This LoRA is a DoRA, whose magnitudes the stock nodes do not read: {OWN_NODE}.")
+            if alpha is None or adapter.weights[ALPHA] is not None:
+                continue
+            if find_dense_change(adapter, self.find_weight(key), 1.0) is not None:
+                changes = dense_changes(self, layer)
+                changes[-1] = changes[-1]._replace(alpha=alpha)
+            else:
+                *before, (strength, _, *rest) = self.patches[key]
+                self.patches[key] = [*before, (strength, with_alpha(adapter, alpha), *rest)]
+
+
+@cache
+def with_stock_lora(patcher_class: type) -> type:
+    return type("SanaModelPatcher", (StockLora, patcher_class), {})
+
+
+def sana_patcher(
+    model: torch.nn.Module, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The host's patcher of the moment, with our checks. Asked for at call time: the host rebinds it on a GPU."""
+    patcher_class = comfy.model_patcher.CoreModelPatcher
+    if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
+        patcher_class = comfy.model_patcher.ModelPatcher
+    patcher = with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)
+    keep_words(patcher)
+    return patcher

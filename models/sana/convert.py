@@ -1,0 +1,66 @@
+"""NVIDIA's SANA key layout -> the internal one, which is diffusers'. Dict in, dict out; tensors are shared or sliced.
+
+Source: key lists of NVlabs/Sana checkpoints.
+"""
+
+import re
+
+from ..files.layout import StateDict, split_rows
+
+NVIDIA_SANA_KEYS = {
+    "x_embedder.proj": "patch_embed.proj",
+    "t_block.1": "time_embed.linear",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "attention_y_norm": "caption_norm",
+    "final_layer.linear": "proj_out",
+    "final_layer.scale_shift_table": "scale_shift_table",
+    "cfg_embedder.mlp.0": "time_embed.guidance_embedder.linear_1",
+    "cfg_embedder.mlp.2": "time_embed.guidance_embedder.linear_2",
+}
+NVIDIA_BLOCK_KEYS = {
+    "scale_shift_table": "scale_shift_table",
+    "attn.q_norm": "attn1.norm_q",
+    "attn.k_norm": "attn1.norm_k",
+    "attn.proj": "attn1.to_out.0",
+    "cross_attn.q_linear": "attn2.to_q",
+    "cross_attn.q_norm": "attn2.norm_q",
+    "cross_attn.k_norm": "attn2.norm_k",
+    "cross_attn.proj": "attn2.to_out.0",
+    "mlp.inverted_conv.conv": "ff.conv_inverted",
+    "mlp.depth_conv.conv": "ff.conv_depth",
+    "mlp.point_conv.conv": "ff.conv_point",
+}
+NVIDIA_FUSED_KEYS = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+}
+# Training leftovers that inference does not read.
+NVIDIA_UNUSED_KEYS = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
+
+
+def convert_nvidia_sana(state_dict: StateDict) -> StateDict:
+    """NVIDIA's SANA keys -> diffusers'; fused q, k, v rows are split. Unknown keys stay, for the strict load."""
+    time_embed = "time_embed" if "cfg_embedder.mlp.0.weight" in state_dict else "time_embed.emb"
+    keys = NVIDIA_SANA_KEYS | {
+        "t_embedder.mlp.0": f"{time_embed}.timestep_embedder.linear_1",
+        "t_embedder.mlp.2": f"{time_embed}.timestep_embedder.linear_2",
+    }
+    out: StateDict = {}
+    for key, tensor in state_dict.items():
+        if key in NVIDIA_UNUSED_KEYS:
+            continue
+        stem, _, suffix = key.rpartition(".")
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+        if block is None:
+            out[keys[key] if key in keys else f"{keys.get(stem, stem)}.{suffix}".lstrip(".")] = tensor
+            continue
+        prefix, inner = f"transformer_blocks.{block[1]}.", block[2]
+        stem, _, suffix = inner.rpartition(".")
+        if stem in NVIDIA_FUSED_KEYS:
+            out |= split_rows(tuple(prefix + name for name in NVIDIA_FUSED_KEYS[stem]), suffix, tensor)
+        elif inner in NVIDIA_BLOCK_KEYS:
+            out[prefix + NVIDIA_BLOCK_KEYS[inner]] = tensor
+        else:
+            out[f"{prefix}{NVIDIA_BLOCK_KEYS.get(stem, stem)}.{suffix}"] = tensor
+    return out

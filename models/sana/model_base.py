@@ -1,0 +1,112 @@
+"""SANA as a host model: which conditioning reaches the network, and what is refused on the way in and out."""
+
+import comfy.conds
+import comfy.model_base
+import torch
+from comfy.model_base import BaseModel, ModelType
+from torch import Tensor
+
+from ..runtime.precision import require_finite
+from ..runtime.weight_fingerprint import written_into
+from .conds import TextCond, without_padding
+from .kept_words import KEPT_WORDS, KeptWords
+from .model import Sana
+from .model_sampling import ModelSamplingSana
+
+DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
+TIMESTEPS = 1000  # of SANA's training
+TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
+CONDITIONING_CURE = "encode the prompt again with SANA Gemma Encode, without a LoRA on its clip"
+LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
+UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond"
+
+
+def require_gemma(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
+    """Raises ValueError for a conditioning that no text encode node, ours or stock, can have made with our CLIP."""
+    found = "without text states" if context is None else f"{context.shape[-1]} wide"
+    if context is None or context.shape[-1] != channels:
+        raise ValueError(
+            f"This conditioning is {found} where SANA needs Gemma's states of {channels}: encode the prompt with "
+            "SANA Gemma Encode, or CLIP Text Encode with the clip of SANA Gemma Loader."
+        )
+    if mask is not None and mask.shape[-1] != context.shape[1]:
+        raise ValueError(
+            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as "
+            "Conditioning (Concat) leaves it: write both texts into one prompt, or use Conditioning (Combine)."
+        )
+
+
+class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
+    """SANA, SANA-1.5 and SANA-Sprint.
+
+    The base classes are chosen for their names alone, which decide what the host takes for a layer in a LoRA: for the
+    first "transformer.<layer>", "<layer>" and "lycoris_<layer>", for the second "base_model.model.<layer>", as trainers
+    of SANA write. Nothing else of them is used, hence the explicit calls to BaseModel.
+    """
+
+    kept_words: KeptWords | None = None  # of the run that is on
+
+    def __init__(self, model_config, device=None):
+        BaseModel.__init__(self, model_config, ModelType.FLOW, device=device, unet_model=Sana)
+        self.model_sampling = ModelSamplingSana(model_config)
+
+    @property
+    def is_sprint(self) -> bool:
+        return self.diffusion_model.config.guidance_embeds
+
+    def extra_conds(self, **kwargs) -> dict:
+        conds = BaseModel.extra_conds(self, **kwargs)
+        context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        require_gemma(context, mask, self.diffusion_model.config.caption_channels)
+        require_finite(context, "The conditioning", CONDITIONING_CURE)
+        context, mask = without_padding(context, mask)
+        conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
+        if self.is_sprint:
+            guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
+            conds["guidance"] = comfy.conds.CONDRegular(
+                torch.tensor([DEFAULT_GUIDANCE if guidance is None else float(guidance)])
+            )
+        return conds
+
+    def extra_conds_shapes(self, **kwargs) -> dict:
+        return BaseModel.extra_conds_shapes(self, **kwargs)
+
+    def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
+        if self.is_sprint:
+            return timestep / self.model_sampling.multiplier  # the network embeds sigma itself
+        # SANA was trained on whole timesteps. The factor is 1 unless a stock node has set another multiplier.
+        return torch.trunc(timestep * (TIMESTEPS / self.model_sampling.multiplier) + TIMESTEP_ROUNDING)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        if self.is_sprint and UNCONDITIONAL in transformer_options.get("cond_or_uncond", []):
+            raise ValueError(
+                "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the "
+                "sampler, and the guidance scale with the FluxGuidance node."
+            )
+        return super()._apply_model(
+            x, t, c_concat, c_crossattn, control, self.with_kept_words(transformer_options), **kwargs
+        )
+
+    def with_kept_words(self, transformer_options: dict) -> dict:
+        if self.kept_words is None or self.current_patcher is None or written_into(self.current_patcher):
+            return transformer_options
+        return transformer_options | {KEPT_WORDS: self.kept_words}
+
+    def process_latent_in(self, latent: Tensor) -> Tensor:
+        channels = self.latent_format.latent_channels
+        if latent.shape[1] != channels:
+            raise ValueError(
+                f"This latent has {latent.shape[1]} channels where SANA needs {channels}: encode the image with a "
+                "DC-AE (SANA DC-AE Loader), not with another model's VAE."
+            )
+        require_finite(latent, "The latent to denoise", LATENT_CURE)
+        return super().process_latent_in(latent)
+
+    def process_latent_out(self, latent: Tensor) -> Tensor:
+        if not torch.isfinite(latent).all():
+            raise ValueError(
+                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
+                "another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 with "
+                "clamp on for the float16 ones)."
+            )
+        return super().process_latent_out(latent)

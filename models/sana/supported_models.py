@@ -1,0 +1,72 @@
+"""What the host's loading and memory code must know of SANA, per checkpoint."""
+
+import dataclasses
+import json
+
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ..dc_ae.latent_formats import SanaLatent
+from ..runtime.precision import Precision
+from .config import SanaConfig
+from .model_base import SanaModel
+
+# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 4.2 as measured in
+# benchmarks/README.md, with a margin for what a GPU's kernels need besides.
+MEMORY_FACTOR_AT_2240 = 6.0
+
+
+CONFIG_KEY = "sana_config"
+# Fields that no tensor tells; saved with the weights so that a saved model loads without its config.json.
+SAVED_FIELDS = (
+    "num_cross_attention_heads",
+    "guidance_embeds_scale",
+    "interpolation_scale",
+    "sample_size",
+    "clamp_attention",
+    "trained_in",
+)
+
+
+def config_tensor(config: SanaConfig) -> Tensor:
+    """The fields no shape tells, and the shift, as JSON in a uint8 tensor, as the host stores quantisation marks."""
+    values = dataclasses.asdict(config)
+    fields = {name: values[name] for name in SAVED_FIELDS} | {"flow_shift": config.shift, "num_layers": config.depth}
+    return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
+
+
+def read_config_tensor(tensor: Tensor) -> dict:
+    """The reverse, also of a tensor that was cast with the weights. Raises json.JSONDecodeError for anything else."""
+    text = bytes(tensor.to(torch.uint8).flatten().tolist()).decode(errors="replace")
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise json.JSONDecodeError("not an object", text, 0)
+    return fields
+
+
+class SanaSupported(comfy.supported_models_base.BASE):
+    """SANA, SANA-1.5 and SANA-Sprint; built for one checkpoint by the loader."""
+
+    unet_extra_config = {}
+    latent_format = SanaLatent
+    vae_key_prefix = ["vae."]
+    text_encoder_key_prefix = ["text_encoders."]
+
+    def __init__(self, config: SanaConfig, precision: Precision):
+        super().__init__({"config": config})
+        self.supported_inference_dtypes = [precision.compute]
+        self.set_inference_dtype(precision.weights, precision.compute)
+        # Sprint keeps the multiplier too, which SanaModel divides out: stock nodes that set a shift work on both then.
+        self.sampling_settings = {"shift": 1.0 if config.guidance_embeds else config.shift, "multiplier": 1000}
+        self.memory_usage_factor = MEMORY_FACTOR_AT_2240 * config.hidden_size / 2240
+
+    def get_model(self, state_dict: dict, prefix: str = "", device=None) -> SanaModel:  # noqa: ARG002 - the host's signature
+        return SanaModel(self, device=device)
+
+    def inpaint_model(self) -> bool:
+        return False
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        state_dict = dict(state_dict) | {CONFIG_KEY: config_tensor(self.unet_config["config"])}
+        return super().process_unet_state_dict_for_saving(state_dict)

@@ -1,0 +1,315 @@
+"""The instruction is computed once and padding never: the states are those of computing every position."""
+
+import comfy.hooks
+import comfy.model_management
+import comfy.ops
+import comfy.sd
+import comfy.text_encoders.llama
+import pytest
+import torch
+from comfy_extras.nodes_hooks import SetClipHooks
+from sana_native.models.gemma import text_encoder as gemma
+from sana_native.models.gemma.text_encoder import CLIP_NAME, CONTEXT_LENGTH
+from sana_native.models.runtime.cpu import linear_ops as gemma_operations
+from sana_native.models.runtime.cpu.linear_ops import ROWS, TextOperations
+from sana_native.tests.support import tiny
+from sana_native.tests.support import workbench as bench
+
+PROMPTS = ["a red cat, on the moon", "", "7 dogs", "word " * 900, "一只猫"]
+LAYER = "gemma2_2b.transformer.model.layers.0.self_attn.q_proj"
+HEAD = 256  # channels of an attention head, which the host fixes
+
+
+@pytest.fixture
+def clip():
+    return bench.load_gemma(str(bench.folder() / "sana"))
+
+
+@pytest.fixture
+def positions(monkeypatch) -> list[int]:
+    """How many positions each pass through the layers has computed."""
+    seen = []
+    forward = comfy.text_encoders.llama.MLP.forward
+
+    def counted(self, x):
+        seen.append(x.shape[1])
+        return forward(self, x)
+
+    monkeypatch.setattr(comfy.text_encoders.llama.MLP, "forward", counted)
+    return seen
+
+
+def states(clip, prompt: str, **options) -> torch.Tensor:
+    """Of the text alone, without padding."""
+    with torch.inference_mode():
+        ((context, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt, **options))
+    return context[extra["attention_mask"].bool()] if "attention_mask" in extra else context[0]
+
+
+def reference(clip, prompt: str, **options) -> torch.Tensor:
+    """From all positions at once, padding too, as the host and diffusers compute them."""
+    encoder = clip.load_model().model
+    with torch.inference_mode():
+        context, mask = encoder.encode_every_position(clip.tokenize(prompt, **options))
+    return context[mask.bool()]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return ((a - b).norm() / b.norm()).item()
+
+
+def lora(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    up = torch.randn(4 * HEAD, 4, generator=generator) * 0.2
+    down = torch.randn(4, tiny.CAPTION_CHANNELS, generator=generator) * 0.2
+    return {f"text_encoders.{LAYER}.lora_up.weight": up, f"text_encoders.{LAYER}.lora_down.weight": down}
+
+
+# Equal to computing everything
+
+
+@pytest.mark.parametrize("instruction", [None, "", "User Prompt: "], ids=["trained", "none", "custom"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt[:12])
+def test_states_equal_those_of_all_positions_at_once(prompt, dtype, instruction):
+    clip = bench.load_gemma(str(bench.folder() / "sana"), {"dtype": dtype})
+    for text in ("something else", prompt):  # the second finds the instruction kept
+        assert difference(*(way(clip, text, instruction=instruction) for way in (states, reference))) < 1e-5
+
+
+def test_a_custom_instruction_that_melts_into_the_prompt_is_computed_right(clip):
+    """Without a space at its end its last piece is another one with each prompt."""
+    for prompt in ("cats", "s", "sleeping cat"):
+        assert difference(*(way(clip, prompt, instruction="A prompt of cat") for way in (states, reference))) < 1e-5
+
+
+def test_one_encoder_tells_instructions_apart(clip):
+    for instruction in (None, "User Prompt: ", None):
+        assert difference(*(way(clip, "a cat", instruction=instruction) for way in (states, reference))) < 1e-5
+
+
+def test_padding_has_zero_states_and_no_mask():
+    (((context, extra),), _) = bench.encode("a cat")
+    padding = ~extra["attention_mask"].bool()
+    assert context.shape == (1, CONTEXT_LENGTH, tiny.CAPTION_CHANNELS) and padding.sum() > 250
+    assert not context[padding].any() and context[~padding].any(dim=-1).all()
+
+
+def test_weighted_tokens_are_encoded_as_the_host_does(clip, positions):
+    """It measures weights from the states of an empty prompt's padding, so those have to be computed."""
+    plain, tokens = states(clip, "a red cat"), clip.tokenize("a red cat")
+    (row,) = tokens[CLIP_NAME]
+    first = len(row) - (CONTEXT_LENGTH - 1)  # of the prompt
+    row[first] = (row[first][0], 1.3)
+    positions.clear()
+    with torch.inference_mode():
+        weighted = clip.encode_from_tokens(tokens)
+    assert positions[0] == len(row)
+    changed = (weighted[0, : len(plain)] - plain).norm(dim=-1) > 1e-2
+    assert changed.tolist() == [False, True] + [False] * (len(plain) - 2)
+
+
+def test_a_textual_inversion_is_encoded_as_the_host_does(clip, positions):
+    tokens = clip.tokenize("a red cat", instruction="")
+    tokens[CLIP_NAME][0][2] = (torch.ones(tiny.CAPTION_CHANNELS), 1.0)
+    with torch.inference_mode():
+        clip.encode_from_tokens(tokens)
+    assert positions[0] == CONTEXT_LENGTH
+
+
+def test_an_earlier_layer_is_the_hosts(clip, positions):
+    last = states(clip, "a red cat")
+    positions.clear()
+    clip.clip_layer(-2)
+    assert difference(states(clip, "a red cat"), last) > 1e-2
+    assert positions[0] > CONTEXT_LENGTH
+
+
+# What is computed, and when
+
+
+def test_a_second_prompt_costs_its_own_positions_alone(clip, positions):
+    first = clip.tokenize("a red cat")
+    own = int((torch.tensor([token for token, *_ in first[CLIP_NAME][0]]) > 0).sum())
+    states(clip, "a red cat")
+    layers = len(clip.cond_stage_model.gemma2_2b.transformer.model.layers)
+    before = len(first[CLIP_NAME][0]) - (CONTEXT_LENGTH - 1)
+    assert positions == [before] * layers + [own - before] * layers
+    positions.clear()
+    shown = states(clip, "another cat, of a busy street").shape[0]
+    assert positions == [shown - 1] * layers
+
+
+def test_the_states_do_not_depend_on_what_was_encoded_before(clip):
+    fresh = states(clip, "a red cat")
+    for other in ("a dog", "word " * 900):
+        states(clip, other)
+        assert torch.equal(states(clip, "a red cat"), fresh)
+    states(clip, "a dog", instruction="User Prompt: ")
+    assert torch.equal(states(clip, "a red cat"), fresh)
+
+
+def test_a_text_without_instruction_leaves_what_is_kept(clip, positions):
+    states(clip, "a red cat")
+    states(clip, "blurry", instruction="")
+    positions.clear()
+    states(clip, "a dog")
+    assert max(positions) < 10
+
+
+# What makes it worthless
+
+
+@pytest.mark.parametrize("load", ["load_lora_for_models", "load_bypass_lora_for_models"])
+def test_a_lora_on_the_encoder_acts_on_the_instruction_too(clip, load):
+    plain = states(clip, "a red cat")
+    _, patched = getattr(comfy.sd, load)(None, clip, lora(), 0.0, 1.0)
+    with_lora = states(patched, "a red cat")
+    assert difference(with_lora, plain) > 1e-3
+    assert difference(with_lora, reference(patched, "a red cat")) < 1e-5
+    assert torch.equal(states(clip, "a red cat"), plain)
+    assert torch.equal(states(patched, "a red cat"), with_lora)
+
+
+def test_a_loras_strength_acts_on_the_instruction_too(clip):
+    encoded = []
+    for strength in (0.5, 1.0):
+        _, patched = comfy.sd.load_lora_for_models(None, clip, lora(), 0.0, strength)
+        encoded.append(states(patched, "a red cat"))
+        assert difference(encoded[-1], reference(patched, "a red cat")) < 1e-5
+    assert difference(*encoded) > 1e-3
+
+
+def test_a_lora_that_is_added_on_the_way_acts_on_the_instruction_too(clip, monkeypatch):
+    """Where memory is short the weights stay as they are, and so do not tell."""
+
+    def load_little(self, _, force_patch_weights=False):
+        return self.model.partially_load(self.device, 0.1 - self.model.loaded_size(), force_patch_weights)
+
+    monkeypatch.setattr(comfy.model_management.LoadedModel, "model_use_more_vram", load_little)
+    comfy.model_management.unload_all_models()
+    for strength in (0.5, 1.0):
+        _, patched = comfy.sd.load_lora_for_models(None, clip, lora(), 0.0, strength)
+        assert difference(states(patched, "a red cat"), reference(patched, "a red cat")) < 1e-5
+    assert patched.cond_stage_model.get_submodule(LAYER).weight_function
+    comfy.model_management.unload_all_models()
+
+
+def test_a_hook_on_the_encoder_acts_on_the_instruction_too(clip):
+    plain = states(clip, "a red cat")
+    expected = states(comfy.sd.load_lora_for_models(None, clip, lora(), 0.0, 1.0)[1], "a red cat")
+    hooked = bench.call(SetClipHooks, clip, False, True, comfy.hooks.create_hook_lora(lora(), 1.0, 1.0))[0]
+    for _ in range(2):
+        assert difference(states(hooked, "a red cat"), expected) < 1e-5
+        assert torch.equal(states(clip, "a red cat"), plain)
+    assert difference(expected, plain) > 1e-3
+
+
+def test_a_scheduled_hook_acts_on_the_instruction_with_each_of_its_strengths(clip):
+    """It writes into the weights where they lie, which leaves no trace in them."""
+    hooks, strengths = comfy.hooks.create_hook_lora(lora(), 1.0, 1.0), (0.5, 1.0)
+    frames = comfy.hooks.HookKeyframeGroup()
+    for start, strength in zip((0.0, 0.5), strengths):
+        frames.add(comfy.hooks.HookKeyframe(strength, start))
+    hooks.set_keyframes_on_hooks(frames)
+    hooked = bench.call(SetClipHooks, clip, True, True, hooks)[0]
+    with torch.inference_mode():
+        conds = hooked.encode_from_tokens_scheduled(hooked.tokenize("a red cat"))
+    for (context, _), strength in zip(conds, strengths, strict=True):
+        expected = states(comfy.sd.load_lora_for_models(None, clip, lora(), 0.0, strength)[1], "a red cat")
+        assert difference(context[0, : len(expected)], expected) < 1e-5  # the host drops a scheduled text's mask
+
+
+def test_weights_that_change_in_place_are_noticed(clip):
+    states(clip, "a red cat")
+    weight = clip.cond_stage_model.get_submodule(LAYER).weight
+    with torch.no_grad():
+        weight.mul_(1.5)
+    assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
+
+
+def test_weights_that_are_replaced_are_noticed(clip):
+    states(clip, "a red cat")
+    layer = clip.cond_stage_model.get_submodule(LAYER)
+    layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
+    assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
+
+
+def test_another_format_is_noticed(clip):
+    before = states(clip, "a red cat")
+    clip.cond_stage_model.to(torch.bfloat16)
+    after = states(clip, "a red cat")
+    assert difference(after, before) > 1e-4
+    assert difference(after, reference(clip, "a red cat")) < 1e-5
+
+
+def test_two_encoders_do_not_share_what_they_keep(clip, tmp_path):
+    words = tiny.tokenizer(tmp_path / "tokenizer")
+    tiny.gemma(len(words), seed=5).save_pretrained(tmp_path / "text_encoder")
+    other = bench.load_gemma(str(tmp_path))
+    for _ in range(2):
+        for each in (clip, other):
+            assert difference(states(each, "a red cat"), reference(each, "a red cat")) < 1e-5
+
+
+def test_nothing_is_kept_for_an_encoder_in_training(clip):
+    clip.cond_stage_model.get_submodule(LAYER).weight.requires_grad_(True)
+    context, _, _ = clip.load_model().model.encode_token_weights(clip.tokenize("a red cat"))
+    assert context.requires_grad and clip.cond_stage_model.kept.prefix is None
+
+
+def test_unloading_frees_what_is_kept(clip):
+    states(clip, "a red cat")
+    assert clip.cond_stage_model.kept.prefix is not None
+    comfy.model_management.unload_all_models()
+    assert clip.cond_stage_model.kept.prefix is None
+    assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
+
+
+def test_a_clone_of_the_clip_uses_what_is_kept(clip, positions):
+    states(clip, "a red cat")
+    positions.clear()
+    states(clip.clone(), "a dog")
+    assert max(positions) < 10
+
+
+# Products in strips
+
+
+@pytest.mark.parametrize("rows", [1, ROWS - 1, ROWS, 2 * ROWS, 3 * ROWS + 5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_product_in_strips_is_that_of_the_wide_weight(rows, dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(gemma_operations, "STRIP", 1)
+    layer = TextOperations.Linear(48, rows, bias=False)
+    layer.weight = torch.nn.Parameter(torch.randn(rows, 48).to(dtype), requires_grad=False)
+    x = torch.randn(2, 7, 48)
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", None)  # the host's way: not taken
+    with torch.inference_mode():
+        assert difference(layer(x), x @ layer.weight.float().T) < 1e-6
+
+
+def test_weights_that_are_changed_on_the_way_go_the_hosts_way():
+    layer = TextOperations.Linear(48, 64, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.normal_(layer.weight)
+    layer.weight_function = [lambda weight: weight * 2]
+    x = torch.randn(2, 48)
+    with torch.inference_mode():
+        assert difference(layer(x), 2 * x @ layer.weight.float().T) < 1e-6
+
+
+def test_a_gradient_passes_through_the_layer():
+    layer = TextOperations.Linear(48, 64, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(2, 48, requires_grad=True)
+    layer(x).square().sum().backward()
+    wide = layer.weight.detach().float()
+    assert difference(x.grad, 2 * (x.detach() @ wide.T) @ wide) < 1e-5
+    assert layer.weight.grad is not None
+
+
+def test_the_encoder_is_made_of_these_layers():
+    layers = bench.clip().cond_stage_model.get_submodule(LAYER.rpartition(".")[0])
+    assert isinstance(layers, gemma.SoftcapAttention) and isinstance(layers.q_proj, TextOperations.Linear)

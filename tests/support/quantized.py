@@ -1,0 +1,58 @@
+"""Quantised files as the host writes them, made by its own kernels, and loading as its executor does."""
+
+import json
+from pathlib import Path
+
+import torch
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+from safetensors.torch import load_file, save_file
+from sana_native.models.gemma import loader as gemma_loader
+from sana_native.models.sana import loader as sana_loader
+from sana_native.tests.support import workbench as bench
+from torch import Tensor
+
+
+def mark(kind: str) -> Tensor:
+    return torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+
+
+def is_linear(key: str, tensor: Tensor) -> bool:
+    return key.endswith(".weight") and tensor.ndim == 2
+
+
+def quantised(state_dict: dict[str, Tensor], kind: str, choose=is_linear) -> dict[str, Tensor]:
+    """The state dict with its linear layers as the host writes them."""
+    options = {} if kind in ("mxfp8", "int8_tensorwise") else {"scale": "recalculate"}
+    out = {}
+    for key, tensor in state_dict.items():
+        if not choose(key, tensor):
+            out[key] = tensor
+            continue
+        weight = QuantizedTensor.from_float(tensor, QUANT_ALGOS[kind]["comfy_tensor_layout"], **options)
+        out |= weight.state_dict(key)
+        out[f"{key.removesuffix('.weight')}.comfy_quant"] = mark(kind)
+    return out
+
+
+def weights(family: str) -> dict[str, Tensor]:
+    return load_file(bench.folder() / family / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def write_model(folder: Path, state_dict: dict[str, Tensor], name: str = "model", metadata=None) -> str:
+    """Writes a transformer file with the config.json that its odd width needs; returns its path."""
+    config = bench.folder() / "sana" / "transformer" / "config.json"
+    (folder / "config.json").write_text(config.read_text())
+    tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+    save_file(tensors, folder / f"{name}.safetensors", metadata=metadata)
+    return str(folder / f"{name}.safetensors")
+
+
+@torch.inference_mode()
+def load_sana(*inputs):
+    """As the host's executor runs a loader node; its quantised tensors cannot pass between the two modes."""
+    return sana_loader.load_sana(*inputs)
+
+
+@torch.inference_mode()
+def load_gemma(*inputs):
+    return gemma_loader.load_gemma(*inputs)

@@ -1,0 +1,42 @@
+"""Tiny models in the released layouts, under the very file names that the shared workflows ask for."""
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from sana_native.tests.support import layouts, tiny
+from sana_native.tests.support.lora_layouts import LAYOUTS, make_lora
+from sana_native.tools.workflow_files import DC_AE, GEMMA, LORA, SANA, SANA_2K, SANA_4K, SPRINT
+
+VOCABULARY = 600
+LORA_LAYERS = [f"transformer_blocks.{block}.attn{number}.{name}" for block in (0, 1) for number in (1, 2)
+               for name in ("to_q", "to_k", "to_v")]  # fmt: skip
+
+
+def save_released(base: Path) -> None:
+    """Puts every file that the workflows name into a base directory, and the picture that one of them starts from."""
+    network, sprint = tiny.transformer(), tiny.transformer(sprint=True)
+    # The third is the side of the latent it was trained at, which is that of its table of positions.
+    for file, model, side in (
+        (SANA, network, 32),
+        (SANA_2K, network, 64),
+        (SANA_4K, network, 128),
+        (SPRINT, sprint, 32),
+    ):
+        layouts.save(place(base, file), {"state_dict": layouts.nvidia_sana(model.state_dict(), side)})
+    # The released widths tell the number of heads, the tiny one does not.
+    heads = {"_class_name": "SanaTransformer2DModel", "num_cross_attention_heads": 4, "cross_attention_head_dim": 16}
+    (base / "models" / "diffusion_models" / "config.json").write_text(json.dumps(heads))
+    words = torch.frombuffer(bytearray(tiny.train_tokenizer()), dtype=torch.uint8)
+    gemma = layouts.prefixed(tiny.gemma(VOCABULARY).state_dict(), "model.")
+    layouts.save(place(base, GEMMA), gemma | {"spiece_model": words})
+    layouts.save(place(base, DC_AE), layouts.original_dc_ae(tiny.dc_ae().state_dict()))
+    weights = {name.removesuffix(".weight"): tensor for name, tensor in network.state_dict().items()}
+    layouts.save(place(base, LORA), LAYOUTS["diffusers"](make_lora(weights, LORA_LAYERS)))
+    shades = torch.linspace(0, 255, 96 * 128 * 3).view(96, 128, 3).to(torch.uint8).numpy()
+    Image.fromarray(shades).save(base / "input" / "example.png")
+
+
+def place(base: Path, file: dict[str, str]) -> Path:
+    return base / "models" / file["directory"] / file["name"]

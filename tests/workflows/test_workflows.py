@@ -1,0 +1,353 @@
+"""The shared workflow files: as their builder writes them, complete, tidy, listed by the host, and every one runs."""
+
+import io
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import numpy as np
+import pytest
+from PIL import Image
+from sana_native.tests.support.released_files import save_released
+from sana_native.tools.make_thumbnails import thumbnail
+from sana_native.tools.make_workflows import workflows
+from sana_native.tools.workflow import (
+    BYPASSED,
+    choices,
+    default,
+    has_control,
+    input_specs,
+    is_widget,
+    set_inputs,
+    to_api,
+)
+from sana_native.tools.workflow_build import HOST_VERSION, NOTES, TITLE_HEIGHT, Node, Output, expand, pack_version
+from sana_native.tools.workflow_graphs import graphs
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+DEMOS = [name for name in NAMES if name.startswith("demo")]
+RELEASED = [name for name in NAMES if name not in DEMOS]
+THUMBNAIL_BYTES = 30_000
+# Values that depend on the files a user has.
+FILE_WIDGETS = {"model_name", "text_encoder_name", "vae_name", "lora_name", "image"}
+# What the test models are drawn at in place of the released sizes: seconds instead of hours.
+SMALL, LARGE = 128, 512
+ROOM = 0.35  # GiB, where decoding LARGE in float32 takes 0.27 in the smallest exact tiles and 0.45 whole
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def load(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ours(node: dict) -> bool:
+    return node["type"].startswith("SanaNative")
+
+
+# The files
+
+
+def test_every_file_has_its_entry_in_the_builder():
+    assert NAMES == sorted(graphs())
+
+
+@pytest.fixture(scope="module")
+def built(object_info) -> dict[str, dict]:
+    return workflows(object_info)
+
+
+@every
+def test_file_is_what_the_builder_writes(name, built):
+    assert built[f"workflows/{name}.json"] == load(name)
+
+
+@every
+def test_prompt_of_the_file_is_the_graph_that_was_described(name, object_info):
+    """The shared form and the form that a server runs: the second is made here from the description alone."""
+    nodes = graphs()[name].nodes
+    ids = {node: str(number) for number, node in enumerate(nodes, 1)}
+
+    def value(given: object) -> object:
+        if not isinstance(given, Node | Output):
+            return given
+        source, slot = (given, 0) if isinstance(given, Node) else (given.node, given.slot)
+        if source.mode == BYPASSED:
+            return value(next(link for link in source.inputs.values() if isinstance(link, Node | Output)))
+        return [ids[source], slot]
+
+    expected = {}
+    for node in nodes:
+        if node.type not in NOTES and node.mode != BYPASSED:
+            specs = expand(input_specs(object_info[node.type]), node.inputs)
+            shown = {key: default(spec) for key, spec in specs if is_widget(spec)}
+            expected[ids[node]] = (node.type, shown | {key: value(given) for key, given in node.inputs.items()})
+    prompt = to_api(load(name), object_info)
+    assert {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()} == expected
+
+
+@every
+def test_every_required_input_reaches_the_server(name, object_info):
+    for node in to_api(load(name), object_info).values():
+        required = object_info[node["class_type"]]["input"].get("required", {})
+        assert set(required) <= set(node["inputs"]), node["class_type"]
+
+
+@every
+def test_every_widget_has_a_value_that_the_host_allows(name, object_info):
+    for node in load(name)["nodes"]:
+        if node["type"] in NOTES:
+            assert [type(value) for value in node["widgets_values"]] == [str]
+            continue
+        prompt = to_api({"nodes": [node | {"inputs": [], "mode": 0}], "links": []}, object_info)[str(node["id"])]
+        specs = expand(input_specs(object_info[node["type"]]), prompt["inputs"])
+        widgets = [(key, spec) for key, spec in specs if is_widget(spec)]
+        uploads = any(isinstance(spec[-1], dict) and spec[-1].get("image_upload") for _, spec in widgets)
+        assert len(node["widgets_values"]) == sum(1 + has_control(key, spec) for key, spec in widgets) + uploads
+        assert None not in node["widgets_values"]
+        for key, spec in widgets:
+            value, limits = prompt["inputs"][key], spec[1] if len(spec) > 1 else {}
+            if choices(spec) and key not in FILE_WIDGETS:
+                assert value in choices(spec), (node["type"], key)
+            if isinstance(value, int | float) and "min" in limits:
+                assert limits["min"] <= value <= limits["max"], (node["type"], key)
+
+
+@every
+def test_links_are_known_at_both_ends(name):
+    workflow = load(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+    assert len(nodes) == len(workflow["nodes"]) and len(links) == len(workflow["links"])
+    assert (workflow["last_node_id"], workflow["last_link_id"]) == (max(nodes), max(links))
+    for number, source, source_slot, target, target_slot, kind in links.values():
+        output, entry = nodes[source]["outputs"][source_slot], nodes[target]["inputs"][target_slot]
+        assert number in output["links"] and entry["link"] == number
+        assert output["type"] == kind and entry["type"] in (kind, "*")
+    ends = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
+    starts = [number for node in nodes.values() for slot in node["outputs"] for number in slot["links"]]
+    assert sorted(ends) == sorted(starts) == sorted(links)
+
+
+def test_no_two_files_share_an_id():
+    assert len({load(name)["id"] for name in NAMES}) == len(NAMES)
+
+
+@every
+def test_every_node_names_the_pack_and_version_it_comes_from(name):
+    for node in load(name)["nodes"]:
+        if node["type"] not in NOTES:
+            pack = ("sana-native", pack_version()) if ours(node) else ("comfy-core", HOST_VERSION)
+            assert (node["properties"]["cnr_id"], node["properties"]["ver"]) == pack
+
+
+# The files to download
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_missing_files_can_be_offered_for_download(name):
+    """The frontend offers a file when a widget's value is its name; the folder must be one the loader reads."""
+    loaders = [node for node in load(name)["nodes"] if ours(node) and node["type"].endswith("Loader")]
+    folders = {
+        "SanaNativeModelLoader": "diffusion_models",
+        "SanaNativeLoraLoader": "loras",
+        "SanaNativeGemmaLoader": "text_encoders",
+        "SanaNativeDCAELoader": "vae",
+    }
+    assert {node["type"] for node in loaders} >= set(folders) - {"SanaNativeLoraLoader"}
+    note = next(node for node in load(name)["nodes"] if node["type"] in NOTES)["widgets_values"][0]
+    for node in loaders:
+        (model,) = node["properties"]["models"]
+        assert set(model) == {"name", "url", "directory"} and model["directory"] == folders[node["type"]]
+        assert model["name"] in node["widgets_values"] and model["directory"] in folder_paths.folder_names_and_paths
+        assert re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+", model["url"])
+        assert f"`models/{model['directory']}`: [{model['name']}]({model['url']})" in note
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_demo_needs_no_download(name):
+    assert not [node for node in load(name)["nodes"] if "models" in node["properties"]]
+
+
+# The canvas
+
+
+def box(node: dict) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom with the title bar."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE_HEIGHT, x + width, y + height
+
+
+def apart(a: tuple, b: tuple) -> bool:
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+@every
+def test_nodes_do_not_overlap_and_stand_in_one_frame_each(name):
+    workflow = load(name)
+    nodes = workflow["nodes"]
+    for number, node in enumerate(nodes):
+        assert all(apart(box(node), box(other)) for other in nodes[number + 1 :]), node["type"]
+    frames = []
+    for group in workflow["groups"]:
+        left, top, width, height = group["bounding"]
+        frames.append((left, top, left + width, top + height))
+    assert all(apart(a, b) for number, a in enumerate(frames) for b in frames[number + 1 :])
+    for node in nodes:
+        left, top, right, bottom = box(node)
+        around = [f for f in frames if f[0] <= left and f[1] <= top and right <= f[2] and bottom <= f[3]]
+        touching = [f for f in frames if not apart(f, (left, top, right, bottom))]
+        assert around == touching and len(around) == (node["type"] not in NOTES), node["type"]
+
+
+@every
+def test_graph_has_titled_frames_and_one_note_that_says_what_to_change(name):
+    workflow = load(name)
+    assert all(group["title"] for group in workflow["groups"])
+    (note,) = (node for node in workflow["nodes"] if node["type"] in NOTES)
+    assert note["title"] == "What to change" and len(note["widgets_values"][0]) > 60
+
+
+# The host
+
+
+def test_host_lists_and_serves_every_file_and_its_thumbnail(web_server):
+    server = web_server
+    with urllib.request.urlopen(f"{server.url}/workflow_templates") as answer:
+        assert sorted(json.load(answer)["sana-native"]) == NAMES
+    for name in NAMES:
+        with urllib.request.urlopen(f"{server.url}/api/workflow_templates/sana-native/{name}.json") as answer:
+            assert json.load(answer) == load(name)
+        with urllib.request.urlopen(f"{server.url}/api/workflow_templates/sana-native/{name}.jpg") as answer:
+            assert answer.headers["Content-Type"] == "image/jpeg"
+
+
+@pytest.fixture(scope="module")
+def server(comfy_server):
+    return comfy_server(prepare=save_released)
+
+
+def small(prompt: dict, side: int = SMALL) -> dict:
+    """The prompt at sizes for the tiny models; file names, words, seeds, steps and everything else stay."""
+    sizes = {
+        "SanaNativeEmptyLatent": {"size": "custom", "width": side, "height": side},
+        "EmptyLatentImage": {"width": side, "height": side},
+        "ImageScaleToTotalPixels": {"megapixels": side * side / 2**20},
+        "TextGenerate": {"max_length": 8},
+    }
+    for kind, values in sizes.items():
+        if any(node["class_type"] == kind for node in prompt.values()):
+            prompt = set_inputs(prompt, kind, **values)
+    return prompt
+
+
+def pictures(server, prompt: dict) -> list[np.ndarray]:
+    images = server.run(prompt, timeout=300).images()
+    return [np.asarray(Image.open(io.BytesIO(server.fetch_image(image)))) for image in images]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_workflow_runs_with_the_files_it_names(name, server):
+    drawn = pictures(server, small(to_api(load(name), server.object_info())))
+    size = (96, 160, 3) if name == "sana_img2img" else (SMALL, SMALL, 3)
+    assert [picture.shape for picture in drawn] == [size] * (4 if name == "sana_seed_batch" else 1)
+    assert all(picture.std() > 10 for picture in drawn), "a flat picture"
+    assert len({picture.tobytes() for picture in drawn}) == len(drawn)
+
+
+def test_one_picture_of_the_batch_can_be_drawn_alone(server):
+    """The node that picks it is bypassed in the file; switched on, it gives the same picture as in the batch."""
+    workflow = load("sana_seed_batch")
+    batch = pictures(server, small(to_api(workflow, server.object_info())))
+    (picker,) = (node for node in workflow["nodes"] if node["mode"] == BYPASSED)
+    picker["mode"] = 0
+    (alone,) = pictures(server, small(to_api(workflow, server.object_info())))
+    index = picker["widgets_values"][0]
+    differences = [np.abs(alone.astype(int) - picture.astype(int)).max() for picture in batch]
+    assert differences[index] <= 1 and min(differences[:index] + differences[index + 1 :]) > 50
+
+
+def test_prompt_is_what_gemma_wrote(server):
+    prompt = small(to_api(load("sana_prompt_enhance"), server.object_info()))
+    result = server.run(prompt, timeout=300)
+    (written,) = (output["text"][0] for output in result.outputs.values() if "text" in output)
+    assert written.strip()
+    by_hand = set_inputs(prompt, "SanaNativeGemmaEncode", prompt=written)
+    by_hand = set_inputs(by_hand, "SaveImage", filename_prefix="by-hand")  # else the host gives what it has kept
+    assert np.array_equal(pictures(server, by_hand)[0], pictures(server, prompt)[0])
+
+
+def test_guidance_of_both_sprint_graphs_acts(server):
+    for name in ("sana_sprint_txt2img", "sana_sprint_realtime"):
+        prompt = small(to_api(load(name), server.object_info()))
+        other = set_inputs(prompt, "FluxGuidance", guidance=1.0)
+        assert not np.array_equal(pictures(server, prompt)[0], pictures(server, other)[0])
+
+
+def test_4k_is_decoded_in_exact_tiles_where_memory_is_short(comfy_server):
+    """And the picture is the whole one, which ComfyUI's own tiles are not."""
+    total = comfy.model_management.get_total_memory(comfy.model_management.vae_device()) / 2**30
+    server = comfy_server("--reserve-vram", f"{total - ROOM:.2f}", prepare=save_released)
+    prompt = small(to_api(load("sana_4k_txt2img"), server.object_info()), LARGE)
+    prompt = set_inputs(prompt, "SanaNativeDCAELoader", dtype="float32")
+    ways = {}, {"tiling": "off"}, {"tiling": "on", "tile_size": 256, "overlap": 32}
+    prompts = [set_inputs(prompt, "SanaNativeDCAEDecode", **way) for way in ways]
+    tiled, whole, blended = (pictures(server, prompt)[0].astype(int) for prompt in prompts)
+    assert server.log().count(f"SANA: {LARGE} x {LARGE} px in tiles of 256 px, exactly as the whole") == 1
+    assert np.abs(tiled - whole).max() <= 1 and np.abs(blended - whole).max() > 20
+
+
+# The bundled models
+
+
+def as_array(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB")).astype(float)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_demo_draws_its_own_thumbnail(name, comfy_server):
+    """As it is, its seed included; the last picture is the one that it saves."""
+    drawn = as_array(thumbnail(name, comfy_server()))
+    shown = as_array(Image.open(FOLDER / f"{name}.jpg"))
+    assert drawn.shape == shown.shape == (256, 256, 3) and drawn.std() > 20
+    assert np.square(drawn - shown).mean() < 65, "less than 30 dB"
+
+
+def test_less_denoising_keeps_more_of_the_demos_first_picture(comfy_server):
+    server = comfy_server()
+    workflow = load("demo_img2img")
+    (second,) = (
+        node for node in workflow["nodes"] if node["type"] == "SanaNativeSampler" and node["title"] == "Second drawing"
+    )
+    changes = []
+    for denoise in (0.1, second["widgets_values"][-1], 1.0):
+        second["widgets_values"][-1] = denoise
+        first, drawn = pictures(server, to_api(workflow, server.object_info()))
+        changes.append(np.abs(first.astype(float) - drawn).mean())
+    assert 0 < changes[0] < changes[1] < changes[2]
+
+
+# The thumbnails
+
+
+@every
+def test_thumbnail_is_a_small_square_picture(name):
+    path = FOLDER / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and picture.width == picture.height >= 256
+    assert path.stat().st_size < THUMBNAIL_BYTES
+
+
+def test_there_is_no_thumbnail_of_a_graph_that_is_gone():
+    assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_thumbnail_of_a_released_model_is_a_drawing_of_its_graph(name):
+    """Fonts and scaling may differ by a shade between versions of Pillow."""
+    drawn, shown = (as_array(picture) for picture in (thumbnail(name, None), Image.open(FOLDER / f"{name}.jpg")))
+    assert np.abs(drawn - shown).mean() < 2
