@@ -12,17 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .runtime.layer_weights import borrowed, lends
+from .runtime.layer_weights import cast_weights, is_plain_layer
+from .runtime.overwrite import can_overwrite
 
 STRIP_TOKENS = 128  # 1 to 2 MB of float32 at SANA's widths, which stay in a core's cache
 # Elements of a slice of a Mix-FFN, 8 MB in a format of 16 bits, and of a map that is not worth slicing.
 SLICE, UNSLICED = 2**22, 2**20
 SLICE_UNIT = 64  # channels, which products are fastest in multiples of
-
-
-def in_place() -> bool:
-    """Whether results may overwrite what they come from: no gradient needs it, and no compiler plans the memory."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
@@ -37,18 +33,18 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Ten
     return out[:, :, :-1] / (out[:, :, -1:] + eps)
 
 
-def heads_of(x: Tensor) -> Tensor:
+def split_heads_fp32(x: Tensor) -> Tensor:
     """(B, N, h, d) -> (B, h, N, d), contiguous and in float32."""
     return x.transpose(-2, -3).to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def key_sums(k: Tensor, v: Tensor) -> Tensor:
+def kv_state(k: Tensor, v: Tensor) -> Tensor:
     """Sums over N of k v^T and, as a last column, of k: k >= 0 and v (B, h, N, d) -> (B, h, d, d + 1)."""
     return torch.cat([k.mT @ v, k.sum(dim=-2).unsqueeze(-1)], dim=-1)
 
 
-def attend_to_sums(q: Tensor, sums: Tensor, eps: float) -> Tensor:
-    """The attention of `linear_attention` for non-negative q (B, h, N, d) and `key_sums`, to (B, N, h, d)."""
+def apply_kv_state(q: Tensor, sums: Tensor, eps: float) -> Tensor:
+    """The attention of `linear_attention` for non-negative q (B, h, N, d) and `kv_state`, to (B, N, h, d)."""
     out = q @ sums
     return (out[..., :-1] / (out[..., -1:] + eps)).transpose(-2, -3)
 
@@ -61,8 +57,10 @@ def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, e
     whole = q.device.type != "cpu" or torch.compiler.is_compiling()
     strip = q.shape[1] if whole else STRIP_TOKENS
     q, k, v = (x.unflatten(-1, (-1, head_dim)).split(strip, dim=1) for x in (q, k, v))
-    sums = reduce(add, (key_sums(heads_of(F.relu(keys)), heads_of(values)) for keys, values in zip(k, v)))
-    out = [attend_to_sums(heads_of(F.relu(queries)), sums, eps).to(queries.dtype).flatten(2) for queries in q]
+    sums = reduce(
+        add, (kv_state(split_heads_fp32(F.relu(keys)), split_heads_fp32(values)) for keys, values in zip(k, v))
+    )
+    out = [apply_kv_state(split_heads_fp32(F.relu(queries)), sums, eps).to(queries.dtype).flatten(2) for queries in q]
     return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
@@ -87,9 +85,9 @@ class DenseChange(NamedTuple):
 
 def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
     """A 1x1 convolution of x (B, C, H, W): on a CPU a product with its tokens, which needs no copy of the weights."""
-    if x.device.type != "cpu" or not in_place() or not lends(layer):
+    if x.device.type != "cpu" or not can_overwrite() or not is_plain_layer(layer):
         return layer(x)
-    with borrowed(layer, x) as (weight, bias):
+    with cast_weights(layer, x) as (weight, bias):
         return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
@@ -110,7 +108,7 @@ class GLUMBConv(nn.Module):
     def forward(self, x: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
         if not changes and self.takes_slices(x):
             return pointwise(self.conv_point, self.gated_in_slices(x))
-        inner = self.gated(F.silu(pointwise(self.conv_inverted, x), inplace=in_place()), changes)
+        inner = self.gated(F.silu(pointwise(self.conv_inverted, x), inplace=can_overwrite()), changes)
         return pointwise(self.conv_point, inner)
 
     def gated(self, inner: Tensor, changes: Sequence[DenseChange] = ()) -> Tensor:
@@ -120,19 +118,25 @@ class GLUMBConv(nn.Module):
             out = out + change(inner)
         del inner
         x, gate = out.chunk(2, dim=1)
-        return F.silu(gate, inplace=in_place()) * x
+        return F.silu(gate, inplace=can_overwrite()) * x
 
     def takes_slices(self, x: Tensor) -> bool:
         """Whether to take the hidden channels in turns: on a CPU, where the whole map would leave its cache."""
         worth = x[:, 0].numel() * self.conv_inverted.out_channels > UNSLICED
-        return worth and x.device.type == "cpu" and in_place() and lends(self.conv_inverted) and lends(self.conv_depth)
+        return (
+            worth
+            and x.device.type == "cpu"
+            and can_overwrite()
+            and is_plain_layer(self.conv_inverted)
+            and is_plain_layer(self.conv_depth)
+        )
 
     def gated_in_slices(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, hidden, H, W): the first layer, SiLU and `gated`; only the result is there as a whole."""
         tokens = x.permute(0, 2, 3, 1)
         hidden = self.conv_point.in_channels
         out = tokens.new_empty(*tokens.shape[:-1], hidden)
-        with borrowed(self.conv_inverted, x) as inverted, borrowed(self.conv_depth, x) as depth:
+        with cast_weights(self.conv_inverted, x) as inverted, cast_weights(self.conv_depth, x) as depth:
             for start, stop in slices(hidden, tokens[..., 0].numel()):
                 value, gate = (
                     expanded(tokens, *(one[first + start : first + stop] for one in (*inverted, *depth)))

@@ -8,7 +8,7 @@ from ..models.dc_ae.previews import MEMORY
 from ..models.gemma.loader import load_gemma
 from ..models.sana.loader import load_sana
 from .files import list_names, resolve
-from .warnings import advise_on_runs
+from .warnings import warn_about_runs
 
 DTYPES = {
     "auto": None,
@@ -109,7 +109,7 @@ class SanaNativeModelLoader(io.ComfyNode):
             "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
         }
         model = load_sana(resolve(model_name, "diffusion_models", "transformer"), options)
-        advise_on_runs(model)
+        warn_about_runs(model)
         return io.NodeOutput(model)
 
 

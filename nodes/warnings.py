@@ -16,7 +16,7 @@ SHOWN: set[str] = set()  # nodes with a text of ours, which the frontend leaves 
 NOTHING = " "  # the shortest text that the frontend takes
 
 
-def advise_on_runs(model) -> None:
+def warn_about_runs(model) -> None:
     """Has every run of the model, and of its clones, looked at before it starts; the host's own way to be told."""
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch_run)
 

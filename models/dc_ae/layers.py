@@ -1,7 +1,7 @@
 """The blocks of DC-AE: RMSNorm, residual blocks, multi-scale linear attention, and changes of resolution.
 
-`forward` is the plain computation, for training and compilers. `forward_` gives the same faster, without autograd: it
-may overwrite its input, which has to be channels last, and works in bands of rows (`row_bands.py`).
+`forward` is the plain computation, for training and compilers. `forward_inplace` gives the same faster, without
+autograd: it may overwrite its input, which has to be channels last, and works in bands of rows (`row_bands.py`).
 Source: DC-AE, arXiv 2410.10733; EfficientViT, arXiv 2205.14756; for pixel shuffle dc-ai-projects/DC-Gen.
 """
 
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import GLUMBConv, attend_to_sums, heads_of, in_place, key_sums, linear_attention, pointwise
+from ..layers import GLUMBConv, apply_kv_state, kv_state, linear_attention, pointwise, split_heads_fp32
 from ..runtime.cpu import winograd
-from ..runtime.layer_weights import borrowed, lends
+from ..runtime.layer_weights import cast_weights, is_plain_layer
+from ..runtime.overwrite import can_overwrite
 from ..runtime.row_bands import add_in_bands_, bands, empty_map, in_parts, in_strips, made_once, rows_of, strips
 
 ATTENTION_EPS = 1e-15
@@ -83,16 +84,16 @@ class ResBlock(nn.Module):
         self.norm = RMSNorm2d(channels, **kw)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.conv2(F.silu(self.conv1(x), inplace=in_place()))
+        return self.conv2(F.silu(self.conv1(x), inplace=can_overwrite()))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.branch(x))
 
-    def forward_(self, x: Tensor) -> Tensor:
-        lent = lends(self.conv1) and lends(self.conv2)
+    def forward_inplace(self, x: Tensor) -> Tensor:
+        lent = is_plain_layer(self.conv1) and is_plain_layer(self.conv2)
         if not (lent and x.dtype in self.winograds and winograd.pays(x)):
             return add_in_bands_(x, self.branch, self.norm.add_, self.reach, channels=x.shape[1])
-        with borrowed(self.conv1, x) as first, borrowed(self.conv2, x) as second:
+        with cast_weights(self.conv1, x) as first, cast_weights(self.conv2, x) as second:
             weights, biases = zip(first, second)
             for picture in x.split(1):
                 winograd.res_block_(picture, weights, biases, self.norm.add_, self.winograds[x.dtype])
@@ -167,7 +168,7 @@ class MultiscaleLinearAttention(nn.Module):
         out = self.to_out(out.reshape(x.shape[0], -1, height, width).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x + self.norm_out(out)
 
-    def forward_(self, x: Tensor) -> Tensor:
+    def forward_inplace(self, x: Tensor) -> Tensor:
         if x.shape[2] * x.shape[3] <= self.head_dim:
             return self(x)
         for picture in x.split(1):
@@ -186,11 +187,11 @@ class MultiscaleLinearAttention(nn.Module):
                 tokens = scale(qkv)[:, :, band].permute(0, 2, 3, 1).flatten(0, 2)
                 q, k, v = tokens.unflatten(1, (-1, 3, self.head_dim)).unbind(dim=2)  # (N, h, d)
                 queries[-1].append(F.relu(q))
-                sums[i] = sums[i] + key_sums(F.relu(heads_of(k)), heads_of(v))
+                sums[i] = sums[i] + kv_state(F.relu(split_heads_fp32(k)), split_heads_fp32(v))
         for start, stop in bands(x, widest):
             out = x.new_empty((stop - start) * width, len(scales), channels)
             for i, q in enumerate(queries.pop(0)):
-                out[:, i] = attend_to_sums(heads_of(q), sums[i], ATTENTION_EPS).flatten(1)
+                out[:, i] = apply_kv_state(split_heads_fp32(q), sums[i], ATTENTION_EPS).flatten(1)
             out = self.to_out(out.flatten(1)).unflatten(0, (1, -1, width))
             self.norm_out.add_(x[:, :, start:stop], out.permute(0, 3, 1, 2))
 
@@ -212,7 +213,7 @@ class ConvOut(GLUMBConv):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(super().forward(x))
 
-    def forward_(self, x: Tensor) -> Tensor:
+    def forward_inplace(self, x: Tensor) -> Tensor:
         inner = 8 * x.shape[1]
         for picture in x.split(1):
             for start, stop, band, rows in made_once(picture, self.expand_to, inner, reach=1, widest=inner):
@@ -222,8 +223,8 @@ class ConvOut(GLUMBConv):
 
     def expand_to(self, x: Tensor, out: Tensor) -> None:
         """x (1, C, H, W) through the first layer, to out (H, W, 8C)."""
-        if lends(self.conv_inverted):
-            with borrowed(self.conv_inverted, x) as (weight, bias):
+        if is_plain_layer(self.conv_inverted):
+            with cast_weights(self.conv_inverted, x) as (weight, bias):
                 tokens = x.permute(0, 2, 3, 1).flatten(0, 2)
                 torch.addmm(bias, tokens, weight.flatten(1).mT, out=out.view(-1, out.shape[2]))
         else:
@@ -250,8 +251,8 @@ class EfficientViTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(self.attn(x))
 
-    def forward_(self, x: Tensor) -> Tensor:
-        return self.conv_out.forward_(self.attn.forward_(x))
+    def forward_inplace(self, x: Tensor) -> Tensor:
+        return self.conv_out.forward_inplace(self.attn.forward_inplace(x))
 
 
 class DownBlock(nn.Module):
@@ -268,7 +269,7 @@ class DownBlock(nn.Module):
         shortcut = F.pixel_unshuffle(x, 2).unflatten(1, (self.out_channels, -1)).mean(dim=2)
         return self.conv(x) + shortcut
 
-    def forward_(self, x: Tensor) -> Tensor:
+    def forward_inplace(self, x: Tensor) -> Tensor:
         out = in_parts(self.conv, x, self.out_channels, taken=2)
         for picture, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in bands(target, 2 * self.out_channels):
@@ -307,12 +308,12 @@ class Upsample(nn.Module):
             return F.pixel_shuffle(self.conv(x), 2)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
-    def forward_(self, x: Tensor) -> Tensor:
+    def forward_inplace(self, x: Tensor) -> Tensor:
         if self.pixel_shuffle:
             return self.shuffle_in_bands(x)
-        if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not lends(self.conv):
+        if x.shape[2] * x.shape[3] < SUB_PIXEL_POSITIONS or not is_plain_layer(self.conv):
             return Upsample.forward(self, x)
-        with borrowed(self.conv, x) as (weight, bias):
+        with cast_weights(self.conv, x) as (weight, bias):
             convolve = partial(F.conv_transpose2d, weight=sub_pixel_weight(weight), bias=bias, stride=2, padding=1)
             return in_parts(convolve, x, len(weight), given=2)
 
@@ -346,8 +347,8 @@ class UpBlock(Upsample):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.pixel_shuffle(x.repeat_interleave(self.repeats, dim=1), 2)
 
-    def forward_(self, x: Tensor) -> Tensor:
-        out = super().forward_(x)
+    def forward_inplace(self, x: Tensor) -> Tensor:
+        out = super().forward_inplace(x)
         # What repeats a channel four times gives one value to all of a 2 x 2 square, what repeats it twice to a row.
         rows, columns = 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
         for picture, target in zip(x.split(1), out.split(1), strict=True):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import in_place
 from ..runtime.cpu import winograd
-from ..runtime.cpu.malloc import keep_freed_memory
+from ..runtime.cpu.malloc import raise_mmap_threshold
+from ..runtime.overwrite import can_overwrite
 from ..runtime.row_bands import empty_map, in_parts
 from .config import DCAEConfig, DCAEHalfConfig
 from .exact_tiling import Stage, run_in_tiles
@@ -71,10 +71,14 @@ def run(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """The blocks one after another, in place where nobody asks for what is between them."""
     for block in blocks:
         x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
-        if not in_place():
+        if not can_overwrite():
             x = block(x)
         else:  # those without a way in place are 3x3 convolutions
-            x = block.forward_(x) if hasattr(block, "forward_") else in_parts(block, x, block.out_channels)
+            x = (
+                block.forward_inplace(x)
+                if hasattr(block, "forward_inplace")
+                else in_parts(block, x, block.out_channels)
+            )
     return x
 
 
@@ -160,7 +164,7 @@ class Decoder(nn.Module):
         return run_in_tiles(x, out, stages, side, upwards=True)
 
     def finish(self, x: Tensor) -> Tensor:
-        if not in_place():
+        if not can_overwrite():
             return self.conv_out(self.activation(self.norm_out(x)))
         x = x.contiguous(memory_format=torch.channels_last)
         for values, tokens in self.norm_out.normalised(x):
@@ -181,9 +185,9 @@ class AutoencoderDC(nn.Module):
         self.decoder = Decoder(config, dtype, device, operations)
 
     def encode(self, x: Tensor, side: int | None = None) -> Tensor:
-        keep_freed_memory()
+        raise_mmap_threshold()
         return self.encoder(x.contiguous(memory_format=torch.channels_last), side)
 
     def decode(self, z: Tensor, side: int | None = None) -> Tensor:
-        keep_freed_memory()
+        raise_mmap_threshold()
         return self.decoder(z.contiguous(memory_format=torch.channels_last), side)

@@ -26,7 +26,7 @@ def used_in_place(patcher: ModelPatcher) -> bool:
     return comfy.model_management.is_device_cpu(patcher.load_device)
 
 
-def make_ready(network: nn.Module, state_dict: dict[str, Tensor], patcher: ModelPatcher) -> bool:
+def prepare_state_dict(network: nn.Module, state_dict: dict[str, Tensor], patcher: ModelPatcher) -> bool:
     """Prepares tensors for `load_state_dict(state_dict, assign=...)` and returns what to assign.
 
     The host's streaming casts on the way. On the CPU tensors are brought to the formats of the parameters they become,

@@ -22,7 +22,7 @@ OPTIONAL = ("input_scale", "pre_quant_scale")
 SIDE_TENSORS = ("weight_scale", "weight_scale_2", MARK, *OPTIONAL)
 
 
-def strip_quantised(state_dict: StateDict, prefixes: tuple[str, ...], metadata: dict[str, str] | None) -> StateDict:
+def strip_quantized(state_dict: StateDict, prefixes: tuple[str, ...], metadata: dict[str, str] | None) -> StateDict:
     """The part below a prefix, as `strip_prefix`, with the host's present marks whatever marks the file has.
 
     Raises json.JSONDecodeError, KeyError or TypeError for marks in the metadata that are damaged.
@@ -35,7 +35,7 @@ def strip_quantised(state_dict: StateDict, prefixes: tuple[str, ...], metadata: 
     return comfy.utils.convert_old_quants(state_dict, "", metadata=marks)[0]
 
 
-def quantised_layers(state_dict: StateDict) -> dict[str, str]:
+def quantized_layers(state_dict: StateDict) -> dict[str, str]:
     """Layer -> format. Raises json.JSONDecodeError for a mark that is damaged."""
     layers = {}
     for key, tensor in state_dict.items():
@@ -46,7 +46,7 @@ def quantised_layers(state_dict: StateDict) -> dict[str, str]:
     return layers
 
 
-def check_quantised(name: str, state_dict: StateDict, layers: dict[str, str]) -> None:
+def check_quantized(name: str, state_dict: StateDict, layers: dict[str, str]) -> None:
     """Raises ValueError for a format this host cannot read, or for a layer that lacks its weight or a scale."""
     for layer, kind in layers.items():
         if kind not in QUANT_ALGOS:

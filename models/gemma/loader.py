@@ -14,7 +14,6 @@ from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_t
 from ..files.validation import GEMMA, check_tensors, log_loaded, naming_faults, refuse
 from ..runtime.device import requested
 from ..runtime.precision import gemma_precision
-
 from . import detection as gemma_detection
 from .detection import check_gemma2, is_base_gemma
 from .text_encoder import CLIP_NAME, Gemma2, GemmaClip, SanaTextEncoder, SanaTokenizer
@@ -90,14 +89,14 @@ def read_gemma(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str
     """Tensors under the host's names without the tokenizer's, and quantised layers. Raises ValueError for others."""
     ignored = ("spiece_model", "logit_scale", "lm_head.weight")
     with naming_faults(checkpoint, GEMMA):
-        state_dict = quantized.strip_quantised(checkpoint.state_dict, TEXT_PREFIXES, checkpoint.metadata)
+        state_dict = quantized.strip_quantized(checkpoint.state_dict, TEXT_PREFIXES, checkpoint.metadata)
         state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(ignored)}
         if "embed_tokens.weight" in state_dict:
             state_dict = {f"model.{key}": tensor for key, tensor in state_dict.items()}
         if not gemma_detection.is_gemma2(state_dict):
             raise refuse(checkpoint, GEMMA, gemma_detection.GEMMA_KEYS, state_dict)
-        layers = quantized.quantised_layers(state_dict)
-    quantized.check_quantised(checkpoint.name, state_dict, layers)
+        layers = quantized.quantized_layers(state_dict)
+    quantized.check_quantized(checkpoint.name, state_dict, layers)
     return state_dict, layers
 
 

@@ -17,7 +17,7 @@ from comfy.text_encoders.lumina2 import Gemma2BTokenizer
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
-from ..files.prepare import make_ready
+from ..files.prepare import prepare_state_dict
 from ..runtime.cpu.linear_ops import TextOperations
 from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
@@ -285,7 +285,7 @@ class GemmaClip(comfy.sd.CLIP):
             if key.endswith("norm.weight") and tensor.dtype in FLOAT8:
                 sd[key] = tensor.to(torch.bfloat16)
         model = self.cond_stage_model
-        assign = make_ready(model.gemma2_2b.transformer, sd, self.patcher)
+        assign = prepare_state_dict(model.gemma2_2b.transformer, sd, self.patcher)
         for module in model.modules():  # the host's way to hand it on
             module.can_assign_sd = assign
         return model.load_sd(sd)

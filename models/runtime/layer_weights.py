@@ -8,7 +8,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 
-def lends(layer: nn.Module) -> bool:
+def is_plain_layer(layer: nn.Module) -> bool:
     """Whether the layer is its weights and nothing else: no hook, no LoRA put around it, no quantised format."""
     own = getattr(layer.forward, "__func__", None) is type(layer).forward
     hooks = layer._forward_hooks or layer._forward_pre_hooks
@@ -22,7 +22,7 @@ def changes_weights(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def borrowed(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+def cast_weights(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias in x's format, where x is."""
     if not (layer.comfy_cast_weights or changes_weights(layer)):
         weight, bias = layer.weight, layer.bias

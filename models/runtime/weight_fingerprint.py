@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from .layer_weights import changes_weights, lends
+from .layer_weights import changes_weights, is_plain_layer
 
 SAMPLES = 64  # values of a matrix
 
@@ -58,7 +58,7 @@ class LentWeights(NamedTuple):
 
 def lent_weights(*layers: nn.Module) -> LentWeights | None:
     """Those of all these layers; None where one does not lend them, or has the host change them at every use."""
-    if not all(lends(layer) and not changes_weights(layer) for layer in layers):
+    if not all(is_plain_layer(layer) and not changes_weights(layer) for layer in layers):
         return None
     weights = [one for layer in layers for one in (layer.weight, layer.bias) if one is not None]
     return LentWeights(Weights.of(weights), [bytes_of(sample(one)) for one in weights if one.ndim > 1])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files import quantized
 from ..files.layout import is_nvidia_sana, layout_of
-from ..files.prepare import make_ready
+from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside, read_checkpoint
 from ..files.validation import SANA, check_tensors, log_loaded, naming_faults, own_config, refuse
 from ..lora.stock_nodes import sana_patcher
@@ -45,7 +45,7 @@ def read_sana(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]
     Raises ValueError when the file is not a SANA transformer.
     """
     with naming_faults(checkpoint, SANA):
-        state_dict = quantized.strip_quantised(checkpoint.state_dict, MODEL_PREFIXES, checkpoint.metadata)
+        state_dict = quantized.strip_quantized(checkpoint.state_dict, MODEL_PREFIXES, checkpoint.metadata)
         source = dict(own_config(checkpoint, "SanaTransformer2DModel"))
         table, saved = state_dict.get("pos_embed"), state_dict.pop(CONFIG_KEY, None)
         layout = layout_of(state_dict)
@@ -60,8 +60,8 @@ def read_sana(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]
             source["positions"] = table.shape[-2]
         if saved is not None:
             source |= read_config_tensor(saved)
-        layers = quantized.quantised_layers(state_dict)
-    quantized.check_quantised(checkpoint.name, state_dict, layers)
+        layers = quantized.quantized_layers(state_dict)
+    quantized.check_quantized(checkpoint.name, state_dict, layers)
     return state_dict, layers, source, layout
 
 
@@ -116,7 +116,7 @@ def load_sana(
     patcher = sana_patcher(model, load_device, offload_device, disable_dynamic)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(state_dict, "", assign=make_ready(model.diffusion_model, state_dict, patcher))
+    model.load_model_weights(state_dict, "", assign=prepare_state_dict(model.diffusion_model, state_dict, patcher))
     patcher.cached_patcher_init = (load_sana, (path, options))
     log_loaded(checkpoint, sana_config.describe_sana(config, parameters, layout), precision)
     return patcher

@@ -17,11 +17,12 @@ from comfy.ops import cast_to_input
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
-from ..layers import GLUMBConv, in_place, linear_attention_of_tokens
+from ..layers import GLUMBConv, linear_attention_of_tokens
 from ..runtime.cpu import absorbed_attention as few_words
 from ..runtime.cpu.absorbed_attention import Words
-from ..runtime.cpu.malloc import keep_freed_memory
-from ..runtime.layer_weights import borrowed, lends
+from ..runtime.cpu.malloc import raise_mmap_threshold
+from ..runtime.layer_weights import cast_weights, is_plain_layer
+from ..runtime.overwrite import can_overwrite
 from ..runtime.weight_fingerprint import lent_weights
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .kept_words import KEPT_WORDS, same
@@ -55,17 +56,17 @@ def position_embedding(height: int, width: int, hidden_size: int, base_size: int
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Affine-free LayerNorm over C, then scale and shift. x: (B, N, C); shift, scale: (B, 1, C)."""
     x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-    return torch.addcmul(shift, x, 1 + scale, out=x if in_place() else None)
+    return torch.addcmul(shift, x, 1 + scale, out=x if can_overwrite() else None)
 
 
 def add(x: Tensor, change: Tensor) -> Tensor:
     """x + change, in x itself where that may be."""
-    return x.add_(change) if in_place() else x + change
+    return x.add_(change) if can_overwrite() else x + change
 
 
 def add_gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
     """x + gate * change, likewise. x, change: (B, N, C); gate: (B, 1, C)."""
-    return x.addcmul_(gate, change) if in_place() else torch.addcmul(x, gate, change)
+    return x.addcmul_(gate, change) if can_overwrite() else torch.addcmul(x, gate, change)
 
 
 class MLPEmbedder(nn.Module):
@@ -149,7 +150,9 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(size, size, **kw)])
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
-        if not (few_words.allowed(x, transformer_options) and lends(self.to_q) and lends(self.to_out[0])):
+        if not (
+            few_words.allowed(x, transformer_options) and is_plain_layer(self.to_q) and is_plain_layer(self.to_out[0])
+        ):
             return self.attend(x, *self.keys_and_values(context), bias, transformer_options)
         texts = self.words_of(context, bias, transformer_options)
         equal = [(words, len(list(rows))) for words, rows in groupby(texts)]  # pictures of one text attend together
@@ -203,11 +206,11 @@ class CrossAttention(nn.Module):
             bias = None if words.bias is None else words.bias.expand(len(x), 1, -1)
             return self.attend(x, k, v, bias, transformer_options)
         if isinstance(self.norm_q, nn.Identity) and words.pays_for_queries(len(positions)):
-            with borrowed(self.to_q, x) as weights:
+            with cast_weights(self.to_q, x) as weights:
                 scores = words.scores(positions, *weights)
         else:
             scores = words.scores_of_queries(self.norm_q(self.to_q(positions)))
-        with borrowed(self.to_out[0], x) as weights:
+        with cast_weights(self.to_out[0], x) as weights:
             return words.attend(scores, *weights).unflatten(0, x.shape[:2])
 
 
@@ -289,7 +292,7 @@ class Sana(nn.Module):
         return executor.execute(x, timesteps, context, attention_mask, guidance, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, attention_mask=None, guidance=None, transformer_options={}, **kwargs):  # noqa: ARG002, B006
-        keep_freed_memory()
+        raise_mmap_threshold()
         grid = x.shape[-2:]
         dtype = x.dtype
         # Contiguous once here: every later sum keeps the layout, and LayerNorm would copy any other.

@@ -4,9 +4,9 @@ The kinds of bad files are in `test_bad_files.py`.
 """
 
 import dataclasses
-import sys
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest

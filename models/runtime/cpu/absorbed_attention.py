@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...layers import in_place
+from ..overwrite import can_overwrite
 
 # What it takes to multiply a word by the weights, in products of a position: so few rows wait for the memory.
 WAIT = 3
@@ -22,7 +22,7 @@ SHARE = 2  # of all texts the words kept multiplied are at most so small a share
 
 def allowed(x: Tensor, transformer_options: dict) -> bool:
     """False also where a compiler, or the author of a patch, wants to see the attention as it is."""
-    return x.device.type == "cpu" and in_place() and "optimized_attention_override" not in transformer_options
+    return x.device.type == "cpu" and can_overwrite() and "optimized_attention_override" not in transformer_options
 
 
 def seen(context: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -5,6 +5,6 @@ import torch
 LARGEST_KEPT = 2**25 - 2**13  # bytes; of the blocks that glibc may keep
 
 
-def keep_freed_memory() -> None:
+def raise_mmap_threshold() -> None:
     """glibc gives blocks back to the system, to get them again as zeros, if it has seen none as large freed before."""
     torch.empty(LARGEST_KEPT, dtype=torch.uint8)

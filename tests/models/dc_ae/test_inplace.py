@@ -178,7 +178,7 @@ def test_winograds_convolutions_equal_sliding_ones(height, width, strip, convolu
     with torch.enable_grad():
         expected = block(x)
     with torch.inference_mode():
-        assert error(block.forward_(x.clone(memory_format=torch.channels_last)), expected) < 2e-6
+        assert error(block.forward_inplace(x.clone(memory_format=torch.channels_last)), expected) < 2e-6
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_winograds_convolutions_are_used_where_they_are_faster(dtype, size, inst
     monkeypatch.setattr(winograd, "cpu_has", instructions.__contains__)
     x = torch.zeros(1, winograd.CHANNELS, size, size, dtype=dtype).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        res_block(winograd.CHANNELS).to(dtype).forward_(x)
+        res_block(winograd.CHANNELS).to(dtype).forward_inplace(x)
     assert bool(calls) == used
 
 

@@ -95,7 +95,7 @@ def watched():
 def test_every_sampler_node_is_watched_and_draws_the_same(watched, caplog):
     for draw in (bench.draw, bench.ksampler):
         expected = draw(watched["sana"], bench.encoded())
-        notices.advise_on_runs(watched["sana"])
+        notices.warn_about_runs(watched["sana"])
         caplog.clear()
         assert torch.equal(draw(watched["sana"], bench.encoded()), expected)
         (record,) = [record for record in caplog.records if record.name.endswith("nodes.warnings")]
@@ -104,7 +104,7 @@ def test_every_sampler_node_is_watched_and_draws_the_same(watched, caplog):
 
 
 def test_guidance_is_read_off_the_prompt(watched, caplog):
-    notices.advise_on_runs(watched["sprint"])
+    notices.warn_about_runs(watched["sprint"])
     positive, negative = bench.encoded()
     (stronger,) = bench.call(FluxGuidance, positive, 9.0)
     bench.draw(watched["sprint"], (stronger, negative))
