@@ -26,11 +26,12 @@ def transformer_pass(size: int):
     import comfy.ops
     import torch
     from sana_native.models.sana.config import SanaConfig
-    from sana_native.models.sana.model import Sana
+    from sana_native.models.sana.cpu import choose_network
     from sana_native.models.sana.supported_models import MEMORY_FACTOR_AT_2240
 
     config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
-    model = randomise(Sana(config, operations=comfy.ops.disable_weight_init)).eval()
+    network = choose_network(torch.device("cpu"))
+    model = randomise(network(config, operations=comfy.ops.disable_weight_init)).eval()
     side = size // 32
     inputs = {
         "x": torch.randn(1, 32, side, side),

@@ -76,11 +76,11 @@ def transformer(implementation: str, model: str, blocks: int | None = None, **op
             return SanaTransformer2DModel(**sizes, **options)
     import comfy.ops
     from sana_native.models.sana.config import SanaConfig
-    from sana_native.models.sana.model import Sana
+    from sana_native.models.sana.cpu import choose_network
 
     config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
     with torch.device("meta"):
-        return Sana(config, operations=comfy.ops.disable_weight_init)
+        return choose_network(torch.device("cpu"))(config, operations=comfy.ops.disable_weight_init)
 
 
 def autoencoder(implementation: str):

@@ -20,6 +20,8 @@ from .loop import load_ema
 from .pack import CHECKPOINT, SPRINT_CHECKPOINT
 from .transformer import SanaConfig
 
+from sana_native.models.sana.convert import to_file_layout  # noqa: I001 - importable only after the imports above
+
 VERSION = "0.42.1"  # of diffusers, whose layout this is
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": VERSION, "algorithm_type": "dpmsolver++",
@@ -108,7 +110,8 @@ def export_transformer(out: Path, module: ModuleType, pipeline: str, scheduler: 
     write_json(out / "scheduler" / "scheduler_config.json", scheduler)
     write_json(out / "transformer" / "config.json", transformer_config(module.CONFIG))
     network = load_ema(module.build(), module.FOLDER)
-    write_weights(out / "transformer" / "diffusion_pytorch_model.safetensors", network.state_dict(), torch.bfloat16)
+    weights = to_file_layout(network.state_dict())
+    write_weights(out / "transformer" / "diffusion_pytorch_model.safetensors", weights, torch.bfloat16)
 
 
 def export_sana(out: Path) -> None:

@@ -47,7 +47,7 @@ PLAIN = 0.15  # how often a caption comes without the instruction, for negative 
 def initialise(model: Sana) -> Sana:
     """Gives a new network the values that the layers' own initialisation leaves open."""
     for table in [model.scale_shift_table, *(block.scale_shift_table for block in model.transformer_blocks)]:
-        nn.init.normal_(table, std=HIDDEN**-0.5)
+        nn.init.normal_(table.weight, std=HIDDEN**-0.5)
     nn.init.normal_(model.time_embed.linear.weight, std=0.02)
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import GLUMBConv, apply_kv_state, kv_state, linear_attention, pointwise, split_heads_fp32
+from ..layers import apply_kv_state, kv_state, linear_attention, split_heads_fp32
 from ..runtime.cpu import winograd
 from ..runtime.layer_weights import cast_weights, is_plain_layer
 from ..runtime.overwrite import can_overwrite
@@ -201,6 +201,33 @@ def quadratic_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     scores = (F.relu(k).transpose(-1, -2) @ F.relu(q)).float()  # (B, h, N keys, N queries)
     scores = scores / (scores.sum(dim=2, keepdim=True) + eps)
     return v @ scores.to(v.dtype)
+
+
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution of x (B, C, H, W): on a CPU a product with its tokens, which needs no copy of the weights."""
+    if x.device.type != "cpu" or not can_overwrite() or not is_plain_layer(layer):
+        return layer(x)
+    with cast_weights(layer, x) as (weight, bias):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+class GLUMBConv(nn.Module):
+    """Inverted bottleneck with a 3x3 depthwise convolution and a SiLU gate. (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, hidden_channels: int, dtype=None, device=None, operations: Any = None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        inner = 2 * hidden_channels
+        self.conv_inverted = operations.Conv2d(channels, inner, 1, **kw)
+        self.conv_depth = operations.Conv2d(inner, inner, 3, padding=1, groups=inner, **kw)
+        self.conv_point = operations.Conv2d(hidden_channels, channels, 1, bias=False, **kw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(self.conv_point, self.gated(F.silu(pointwise(self.conv_inverted, x), inplace=can_overwrite())))
+
+    def gated(self, inner: Tensor) -> Tensor:
+        x, gate = self.conv_depth(inner).chunk(2, dim=1)
+        return F.silu(gate, inplace=can_overwrite()) * x
 
 
 class ConvOut(GLUMBConv):

@@ -129,9 +129,10 @@ def flatten(name: str) -> str:
 
 def layer_aliases(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Names of layers, with dots as underscores -> the internal layers they stand for: three or two for a fused one."""
-    singles = {
-        ours: theirs for theirs, ours in (sana_convert.NVIDIA_SANA_KEYS | sana_convert.NVIDIA_BLOCK_KEYS).items()
-    }
+    outside, inside = (
+        {ours: theirs for theirs, ours in names.items()}
+        for names in (sana_convert.NVIDIA_SANA_KEYS, sana_convert.NVIDIA_BLOCK_KEYS)
+    )
     fused = {parts[0]: (parts, name) for name, parts in sana_convert.NVIDIA_FUSED_KEYS.items()}
     aliases: dict[str, tuple[str, ...]] = {}
     for layer in layers:
@@ -139,6 +140,7 @@ def layer_aliases(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", layer)
         inner = block[2] if block else layer
         before = f"blocks.{block[1]}." if block else ""
+        singles = inside if block else outside
         if inner in singles:
             aliases[flatten(before + singles[inner])] = (layer,)
         timestep = inner.removeprefix("time_embed.").removeprefix("emb.")  # SANA-Sprint's has no "emb."

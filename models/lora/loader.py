@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..files import foreign_files
 from ..files.reader import Checkpoint, read_checkpoint, read_json
-from ..sana.model_base import SanaModel
 from .convert import (
     TARGET,
     ConvertedLora,
@@ -22,7 +21,9 @@ from .convert import (
     read_adapter_config,
     sort_keys,
 )
-from .weight_adapter import change_shape, dense_changes, find_dense_change, fits, matrix_shape, prepare
+from .depthwise import add_depthwise_lora, find_depthwise_lora
+from .stock_nodes import StockLora
+from .weight_adapter import change_shape, fits, matrix_shape, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +52,23 @@ def load_lora(
     key_map = {TARGET + name: f"{TARGET}{name}.weight" for name in converted.sources}
     patches = comfy.lora.load_lora(converted.tensors, key_map, log_missing=False)
     patches = {key: prepare(patch) for key, patch in patches.items() if key in weights}
-    dense = {
-        key: found for key, patch in patches.items() if (found := find_dense_change(patch, weights[key], strength))
+    depthwise = {
+        key: found for key, patch in patches.items() if (found := find_depthwise_lora(patch, weights[key], strength))
     }
-    misfits = find_misfits({key: patch for key, patch in patches.items() if key not in dense}, weights)
+    misfits = find_misfits({key: patch for key, patch in patches.items() if key not in depthwise}, weights)
     fitting = {key: patch for key, patch in patches.items() if layer_of(key) not in misfits}
     report(checkpoint, keys, converted, fitting, misfits, network)
     clone = patcher.clone()
-    plain = {key: patch for key, patch in fitting.items() if key not in dense}
+    plain = {key: patch for key, patch in fitting.items() if key not in depthwise}
     # The host's own method: ours (`stock_nodes.py`) checks what stock nodes bring, which is done here already.
     comfy.model_patcher.ModelPatcher.add_patches(clone, plain, strength)
-    for key, change in dense.items():
-        dense_changes(clone, layer_of(key)).append(change)
+    for key, lora in depthwise.items():
+        add_depthwise_lora(clone, layer_of(key), lora)
     return clone
 
 
 def sana_network(patcher: comfy.model_patcher.ModelPatcher) -> torch.nn.Module:
-    if not isinstance(patcher.model, SanaModel):
+    if not isinstance(patcher, StockLora):
         raise ValueError(
             f"SANA LoRA Loader got a {type(patcher.model).__name__} model: connect the model of SANA Model Loader, or "
             "use the stock Load LoRA node for other models."

@@ -10,13 +10,11 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ..sana.kept_words import keep_words
 from .convert import TARGET, adapter_alpha, read_adapter_config
+from .depthwise import add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
     ALPHA,
     change_shape,
-    dense_changes,
-    find_dense_change,
     fits,
     has_magnitude,
     matrix_shape,
@@ -65,21 +63,21 @@ class StockLora:
             )
         adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
         weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
-        dense = {
-            key: change
+        depthwise = {
+            key: lora
             for key, weight in weights.items()
-            if (change := find_dense_change(adapters[key], weight, strength_patch)) is not None
+            if (lora := find_depthwise_lora(adapters[key], weight, strength_patch)) is not None
         }
-        own = drop_misfits({key: adapters[key] for key in weights if key not in dense}, weights)
+        own = drop_misfits({key: adapters[key] for key in weights if key not in depthwise}, weights)
         others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
         added = super().add_patches(others, strength_patch, strength_model)
-        for key, change in dense.items():
-            dense_changes(self, layer_of(key)).append(change)
-        self.latest_lora = own | {key: adapters[key] for key in dense}
+        for key, lora in depthwise.items():
+            add_depthwise_lora(self, layer_of(key), lora)
+        self.latest_lora = own | {key: adapters[key] for key in depthwise}
         if self.latest_lora:
             read = sum(part is not None for key in self.latest_lora for part in patches[key].weights)
             logger.info("SANA: %d keys of a LoRA applied, to %d layers", read, len(self.latest_lora))
-        return [*added, *dense]
+        return [*added, *depthwise]
 
     def find_weight(self, key) -> Tensor | None:
         """The weight that a key names; None for a text encoder's, and for a slice of a weight."""
@@ -107,9 +105,8 @@ class StockLora:
                 raise ValueError(f"This LoRA is a DoRA, whose magnitudes the stock nodes do not read: {OWN_NODE}.")
             if alpha is None or adapter.weights[ALPHA] is not None:
                 continue
-            if find_dense_change(adapter, self.find_weight(key), 1.0) is not None:
-                changes = dense_changes(self, layer)
-                changes[-1] = changes[-1]._replace(alpha=alpha)
+            if find_depthwise_lora(adapter, self.find_weight(key), 1.0) is not None:
+                set_latest_alpha(self, layer, alpha)
             else:
                 *before, (strength, _, *rest) = self.patches[key]
                 self.patches[key] = [*before, (strength, with_alpha(adapter, alpha), *rest)]
@@ -127,6 +124,4 @@ def sana_patcher(
     patcher_class = comfy.model_patcher.CoreModelPatcher
     if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
         patcher_class = comfy.model_patcher.ModelPatcher
-    patcher = with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)
-    keep_words(patcher)
-    return patcher
+    return with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)

@@ -1,17 +1,11 @@
-"""The host's LoRA adapters as SANA needs them: whether one fits a weight, its alpha set later, exact DoRA, and what a
-depthwise convolution cannot hold.
-"""
+"""The host's LoRA adapters as SANA needs them: whether one fits a weight, its alpha set later, exact DoRA."""
 
 import math
 
 import comfy.model_management
-import comfy.model_patcher
 import torch
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 from torch import Tensor
-
-from ..layers import DenseChange
-from ..sana.model import DENSE_CHANGES
 
 # Places in the host's tuples of an adapter's parts.
 ALPHA = 2
@@ -107,25 +101,6 @@ def prepare(patch):
     if type(patch) in EXACT and has_magnitude(patch):
         patch = EXACT[type(patch)](patch.loaded_keys, patch.weights)
     return patch
-
-
-def find_dense_change(patch, weight: Tensor, strength: float) -> DenseChange | None:
-    """The change that a plain LoRA with factors over all channels makes to a depthwise convolution; None for others."""
-    if type(patch) is not LoRAAdapter or weight.ndim != 4 or weight.shape[1] != 1:
-        return None
-    up, down, alpha, mid, magnitude, _ = patch.weights
-    channels = weight.shape[0]
-    if mid is not None or magnitude is not None or down.shape[1:] != (channels, *weight.shape[2:]):
-        return None
-    if up.ndim != 4 or up.shape[0] not in (1, channels) or down.shape[0] % up.shape[1]:
-        return None
-    return DenseChange(strength, down, up, alpha)
-
-
-def dense_changes(patcher: comfy.model_patcher.ModelPatcher, layer: str) -> list[DenseChange]:
-    """Those of a layer's block, to append to: the network adds them when it runs, and clones take them along."""
-    options = patcher.model_options.setdefault("transformer_options", {})
-    return options.setdefault(DENSE_CHANGES, {}).setdefault(int(layer.split(".")[1]), [])
 
 
 class ExactMagnitude:

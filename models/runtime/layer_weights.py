@@ -7,13 +7,22 @@ import comfy.ops
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+# The host's layers whose forward is the plain operation on `weight` and `bias`. A subclass may compute anything.
+PLAIN_LAYERS = tuple(
+    getattr(operations, name)
+    for operations in (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
+    for name in ("Linear", "Conv2d")
+)
+
 
 def is_plain_layer(layer: nn.Module) -> bool:
-    """Whether the layer is its weights and nothing else: no hook, no LoRA put around it, no quantised format."""
+    """Whether the layer is its weights and nothing else.
+
+    False for a subclass, a hook, a forward of its own (a LoRA put around it), and a quantized format.
+    """
     own = getattr(layer.forward, "__func__", None) is type(layer).forward
     hooks = layer._forward_hooks or layer._forward_pre_hooks
-    plain = isinstance(layer, comfy.ops.CastWeightBiasOp) and not isinstance(layer.weight, QuantizedTensor)
-    return plain and own and not hooks
+    return type(layer) in PLAIN_LAYERS and own and not hooks and not isinstance(layer.weight, QuantizedTensor)
 
 
 def changes_weights(layer: nn.Module) -> bool:
@@ -23,7 +32,7 @@ def changes_weights(layer: nn.Module) -> bool:
 
 @contextmanager
 def cast_weights(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias in x's format, where x is."""
+    """Weight and bias in x's format, on x's device."""
     if not (layer.comfy_cast_weights or changes_weights(layer)):
         weight, bias = layer.weight, layer.bias
         if all((one.dtype, one.device) == (x.dtype, x.device) for one in (weight, bias) if one is not None):

@@ -5,6 +5,8 @@ Source: key lists of NVlabs/Sana checkpoints.
 
 import re
 
+from torch import Tensor, nn
+
 from ..files.layout import StateDict, split_rows
 
 NVIDIA_SANA_KEYS = {
@@ -64,3 +66,58 @@ def convert_nvidia_sana(state_dict: StateDict) -> StateDict:
         else:
             out[f"{prefix}{NVIDIA_BLOCK_KEYS.get(stem, stem)}.{suffix}"] = tensor
     return out
+
+
+TABLE = "scale_shift_table"  # a parameter of its block in files, a module of its own in the network
+POINTWISE = re.compile(
+    r"\.ff\.conv_(inverted|point)\.weight$"
+)  # 1x1 convolutions in files, linear layers in the network
+
+
+def to_network_layout(state_dict: StateDict) -> StateDict:
+    """The keys and shapes of files -> those of the network: tables are modules, 1x1 convolutions linear layers.
+
+    A file that holds (N, K) already, as quantized ones do, stays as it is.
+    """
+    out = {}
+    for key, tensor in state_dict.items():
+        if key.rpartition(".")[2] == TABLE:
+            key = f"{key}.weight"
+        elif POINTWISE.search(key) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            tensor = tensor.flatten(1)
+        out[key] = tensor
+    return out
+
+
+def to_file_layout(state_dict: StateDict) -> StateDict:
+    """The reverse, for saving. Quantized linear layers, which have a mark beside them, keep their two dimensions."""
+    out = {}
+    for key, tensor in state_dict.items():
+        if key.endswith(f"{TABLE}.weight"):
+            key = key.removesuffix(".weight")
+        elif POINTWISE.search(key) and f"{key.removesuffix('weight')}comfy_quant" not in state_dict:
+            tensor = reshaped(tensor)
+        out[key] = tensor
+    return out
+
+
+def reshaped(weight: Tensor) -> Tensor:
+    """(N, K) -> (N, K, 1, 1), also of the host's parameters that are patched only while they are written."""
+    return PatchedWhenWritten(weight) if type(weight) not in (Tensor, nn.Parameter) else weight[:, :, None, None]
+
+
+class PatchedWhenWritten(nn.Parameter):
+    """What safetensors sees of such a parameter: its shape at once, its values from `to`, as the host has it."""
+
+    def __new__(cls, source: nn.Parameter):
+        return super().__new__(cls, source.detach()[:, :, None, None], requires_grad=False)
+
+    def __init__(self, source: nn.Parameter):
+        self.source = source
+
+    @property
+    def device(self):
+        return self.source.device
+
+    def to(self, *args, **kwargs) -> Tensor:
+        return self.source.to(*args, **kwargs)[:, :, None, None]

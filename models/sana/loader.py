@@ -25,6 +25,7 @@ from . import config as sana_config
 from . import convert as sana_convert
 from . import detection as sana_detection
 from .config import SanaConfig
+from .cpu import choose_network
 from .model import Sana
 from .supported_models import CONFIG_KEY, SanaSupported, read_config_tensor
 
@@ -53,6 +54,7 @@ def read_sana(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]
             state_dict = sana_convert.convert_nvidia_sana(state_dict)
         if not sana_detection.is_sana(state_dict):
             raise refuse(checkpoint, SANA, sana_detection.SANA_KEYS, state_dict)
+        state_dict = sana_convert.to_network_layout(state_dict)
         scheduler = read_beside(checkpoint.path, "scheduler", "scheduler_config.json")
         if "flow_shift" in scheduler:
             source["flow_shift"] = scheduler["flow_shift"]
@@ -108,7 +110,7 @@ def load_sana(
     )
     if config.clamp_attention is None:
         config = dataclasses.replace(config, clamp_attention=precision.clamp)
-    supported = SanaSupported(config, precision)
+    supported = SanaSupported(config, precision, choose_network(load_device))
     supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
 
     offload_device = comfy.model_management.unet_offload_device()

@@ -7,10 +7,7 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite
-from ..runtime.weight_fingerprint import written_into
 from .conds import TextCond, without_padding
-from .kept_words import KEPT_WORDS, KeptWords
-from .model import Sana
 from .model_sampling import ModelSamplingSana
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
@@ -41,13 +38,14 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
 
     The base classes are chosen for their names alone, which decide what the host takes for a layer in a LoRA: for the
     first "transformer.<layer>", "<layer>" and "lycoris_<layer>", for the second "base_model.model.<layer>", as trainers
-    of SANA write. Nothing else of them is used, hence the explicit calls to BaseModel.
+    of SANA write. The host has no other way for a model to name its layers, and asks for these classes nowhere else; a
+    test holds both. Nothing else of them is used: what they define is BaseModel's again here.
     """
 
-    kept_words: KeptWords | None = None  # of the run that is on
+    extra_conds_shapes = BaseModel.extra_conds_shapes
 
     def __init__(self, model_config, device=None):
-        BaseModel.__init__(self, model_config, ModelType.FLOW, device=device, unet_model=Sana)
+        BaseModel.__init__(self, model_config, ModelType.FLOW, device=device, unet_model=model_config.network)
         self.model_sampling = ModelSamplingSana(model_config)
 
     @property
@@ -68,9 +66,6 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
             )
         return conds
 
-    def extra_conds_shapes(self, **kwargs) -> dict:
-        return BaseModel.extra_conds_shapes(self, **kwargs)
-
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         if self.is_sprint:
             return timestep / self.model_sampling.multiplier  # the network embeds sigma itself
@@ -83,14 +78,7 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
                 "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the "
                 "sampler, and the guidance scale with the FluxGuidance node."
             )
-        return super()._apply_model(
-            x, t, c_concat, c_crossattn, control, self.with_kept_words(transformer_options), **kwargs
-        )
-
-    def with_kept_words(self, transformer_options: dict) -> dict:
-        if self.kept_words is None or self.current_patcher is None or written_into(self.current_patcher):
-            return transformer_options
-        return transformer_options | {KEPT_WORDS: self.kept_words}
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         channels = self.latent_format.latent_channels

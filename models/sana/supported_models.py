@@ -5,11 +5,13 @@ import json
 
 import comfy.supported_models_base
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dc_ae.latent_formats import SanaLatent
+from ..lora.depthwise import without_branches
 from ..runtime.precision import Precision
 from .config import SanaConfig
+from .convert import to_file_layout
 from .model_base import SanaModel
 
 # In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 4.2 as measured in
@@ -53,8 +55,10 @@ class SanaSupported(comfy.supported_models_base.BASE):
     vae_key_prefix = ["vae."]
     text_encoder_key_prefix = ["text_encoders."]
 
-    def __init__(self, config: SanaConfig, precision: Precision):
+    def __init__(self, config: SanaConfig, precision: Precision, network: type[nn.Module]):
+        """network: the class that is built, Sana or a faster one for a device, with the same keys."""
         super().__init__({"config": config})
+        self.network = network
         self.supported_inference_dtypes = [precision.compute]
         self.set_inference_dtype(precision.weights, precision.compute)
         # Sprint keeps the multiplier too, which SanaModel divides out: stock nodes that set a shift work on both then.
@@ -68,5 +72,5 @@ class SanaSupported(comfy.supported_models_base.BASE):
         return False
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
-        state_dict = dict(state_dict) | {CONFIG_KEY: config_tensor(self.unet_config["config"])}
-        return super().process_unet_state_dict_for_saving(state_dict)
+        own = to_file_layout(without_branches(state_dict)) | {CONFIG_KEY: config_tensor(self.unet_config["config"])}
+        return super().process_unet_state_dict_for_saving(own)

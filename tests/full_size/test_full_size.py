@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sana_native.models.sana.config import SanaConfig
+from sana_native.models.sana.convert import to_file_layout
 from sana_native.models.sana.loader import load_sana
 from sana_native.models.sana.model import Sana
 from sana_native.samplers.flow_dpm import sample_flow_dpm
@@ -38,7 +39,7 @@ SANA_600M = SanaConfig(
 def checkpoint(tmp_path_factory):
     """Random weights of unit gain in one bfloat16 file of 1.18 GB."""
     with torch.device("meta"):
-        shapes = Sana(SANA_600M, operations=comfy.ops.disable_weight_init).state_dict()
+        shapes = to_file_layout(Sana(SANA_600M, operations=comfy.ops.disable_weight_init).state_dict())
     generator = torch.Generator().manual_seed(0)
     weights = {
         key: (

@@ -1,10 +1,16 @@
 """What glibc does with freed memory: large tensors come and go in every block, and new memory for each takes time."""
 
+import sys
+
 import torch
 
-LARGEST_KEPT = 2**25 - 2**13  # bytes; of the blocks that glibc may keep
+LARGEST_REUSED = 2**25 - 2**13  # bytes; the largest block that glibc may reuse
 
 
 def raise_mmap_threshold() -> None:
-    """glibc gives blocks back to the system, to get them again as zeros, if it has seen none as large freed before."""
-    torch.empty(LARGEST_KEPT, dtype=torch.uint8)
+    """Raises glibc's dynamic mmap threshold so that large blocks are reused; elsewhere nothing happens.
+
+    Freeing one block of a size does it, for the whole process and for good: once, when a model is built for the CPU.
+    """
+    if sys.platform == "linux":
+        torch.empty(LARGEST_REUSED, dtype=torch.uint8)

@@ -16,6 +16,7 @@ from comfy_extras.nodes_train import LoraModelLoader
 from safetensors.torch import save_file
 from sana_native.models.lora.convert import find_foreign, layer_aliases, sort_keys
 from sana_native.models.lora.loader import load_lora
+from sana_native.models.sana import convert as sana_convert
 from sana_native.models.sana.model_base import SanaModel
 from sana_native.tests.support import lora_layouts as layouts
 from sana_native.tests.support import tiny
@@ -59,10 +60,9 @@ def loras(tmp_path, monkeypatch):
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
-    modules = model.model.diffusion_model.named_modules()
-    return {
-        name: module.weight for name, module in modules if isinstance(getattr(module, "weight", None), torch.Tensor)
-    }
+    """Of every layer, in the shape that files and trainers know."""
+    weights = sana_convert.to_file_layout(model.model.diffusion_model.state_dict())
+    return {key.removesuffix(".weight"): weight for key, weight in weights.items() if key.endswith(".weight")}
 
 
 def patched(model, layer: str, part: str = "weight") -> torch.Tensor:
@@ -72,7 +72,8 @@ def patched(model, layer: str, part: str = "weight") -> torch.Tensor:
 
 
 def assert_weight(model, layer: str, expected: torch.Tensor) -> None:
-    error = (patched(model, layer) - expected).abs().max() / expected.abs().max()
+    weight = patched(model, layer)
+    error = (weight - expected.reshape(weight.shape)).abs().max() / expected.abs().max()
     assert error < 1e-6, f"{layer} is {float(error)} off"
 
 

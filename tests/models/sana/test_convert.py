@@ -57,7 +57,7 @@ def equal_states(a: dict, b: dict) -> bool:
 
 
 def sana_state(patcher) -> dict[str, torch.Tensor]:
-    return patcher.model.diffusion_model.state_dict()
+    return sana_convert.to_file_layout(patcher.model.diffusion_model.state_dict())
 
 
 def latent_of(patcher, steps: int = 4) -> torch.Tensor:

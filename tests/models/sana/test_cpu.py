@@ -1,4 +1,4 @@
-"""What makes a step of the transformer cheap leaves its result: strips, memory used again, texts without padding."""
+"""What makes a step cheap on a CPU leaves its result: strips, overwriting, absorbed attention, no padding."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
-from sana_native.models import layers
-from sana_native.models.layers import DenseChange, GLUMBConv, linear_attention, linear_attention_of_tokens, pointwise
-from sana_native.models.runtime.cpu.absorbed_attention import Words
+from sana_native.models.layers import linear_attention, linear_attention_of_tokens
+from sana_native.models.lora.depthwise import Branches, DepthwiseLoRA
+from sana_native.models.runtime.cpu.absorbed_attention import TextKV
 from sana_native.models.sana.conds import LENGTH_STEP, TextCond, without_padding
+from sana_native.models.sana.convert import to_network_layout
+from sana_native.models.sana.cpu import STRIP_TOKENS, CpuGLUMBConv, CpuSana, linear_attention_in_strips
 from sana_native.models.sana.detection import detect_sana
 from sana_native.models.sana.model import Sana
 from sana_native.tests.support import tiny
@@ -24,11 +26,11 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def build(variant: str) -> Sana:
+def build(variant: str, network: type[Sana] = CpuSana) -> Sana:
     reference = tiny.transformer(**VARIANTS[variant])
     config = detect_sana(reference.state_dict(), source_config=dict(reference.config))
-    network = Sana(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
-    network.load_state_dict(reference.state_dict())
+    network = network(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    network.load_state_dict(to_network_layout(reference.state_dict()))
     return network.requires_grad_(False)
 
 
@@ -44,40 +46,37 @@ def inputs(channels: int, lengths: list[int], grid=(11, 13), sprint: bool = Fals
     }
 
 
-@pytest.fixture
-def sliced(monkeypatch):
-    """Every Mix-FFN that may be, in slices of one unit of channels."""
-    monkeypatch.setattr(layers, "SLICE", 1)
-    monkeypatch.setattr(layers, "UNSLICED", 0)
-
-
 # Linear attention in strips of tokens
 
 
-@pytest.mark.parametrize("tokens", [1, layers.STRIP_TOKENS - 1, layers.STRIP_TOKENS, 3 * layers.STRIP_TOKENS + 7])
+@pytest.mark.parametrize("tokens", [1, STRIP_TOKENS - 1, STRIP_TOKENS, 3 * STRIP_TOKENS + 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_strips_give_the_attention_of_all_tokens_at_once(tokens, dtype):
     q, k, v = (torch.randn(2, tokens, 96).to(dtype) for _ in range(3))
     per_head = (x.transpose(1, 2).unflatten(1, (3, 32)) for x in (q, k, v))
     expected = linear_attention(*per_head).flatten(1, 2).transpose(1, 2)
-    out = linear_attention_of_tokens(q, k, v, 32)
-    assert out.dtype == dtype
-    assert difference(out.float(), expected.to(dtype).float()) < (1e-6 if dtype == torch.float32 else 1e-3)
+    for attend in (linear_attention_in_strips, linear_attention_of_tokens):
+        out = attend(q, k, v, 32)
+        assert out.dtype == dtype
+        assert difference(out.float(), expected.to(dtype).float()) < (1e-6 if dtype == torch.float32 else 1e-3)
 
 
 def test_sums_over_many_tokens_do_not_overflow_float16():
     q, k, v = (torch.full((1, 5000, 32), 40.0, dtype=torch.float16) for _ in range(3))
     assert torch.allclose(linear_attention_of_tokens(q, k, v, 32), v)
+    assert torch.allclose(linear_attention_in_strips(q, k, v, 32), v)
 
 
 def test_a_query_without_positive_values_gives_zero():
     q, k, v = -torch.rand(1, 200, 32), torch.rand(1, 200, 32), torch.rand(1, 200, 32)
     assert not linear_attention_of_tokens(q, k, v, 32).any()
+    assert not linear_attention_in_strips(q, k, v, 32).any()
 
 
 def test_the_gradient_passes_through_the_strips():
     grads = []
     for attend in (
+        lambda q, k, v: linear_attention_in_strips(q, k, v, 32),
         lambda q, k, v: linear_attention_of_tokens(q, k, v, 32),
         lambda *qkv: linear_attention(*(x.transpose(1, 2).unflatten(1, (2, 32)) for x in qkv)).flatten(1, 2).mT,
     ):
@@ -85,7 +84,8 @@ def test_the_gradient_passes_through_the_strips():
         leaves = [torch.randn(1, 300, 64, generator=generator, requires_grad=True) for _ in range(3)]
         attend(*leaves).square().sum().backward()
         grads.append([leaf.grad for leaf in leaves])
-    assert all(difference(ours, plain) < 1e-5 for ours, plain in zip(*grads))
+    *ours, plain = grads
+    assert all(difference(*pair) < 1e-5 for grad in ours for pair in zip(grad, plain, strict=True))
 
 
 # Memory used again where no gradient is asked for
@@ -135,75 +135,51 @@ def test_a_patch_that_replaces_a_block_finds_its_input_as_it_was():
         assert torch.equal(out, network(**given))
 
 
-@pytest.mark.parametrize("changed", [False, True], ids=["plain", "with a dense LoRA"])
-def test_mix_ffn_is_the_same_with_and_without_gradients(changed):
-    ffn = tiny.randomise(GLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
-    changes = [DenseChange(0.5, torch.randn(4, 48, 3, 3), torch.randn(48, 4, 1, 1))] if changed else ()
-    x = torch.randn(2, 16, 7, 9)
-    plain = ffn(x, changes)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_velocity_is_that_of_the_plain_network(variant):
+    given = inputs(tiny.CAPTION_CHANNELS, [1, 300, 40], sprint=variant == "sprint")
     with torch.inference_mode():
-        assert difference(ffn(x.clone(), changes), plain.detach()) < 1e-6
+        assert difference(build(variant)(**given), build(variant, Sana)(**given)) < 1e-6
 
 
-# Mix-FFN in slices of its channels
-
-
-@pytest.mark.usefixtures("sliced")
-@pytest.mark.parametrize("hidden", [24, 64, 200])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_slices_of_a_mix_ffn_give_the_whole(hidden, dtype, monkeypatch):
-    ffn = tiny.randomise(GLUMBConv(16, hidden, operations=comfy.ops.disable_weight_init), seed=3).to(dtype)
-    x = torch.randn(2, 16, 7, 9).to(dtype)
-    with torch.no_grad():
-        whole = ffn.conv_point(ffn.gated(torch.nn.functional.silu(ffn.conv_inverted(x))))
-    monkeypatch.setattr(ffn, "gated", lambda *_: pytest.fail("all channels at once"))
+@pytest.mark.parametrize("with_lora", [False, True], ids=["plain", "with a LoRA beside the depthwise convolution"])
+def test_mix_ffn_is_the_same_with_and_without_gradients(with_lora):
+    ffn = tiny.randomise(CpuGLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
+    if with_lora:
+        ffn.depthwise_lora = Branches([DepthwiseLoRA(0.5, torch.randn(4, 48, 3, 3), torch.randn(48, 4, 1, 1))])
+    x = torch.randn(2, 63, 16)
+    plain = ffn(x, (7, 9))
     with torch.inference_mode():
-        assert difference(ffn(x), whole) < {torch.float32: 1e-6}.get(dtype, 1e-2)
+        assert difference(ffn(x.clone(), (7, 9)), plain.detach()) < 1e-6
 
 
-@pytest.mark.parametrize("positions", [1, 2048, 10**6])
-@pytest.mark.parametrize("channels", [24, 320, 2880, 5600])
-def test_slices_follow_each_other_within_their_bound(channels, positions):
-    ends = list(layers.slices(channels, positions))
-    assert [channel for start, stop in ends for channel in range(start, stop)] == list(range(channels))
-    widest = max(stop - start for start, stop in ends)
-    assert widest <= layers.SLICE // positions + layers.SLICE_UNIT  # to which widths are rounded up
-
-
-def test_a_small_mix_ffn_is_not_sliced(monkeypatch):
-    ffn = tiny.randomise(GLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
-    monkeypatch.setattr(ffn, "gated_in_slices", lambda *_: pytest.fail("sliced"))
-    with torch.inference_mode():
-        ffn(torch.randn(2, 16, 7, 9))
-
-
-# Few words multiplied instead of the image
+# Projections absorbed into the tokens of a short text
 
 
 PLAIN = {"optimized_attention_override": lambda function, *args, **kwargs: function(*args, **kwargs)}
 
 
-@pytest.fixture(params=[True, False], ids=["before and behind", "behind"])
-def words_multiplied(request, monkeypatch):
-    """For texts of any length, also those that take longer with it: by both layers, or by that behind the attention."""
-    monkeypatch.setattr(Words, "pays", lambda *_: True)
-    monkeypatch.setattr(Words, "pays_for_queries", lambda *_: request.param)
+@pytest.fixture(params=[True, False], ids=["both layers", "output layer"])
+def absorbed(request, monkeypatch):
+    """For texts of any length, also those that take longer with it: in both layers, or in the output layer."""
+    monkeypatch.setattr(TextKV, "is_cheaper", lambda *_: True)
+    monkeypatch.setattr(TextKV, "is_cheaper_for_queries", lambda *_: request.param)
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many words each attention to multiplied words had."""
+    """How many tokens each absorbed attention had."""
     calls = []
     for name in ("attend", "attend_to_one"):
-        attend = getattr(Words, name)
-        monkeypatch.setattr(Words, name, lambda self, *args, run=attend: calls.append(len(self)) or run(self, *args))
+        attend = getattr(TextKV, name)
+        monkeypatch.setattr(TextKV, name, lambda self, *args, run=attend: calls.append(len(self)) or run(self, *args))
     return calls
 
 
-@pytest.mark.usefixtures("words_multiplied")
+@pytest.mark.usefixtures("absorbed")
 @pytest.mark.parametrize("lengths", [[1], [300], [1, 30], [17, 300]], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_multiplied_words_give_the_same_velocity(variant, lengths, counted):
+def test_absorbed_tokens_give_the_same_velocity(variant, lengths, counted):
     network, given = build(variant), inputs(tiny.CAPTION_CHANNELS, lengths, sprint=variant == "sprint")
     with torch.inference_mode():
         fast = network(**given)
@@ -225,9 +201,9 @@ def masked(kind: str) -> tuple[torch.Tensor | None, torch.Tensor]:
     return mask, mask
 
 
-@pytest.mark.usefixtures("words_multiplied")
+@pytest.mark.usefixtures("absorbed")
 @pytest.mark.parametrize("kind", ["none", "nothing used", "with holes", "between used and unused"])
-def test_multiplied_words_are_masked_as_others(kind, counted):
+def test_absorbed_tokens_are_masked_as_others(kind, counted):
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])
     mask, plain_mask = masked(kind)
     with torch.inference_mode():
@@ -237,8 +213,8 @@ def test_multiplied_words_are_masked_as_others(kind, counted):
     assert difference(fast, plain) < 1e-6
 
 
-@pytest.mark.usefixtures("words_multiplied")
-def test_multiplied_words_round_no_more_than_the_plain_attention_in_bfloat16(counted):
+@pytest.mark.usefixtures("absorbed")
+def test_absorbed_tokens_round_no_more_than_the_plain_attention_in_bfloat16(counted):
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [1, 30])
     narrow = {name: value if value is None else value.bfloat16() for name, value in given.items()}
     for parameter in network.parameters():
@@ -252,7 +228,7 @@ def test_multiplied_words_round_no_more_than_the_plain_attention_in_bfloat16(cou
     assert difference(fast.float(), exact) < 1.1 * difference(plain.float(), exact)
 
 
-def test_the_demo_attends_to_multiplied_words(counted):
+def test_the_demo_attends_to_absorbed_tokens(counted):
     """As it is, with its own texts: a prompt and an empty one."""
     demo = bench.load_sana(str(ROOT / "demo" / "checkpoint"), {"dtype": torch.float32}).model.diffusion_model
     given = inputs(demo.config.caption_channels, [1, 12], grid=(8, 8))
@@ -262,19 +238,19 @@ def test_the_demo_attends_to_multiplied_words(counted):
         assert difference(fast, demo(**given, transformer_options=PLAIN)) < 1e-6
 
 
-def test_the_longer_the_text_the_more_a_multiplied_word_costs():
-    def pays(length, method="pays", dtype=torch.float32):
+def test_the_longer_the_text_the_more_an_absorbed_token_costs():
+    def cheaper(length, method="is_cheaper", dtype=torch.float32):
         k = torch.empty(length, 1152, dtype=dtype)
-        return getattr(Words(k, k, None, 16), method)(1024)
+        return getattr(TextKV(k, k, None, 16), method)(1024)
 
-    assert [pays(words) for words in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
-    assert [pays(words, "pays_for_queries") for words in (59, 60)] == [True, False]
-    assert [pays(words, "pays_for_queries", torch.bfloat16) for words in (30, 40)] == [True, False]
+    assert [cheaper(tokens) for tokens in (1, 30, 59, 60, 300)] == [True, True, True, False, False]
+    assert [cheaper(tokens, "is_cheaper_for_queries") for tokens in (59, 60)] == [True, False]
+    assert [cheaper(tokens, "is_cheaper_for_queries", torch.bfloat16) for tokens in (30, 40)] == [True, False]
 
 
-@pytest.mark.usefixtures("words_multiplied")
+@pytest.mark.usefixtures("absorbed")
 @pytest.mark.parametrize("load", ["load_lora_for_models", "load_bypass_lora_for_models"])
-def test_a_lora_reaches_multiplied_words(load, counted):
+def test_a_lora_reaches_absorbed_tokens(load, counted):
     """One that the host adds to the weights, and one that it puts around the layers."""
     model = bench.model("sana")
     network = model.model.diffusion_model
@@ -294,23 +270,9 @@ def test_a_lora_reaches_multiplied_words(load, counted):
     assert difference(drawn, bench.draw(plain, bench.encoded())) < 1e-5
 
 
-# Convolutions of single positions
+# Layers that are not the host's plain ones
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_of_single_positions_is_a_product_of_tokens(bias, layout, monkeypatch):
-    layer = comfy.ops.disable_weight_init.Conv2d(6, 10, 1, bias=bias).requires_grad_(False)
-    for parameter in layer.parameters():
-        parameter.copy_(torch.randn(parameter.shape))
-    x = torch.randn(2, 6, 3, 5).to(memory_format=layout)
-    expected = layer(x)
-    monkeypatch.setattr(layer, "_conv_forward", lambda *_: pytest.fail("a convolution ran"))
-    with torch.inference_mode():
-        assert difference(pointwise(layer, x), expected) < 1e-6
-
-
-@pytest.mark.usefixtures("sliced")
 @pytest.mark.parametrize("name", ["conv_inverted", "conv_depth", "conv_point"])
 def test_what_hangs_around_a_convolution_of_a_mix_ffn_acts(name):
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 40])

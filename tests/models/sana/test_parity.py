@@ -3,6 +3,7 @@
 import comfy.ops
 import pytest
 import torch
+from sana_native.models.sana.convert import to_network_layout
 from sana_native.models.sana.detection import detect_sana
 from sana_native.models.sana.model import Sana
 from sana_native.tests.support import tiny
@@ -24,7 +25,7 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
 def build(reference) -> Sana:
     config = detect_sana(reference.state_dict(), source_config=dict(reference.config))
     model = Sana(config, dtype=torch.float32, operations=comfy.ops.manual_cast)
-    model.load_state_dict(reference.state_dict())
+    model.load_state_dict(to_network_layout(reference.state_dict()))
     return model
 
 
@@ -56,6 +57,6 @@ def test_attention_of_an_all_zero_query_is_the_projection_bias():
     layer = model.transformer_blocks[0].attn1
     layer.to_q.weight.zero_()
 
-    out = layer(torch.randn(2, 6, 64))
+    out = layer(torch.randn(2, 6, 64), {})
 
     assert torch.equal(out, layer.to_out[0].bias.expand_as(out))
