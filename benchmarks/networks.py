@@ -196,8 +196,6 @@ def call(
 ) -> Callable:
     """A function of no arguments that runs the stage once for one picture, `step` with both passes of cfg.
 
-    Its calls of `step` are steps of one run, with the same text.
-
     size: of the picture in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`. side: of exact
     tiles in px, for our `decode` and `encode`; None for the whole.
     """
@@ -220,9 +218,5 @@ def call(
     if implementation == "diffusers":
         mask = mask.to(**kw)
         return lambda: network(latent, context, timesteps, encoder_attention_mask=mask)
-    from sana_native.models.sana.kept_words import KEPT_WORDS, KeptWords
-
     context, mask = batched_text(context, mask)
-    kept = KeptWords(len(network.transformer_blocks))
-    options = {KEPT_WORDS: kept}  # as the host's model gives it to every step of a run
-    return lambda: network(latent, timesteps, context=context, attention_mask=mask, transformer_options=options)
+    return lambda: network(latent, timesteps, context=context, attention_mask=mask)

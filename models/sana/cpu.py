@@ -55,7 +55,7 @@ class CpuCrossAttention(CrossAttention):
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
         observed = ATTN2 in transformer_options or "optimized_attention_override" in transformer_options
         plain = is_plain_layer(self.to_q) and is_plain_layer(self.to_out[0])
-        if observed or not plain or not can_overwrite():
+        if observed or not plain or x.device.type != "cpu" or not can_overwrite():
             return super().forward(x, context, bias, transformer_options)
         rows = list(zip(context, [None] * len(context) if bias is None else bias[:, 0], strict=True))
         first = [next(i for i, other in enumerate(rows) if is_same_text(row, other)) for row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
-from comfy.ops import cast_to_input
+from comfy.ops import CastWeightBiasOp, cast_bias_weight, cast_to_input, uncast_bias_weight
 from torch import Tensor, nn
 
 from .config import SanaConfig
@@ -85,16 +85,24 @@ class TimeEmbed(nn.Module):
         return self.linear(F.silu(embedding)).unflatten(1, (6, -1)), embedding
 
 
-class ScaleShiftTable(nn.Module):
+class ScaleShiftTable(nn.Module, CastWeightBiasOp):
     """A block's own offset to the modulation that all blocks share.
 
-    A module of its own, because the host merges, patches and moves the parameters of modules without children only.
+    A layer of its own with the host's way of casting, because the host merges, patches and moves the parameters of
+    such layers only.
     forward: modulation (B, n, C), or one row (B, 1, C) for all -> n tensors (B, 1, C).
     """
 
     def __init__(self, rows: int, hidden_size: int, dtype=None, device=None):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, hidden_size, dtype=dtype, device=device))
+        self.register_parameter("bias", None)
+        self.weight_function, self.bias_function = [], []
 
     def forward(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        return (cast_to_input(self.weight, modulation) + modulation).chunk(len(self.weight), dim=1)
+        if not (self.comfy_cast_weights or self.weight_function):
+            return (cast_to_input(self.weight, modulation) + modulation).chunk(len(self.weight), dim=1)
+        weight, bias, stream = cast_bias_weight(self, modulation, offloadable=True)
+        out = weight + modulation
+        uncast_bias_weight(self, weight, bias, stream)
+        return out.chunk(len(self.weight), dim=1)

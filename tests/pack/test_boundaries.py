@@ -26,7 +26,7 @@ SHARED = "layers"  # the plain layers of the networks, beside the rooms
 # Between families: what the plan of the house names, and nothing else. (importing file, imported module)
 BETWEEN_FAMILIES = (
     (r"models/\w+/supported_models\.py", r"models\.dc_ae\.latent_formats"),
-    (r"models/\w+/loader\.py", r"models\.lora\.stock_nodes"),
+    (r"models/\w+/(loader|supported_models)\.py", r"models\.lora\.(stock_nodes|depthwise)"),
     (r"models/lora/convert\.py", r"models\.\w+\.convert"),  # trainers write every family's layouts
 )
 NETWORKS = re.compile(r"models/(\w+/)?(model|layers)\.py")

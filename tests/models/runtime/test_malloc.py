@@ -1,0 +1,15 @@
+"""The process's malloc is left alone where it is not glibc's."""
+
+import sys
+
+import torch
+from sana_native.models.runtime.cpu.malloc import raise_mmap_threshold
+
+
+def test_nothing_is_allocated_on_other_systems(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "empty", lambda *args, **_: calls.append(args))
+    for platform, count in (("win32", 0), ("darwin", 0), ("linux", 1)):
+        monkeypatch.setattr(sys, "platform", platform)
+        raise_mmap_threshold()
+        assert len(calls) == count

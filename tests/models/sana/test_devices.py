@@ -1,0 +1,68 @@
+"""Devices other than the CPU: no float64 there, and none of the CPU's ways."""
+
+import comfy.ops
+import pytest
+import torch
+from sana_native.models.sana import cpu
+from sana_native.models.sana.config import SanaConfig
+from sana_native.models.sana.cpu import CpuSana, choose_network
+from sana_native.models.sana.embeddings import position_embedding
+from sana_native.models.sana.model import Sana
+from sana_native.tests.support import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SANA_2K = SanaConfig(64, 2, 4, 64, 96, 32, 32, False, False, 0.1, 1.0, 64, 3.0, None)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails as a device without float64 does; "meta" stands in for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002 - torch's signature
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta" and tensor.dtype == torch.float64:
+                raise TypeError(f"{function} makes float64 on a device that has none")
+        return out
+
+
+def test_the_mode_refuses_float64_on_the_device():
+    with NoFloat64(), pytest.raises(TypeError, match="float64"):
+        torch.zeros(3, dtype=torch.float64, device="meta")
+
+
+@pytest.mark.parametrize("network", [Sana, CpuSana])
+def test_2k_models_run_without_float64_on_the_device(network):
+    sana = network(SANA_2K, dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
+    x, context = torch.empty(1, 32, 8, 8, device="meta"), torch.empty(1, 16, 64, device="meta")
+    with NoFloat64(), torch.no_grad():
+        out = Sana._forward(sana, x, torch.empty(1, device="meta"), context, torch.empty(1, 16, device="meta"))
+    assert out.shape == x.shape and out.device.type == "meta"
+
+
+def test_the_position_table_is_that_of_float64():
+    table = position_embedding(5, 7, 64, 64, 1.0, torch.device("cpu"))
+    position = torch.arange(7, dtype=torch.float64) * (64 / 7)
+    angle = position[:, None] * 10000.0 ** -(torch.arange(16, dtype=torch.float64) / 16)
+    assert table.dtype == torch.float32
+    assert torch.equal(table.view(5, 7, 64)[2, :, :16], angle.sin().float())
+    assert torch.equal(table.view(5, 7, 64)[2, :, 16:32], angle.cos().float())
+
+
+def test_the_network_is_chosen_by_the_device_and_malloc_changed_once_for_a_cpu(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cpu, "raise_mmap_threshold", lambda: calls.append(1))
+    assert choose_network(torch.device("cuda")) is Sana and choose_network(torch.device("mps")) is Sana
+    assert calls == []
+    network = choose_network(torch.device("cpu"))
+    assert network is CpuSana and calls == [1]
+    built = tiny.randomise(network(SANA_2K, operations=comfy.ops.disable_weight_init), seed=1)
+    with torch.inference_mode():
+        for _ in range(3):
+            built(torch.zeros(1, 32, 4, 4), torch.ones(1), torch.zeros(1, 16, 64))
+    assert calls == [1]
+
+
+def test_both_networks_have_the_same_keys_and_shapes():
+    states = [build(SANA_2K, device="meta", operations=torch.nn).state_dict() for build in (Sana, CpuSana)]
+    plain, fast = ({key: tensor.shape for key, tensor in state.items()} for state in states)
+    assert plain == fast
