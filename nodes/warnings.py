@@ -28,7 +28,7 @@ def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *arg
         guider = run.class_obj
         settings = describe_run(guider, latent_image, sampler, sigmas, denoise_mask)
         options = guider.model_options.setdefault("transformer_options", {})  # of this run alone
-        refuse_patches(options)
+        refuse_patches(guider.model_options, settings.config.guidance_embeds)
         require_run(settings)
         options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
         watch = PassWatch(check_run(settings), settings.config.depth)

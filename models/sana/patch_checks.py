@@ -5,48 +5,62 @@ does not call has no effect and raises nothing.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
 BLOCK_KINDS = ("double_block", "middle", "input")  # in the keys of replaced attention; ("middle", 0) is the PAG block
 UNCONDITIONAL_BY = "sana_native_unconditional_by"  # in transformer_options: what asks for an unconditional pass
+NODE_TITLES = {
+    "NAGuidance": "Normalized Attention Guidance",
+    "PerpNeg": "Perp-Neg",
+    "SelfAttentionGuidance": "Self-Attention Guidance",
+}
+BYPASS = "by {}, but its guidance is embedded: bypass that node between the loader and the sampler"
 # Guiders that run an unconditional pass because of cfg alone.
 PLAIN_GUIDERS = ("CFGGuider", "Guider_Basic", "Guider_DualModel")
 
 
-def refuse_patches(transformer_options: Mapping[str, Any]) -> None:
+def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
     """Raises ValueError for patches that would spoil every image."""
-    for replace in transformer_options.get("patches_replace", {}).get("attn1", {}).values():
-        if owner_of(replace) == "SelfAttentionGuidance":
-            raise ValueError(
-                "Self-Attention Guidance reads the softmax map of the self-attention, but SANA's linear attention has "
-                "none: bypass that node, or take Perturbed-Attention Guidance."
-            )
+    replaced = model_options.get("transformer_options", {}).get("patches_replace", {})
+    if "Self-Attention Guidance" in map(owner_of, replaced.get("attn1", {}).values()):
+        raise ValueError(
+            "Self-Attention Guidance reads the softmax map of the self-attention, but SANA's linear attention has "
+            "none: bypass that node, or take Perturbed-Attention Guidance."
+        )
+    if is_sprint and owner_of(model_options.get("sampler_cfg_function")) == "Perp-Neg":  # also at cfg 1
+        refuse_unconditional_pass({UNCONDITIONAL_BY: BYPASS.format("Perp-Neg")})
 
 
 def check_patches(transformer_options: Mapping[str, Any], control: Mapping[str, Any] | None, depth: int) -> list[str]:
-    """One sentence for every patch of a pass that has no effect on a network of `depth` blocks."""
+    """One sentence for everything in a pass that has no effect on a network of `depth` blocks."""
     found = [
         f"Bypass {owner_of(patch)}: its {name} has no effect on SANA."
-        for name, patch in _unused_patches(transformer_options, depth)
+        for name, patches in transformer_options.get("patches", {}).items()
+        for patch in patches
+        if name not in ATTENTION_PATCHES
     ]
+    for (owner, kind), numbers in _unused_blocks(transformer_options, depth).items():
+        blocks = f"{kind} {', '.join(map(str, sorted(numbers)))}"
+        found.append(f"Choose among double_block 0 to {depth - 1}: {owner} at {blocks} has no effect on SANA.")
     if transformer_options.get("rope_options"):
-        found.append("Bypass ScaleROPE: its rope_options have no effect on SANA, which has no rotary embedding.")
+        found.append("Bypass ScaleROPE: it has no effect on SANA, which has no rotary embedding.")
     for part in sorted(control or {}):
         if part != "input" and any(residual is not None for residual in control[part]):
             found.append(f'Bypass the ControlNet: its "{part}" residuals have no effect, made for another model.')
     return list(dict.fromkeys(found))
 
 
-def _unused_patches(transformer_options: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
-    for name, patches in transformer_options.get("patches", {}).items():
-        if name not in ATTENTION_PATCHES:
-            yield from ((name, patch) for patch in patches)
+def _unused_blocks(transformer_options: Mapping[str, Any], depth: int) -> dict[tuple[str, str], set]:
+    """(node, kind of block) -> numbers of the blocks that it replaces, or whose attention, but SANA does not have."""
+    found = defaultdict(set)
     for name, replace in transformer_options.get("patches_replace", {}).items():
         for key, patch in replace.items():
             if not _is_used(name, key, depth):
-                yield f"{name} patch for {' '.join(map(str, key))}", patch
+                found[owner_of(patch), str(key[0])].add(key[1])
+    return found
 
 
 def _is_used(name: str, key: tuple, depth: int) -> bool:
@@ -55,8 +69,9 @@ def _is_used(name: str, key: tuple, depth: int) -> bool:
 
 
 def owner_of(function: Any) -> str:
-    """The node class that made a patch, as far as its name tells: nodes define them in their `execute` or `patch`."""
-    return getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
+    """The node that made a patch, as far as its name tells: nodes define them in their `execute` or `patch`."""
+    name = getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
+    return NODE_TITLES.get(name, name)
 
 
 def unconditional_by(guider: Any, sampler: str) -> str | None:
@@ -71,7 +86,7 @@ def unconditional_by(guider: Any, sampler: str) -> str | None:
         return f"by the sampler {sampler}, but its guidance is embedded: choose the sampler sana_scm instead"
     if guider.model_options.get("disable_cfg1_optimization"):
         nodes = " or ".join(dict.fromkeys(map(owner_of, _guidance_functions(guider.model_options)))) or "a node"
-        return f"by {nodes}, but its guidance is embedded: bypass that node between the loader and the sampler"
+        return BYPASS.format(nodes)
     return None
 
 

@@ -14,6 +14,7 @@ from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
 from .config import SanaConfig
+from .model_sampling import HIGHEST_SIGMA, require_flow
 from .resolution import RATIO, RESOLUTION_BINS, nearest_bin
 
 SPRINT_STEPS = 4
@@ -23,9 +24,9 @@ EVEN = ("simple", "sgm_uniform", "normal", "beta")
 UNEVEN = ("karras", "exponential", "kl_optimal", "linear_quadratic", "ddim_uniform")
 SIGMA_TOLERANCE = 1e-4
 NO_IMAGE_SIGMA = 0.999  # at and above it SANA's grids begin, and nothing is left of an image
-HIGHEST_SIGMA = 1.001
 CONSISTENCY_SAMPLERS = ("sana_scm", "lcm")  # predict the image and noise it anew: made for distilled models
-SKIP_EMPTY_STEPS = (*CONSISTENCY_SAMPLERS, "sana_flow_dpm", "euler")
+SKIP_ZERO = (*CONSISTENCY_SAMPLERS, "sana_flow_dpm")
+SKIP_EMPTY_STEPS = (*SKIP_ZERO, "euler")
 OUR_SAMPLERS = {"sample_flow_dpm": "sana_flow_dpm", "sample_scm": "sana_scm"}
 
 
@@ -53,10 +54,13 @@ class Run:
 
 
 def require_run(run: Run) -> None:
-    """Raises ValueError for noise levels that a flow does not have."""
+    """Raises ValueError for another model's kind of sampling, and for noise levels that a flow does not have."""
+    require_flow(run.model_sampling)
     if run.steps < 1:
         return
     levels = run.sigmas.tolist()
+    if run.sampler in SKIP_ZERO:
+        levels = [level for i, level in enumerate(levels) if i == 0 or level or levels[i - 1]]
     if max(levels) > HIGHEST_SIGMA:
         raise ValueError(
             f"The noise levels begin at {max(levels):.4g}, but SANA's flow has levels from 1 to 0: use SANA Flow "
@@ -65,7 +69,7 @@ def require_run(run: Run) -> None:
     if 0 in levels[:-1] and any(levels):
         raise ValueError(
             f"Noise level {levels.index(0) + 1} of {len(levels)} is 0, but only the last may be: a step from 0 is "
-            "undefined, so begin an inversion with 0.0001, as Flip Sigmas does."
+            "undefined, so remove it, or begin an inversion with 0.0001 as Flip Sigmas does."
         )
     if levels[-1] >= 1:
         raise ValueError(
