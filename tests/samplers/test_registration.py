@@ -214,5 +214,7 @@ def test_the_shift_of_fluxs_class_is_the_exponential_of_what_it_holds():
     flux = ModelSamplingFlux()
     flux.set_parameters(shift=math.log(3.0))
     assert registration.flow_shift_of(flux) == pytest.approx(3.0)
-    assert torch.allclose(flux.sigmas[-1::-500], schedules.flow_shift(torch.arange(20, 0, -1) / 20, 3.0), atol=1e-6)
+    assert torch.allclose(
+        flux.sigmas.flip(0)[::500], schedules.flow_shift(torch.arange(20, 0, -1) / 20, 3.0), atol=1e-6
+    )
     assert registration.flow_shift_of(flow_model_sampling(4.0)) == 4.0

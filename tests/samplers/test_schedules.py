@@ -150,11 +150,10 @@ def test_values_out_of_range_are_refused_in_one_sentence(call, message):
         call()
 
 
-@pytest.mark.parametrize("max_time", [1.5708, 1.4, 1.3, 1.2, 0.01])
-@pytest.mark.parametrize("intermediate", [1.5708, 1.4, 1.3])
+@pytest.mark.parametrize(
+    "max_time, intermediate", [(1.5708, 1.5708), (1.4, 1.4), (1.3, 1.5708), (1.3, 1.3), (1.2, 1.3), (0.01, 1.3)]
+)
 def test_the_cure_of_an_intermediate_angle_above_the_first_is_accepted(max_time, intermediate):
-    if intermediate < max_time:
-        pytest.skip("a valid pair")
     with pytest.raises(ValueError, match="needed; set it to 1.3") as error:
         schedules.get_times_scm(2, max_time, intermediate)
     told = re.search(r"set it to ([\d.]+\d)(?: and max_time to ([\d.]+\d))?", str(error.value)).groups()
