@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sana_native.nodes import NODES
-from sana_native.tools.comfy_server import ServerError
 from sana_native.tools.workflow import default, input_specs, read_widgets
 
 SAVED = json.loads(Path(__file__).with_name("saved_graphs.json").read_text(encoding="utf-8"))
@@ -100,8 +99,6 @@ def test_a_script_may_leave_out_what_has_a_default(comfy_server):
     server = comfy_server()
     left_out, given = (
         server.fetch_image(server.run(prompt(steps)).images()[-1])
-        for steps in ({}, {"seed": 0, "steps": 20, "cfg": 4.5, "denoise": 1.0})
+        for steps in ({"steps": 3}, {"steps": 3, "seed": 0, "cfg": 4.5, "denoise": 1.0})
     )
     assert pixels(left_out) == pixels(given)
-    with pytest.raises(ServerError, match="positive"):
-        server.run({name: node for name, node in prompt({}).items() if name != "text"})
