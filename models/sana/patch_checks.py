@@ -24,8 +24,13 @@ PLAIN_GUIDERS = ("CFGGuider", "Guider_Basic", "Guider_DualModel")
 
 def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
     """Raises ValueError for patches that would spoil every image."""
-    replaced = model_options.get("transformer_options", {}).get("patches_replace", {})
-    if "Self-Attention Guidance" in map(owner_of, replaced.get("attn1", {}).values()):
+    options = model_options.get("transformer_options", {})
+    if "HyperTile" in map(owner_of, options.get("patches", {}).get("attn1_patch", ())):
+        raise ValueError(
+            "HyperTile cuts the queries of a softmax attention into tiles, but SANA's attention is linear and costs the "
+            "same without: bypass that node."
+        )
+    if "Self-Attention Guidance" in map(owner_of, options.get("patches_replace", {}).get("attn1", {}).values()):
         raise ValueError(
             "Self-Attention Guidance reads the softmax map of the self-attention, but SANA's linear attention has "
             "none: bypass that node, or take Perturbed-Attention Guidance."

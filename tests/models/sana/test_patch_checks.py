@@ -4,8 +4,10 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_nag import NAGuidance
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_sag import SelfAttentionGuidance
@@ -83,9 +85,18 @@ def test_a_skipped_block_that_sana_has_is_not_commented(watched, caplog):
     assert about_patches(caplog) == []
 
 
-@pytest.mark.parametrize("node, inputs", [(TomePatchModel, (0.3,)), (NAGuidance, (5.0, 0.5, 1.5))])
-def test_patches_on_attention_are_not_commented(watched, caplog, node, inputs):
-    bench.draw(bench.call(node, watched["sana"], *inputs)[0], bench.encoded())
+@pytest.mark.parametrize(
+    "node, inputs",
+    [
+        (TomePatchModel, {"ratio": 0.5}),
+        (NAGuidance, {"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5}),
+        (PerturbedAttentionGuidance, {"scale": 3.0}),
+    ],
+)
+def test_patches_on_attention_act_and_are_not_commented(watched, caplog, node, inputs):
+    plain, size = bench.draw(watched["sana"], bench.encoded(), bench.empty(256, 256)), bench.empty(256, 256)
+    (patched,) = bench.call(node, watched["sana"], **inputs)
+    assert bench.relative(bench.draw(patched, bench.encoded(), size), plain) > 1e-3
     assert about_patches(caplog) == []
 
 
@@ -143,6 +154,12 @@ def test_self_attention_guidance_is_refused_at_every_size(watched, family, side)
     (patched,) = bench.call(SelfAttentionGuidance, watched[family], 0.5, 2.0)
     with pytest.raises(ValueError, match="reads the softmax map .* bypass that node, or take Perturbed-Attention"):
         bench.draw(patched, bench.encoded(), bench.empty(side, side))
+
+
+def test_tiles_for_a_softmax_attention_are_refused(watched):
+    (patched,) = HyperTile.execute(watched["sana"], 64, 2, 0, False)
+    with pytest.raises(ValueError, match="HyperTile cuts the queries .* attention is linear .*: bypass that node"):
+        bench.draw(patched, bench.encoded())
 
 
 # SANA-Sprint
