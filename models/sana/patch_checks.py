@@ -27,8 +27,8 @@ def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
     options = model_options.get("transformer_options", {})
     if "HyperTile" in map(owner_of, options.get("patches", {}).get("attn1_patch", ())):
         raise ValueError(
-            "HyperTile cuts the queries of a softmax attention into tiles, but SANA's attention is linear and costs the "
-            "same without: bypass that node."
+            "HyperTile cuts the queries of a softmax attention into tiles, but SANA's attention is linear and costs "
+            "the same without: bypass that node."
         )
     if "Self-Attention Guidance" in map(owner_of, options.get("patches_replace", {}).get("attn1", {}).values()):
         raise ValueError(
