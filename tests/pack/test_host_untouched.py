@@ -22,7 +22,14 @@ def report(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("probe")
     tiny.save_pipeline(path / "models" / "sana")
     tiny.save_pipeline(path / "models" / "sprint", sprint=True)
-    command = [sys.executable, PACK / "tests" / "host_probe.py", HOST, PACK, path / "models", path / "report.json"]
+    command = [
+        sys.executable,
+        PACK / "tests" / "support" / "host_probe.py",
+        HOST,
+        PACK,
+        path / "models",
+        path / "report.json",
+    ]
     done = subprocess.run(
         command, cwd=path, capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     )
