@@ -4,16 +4,16 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..models.sana.resolution import ASPECT_RATIOS, bin_size
+from ..models.sana.resolution import ASPECT_RATIOS, RATIO, bin_size, describe_rounding
+from .warnings import show
 
-RATIO = 32
 CUSTOM = "custom"
 
 
 class SanaNativeEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"default": 1024, "min": 32, "max": 16384, "step": RATIO, "advanced": True}
+        side = {"default": 1024, "min": 32, "max": 16384, "step": RATIO, "advanced": True, "optional": True}
         return io.Schema(
             node_id="SanaNativeEmptyLatent",
             display_name="SANA Empty Latent",
@@ -25,6 +25,7 @@ class SanaNativeEmptyLatent(io.ComfyNode):
                     "size",
                     options=["512", "1024", "2048", "4096", CUSTOM],
                     default="1024",
+                    optional=True,
                     tooltip="Side in pixels of the square the checkpoint was trained on (its name says 512px, 1024px, "
                     "2Kpx or 4Kpx). custom takes width and height below.",
                 ),
@@ -32,20 +33,31 @@ class SanaNativeEmptyLatent(io.ComfyNode):
                     "aspect_ratio",
                     options=list(ASPECT_RATIOS),
                     default="1:1",
+                    optional=True,
                     tooltip="Width to height. The nearest size SANA was trained on with about as many pixels is used. "
                     "Ignored with custom.",
                 ),
                 io.Int.Input("width", **side, tooltip="Image width in pixels, with size custom; a multiple of 32."),
                 io.Int.Input("height", **side, tooltip="Image height in pixels, with size custom; a multiple of 32."),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Number of images drawn at once."),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    tooltip="Number of images generated at once.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="32 channels at 1/32 of the image size.")],
         )
 
     @classmethod
-    def execute(cls, size: str, aspect_ratio: str, width: int, height: int, batch_size: int) -> io.NodeOutput:
+    def execute(
+        cls, size: str = "1024", aspect_ratio: str = "1:1", width: int = 1024, height: int = 1024, batch_size: int = 1
+    ) -> io.NodeOutput:
         if size != CUSTOM:
             width, height = bin_size(int(size), aspect_ratio)
+        show(describe_rounding(width, height))
         shape = (batch_size, 32, height // RATIO, width // RATIO)
         samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": RATIO})

@@ -1,7 +1,7 @@
-"""What the host puts in the place of ComfyUI_ExtraModels' SANA nodes in old graphs, when that pack is not installed.
+"""Replacements for ComfyUI_ExtraModels' SANA nodes in old graphs, which the host makes when that pack is not installed.
 
-The new node does what the old one was for, with the old one's settings; names of files that the loaders do not have are
-refused by the host and picked anew. Left as they are, because nothing here takes their place exactly:
+The new node has the old one's purpose and settings; the host refuses names of files that the loaders do not list, and
+the user picks them again. Left as they are, because nothing here takes their place exactly:
 SanaResolutionSelect (two numbers; SANA Empty Latent offers the sizes), ScmModelSampling (a guidance scale on the model;
 the host's FluxGuidance puts it on the prompt), the sampler name "scm" inside a KSampler (sana_scm, with its schedule),
 EXMCLIPLoader (mostly for other models).
@@ -77,7 +77,7 @@ def replacements() -> list[io.NodeReplace]:
                 *(taken(name, name) for name in ("width", "height", "batch_size")),
             ],
         ),
-        # SANA was never told its picture's size, so this one did nothing. Nor does the host's node at strength 1.
+        # SANA is not conditioned on the image's size, so this node did nothing. Nor does the host's node at strength 1.
         (
             "SanaResolutionCond",
             ["width", "height"],

@@ -4,7 +4,9 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
+from ..models.sana.model_sampling import require_flow
 from ..samplers.flow_dpm import sample_flow_dpm
+from ..samplers.registration import flow_shift_of
 from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
 from ..samplers.scm import sample_scm
 
@@ -12,25 +14,32 @@ SCHEDULERS = "model/sampling/schedulers"
 SAMPLERS = "model/sampling/samplers"
 FLOW_GRIDS = {"flow_dpm": get_sigmas_flow_dpm, "flow_euler": get_sigmas_flow_euler}
 DENOISE_TOOLTIP = (
-    "Share of the schedule that is run: 1 draws from pure noise, less keeps that much of the given latent."
+    "Share of the schedule that is run: 1 starts from pure noise, less keeps that much of the given latent."
 )
 
 
+def denoise_input() -> io.Float.Input:
+    return io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True, tooltip=DENOISE_TOOLTIP)
+
+
 def model_shift(model) -> float:
-    """The model's flow shift. Raises ValueError for a model that has none."""
-    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
-    if shift is None:
+    """The model's flow shift. Raises ValueError for a model that has none, or a SANA model set to sample otherwise."""
+    model_sampling = model.get_model_object("model_sampling")
+    if hasattr(model.model, "is_sprint"):
+        require_flow(model_sampling)
+    if not hasattr(model_sampling, "shift"):
         raise ValueError(
             f"This {type(model.model).__name__} model has no flow shift, so SANA's noise levels do not fit it: load a "
             "SANA model with SANA Model Loader, or use KSampler."
         )
-    return float(shift)
+    return flow_shift_of(model_sampling)
 
 
-def solver_for(model, steps: int, denoise: float):
+def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
     """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest."""
     if getattr(model.model, "is_sprint", False):
-        return comfy.samplers.KSAMPLER(sample_scm), get_sigmas_scm(steps, denoise=denoise)
+        sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
+        return sampler, get_sigmas_scm(steps, denoise=denoise)
     return comfy.samplers.KSAMPLER(sample_flow_dpm), get_sigmas_flow_dpm(steps, model_shift(model), denoise)
 
 
@@ -50,12 +59,14 @@ class SanaNativeFlowScheduler(io.ComfyNode):
                     default=20,
                     min=1,
                     max=10000,
+                    optional=True,
                     tooltip="Number of steps: 20 for flow_dpm, 28 for flow_euler.",
                 ),
                 io.Combo.Input(
                     "grid",
                     options=list(FLOW_GRIDS),
                     default="flow_dpm",
+                    optional=True,
                     tooltip="flow_dpm: for SANA Flow-DPM Sampler. flow_euler: the reference's twice-shifted grid, for "
                     "euler.",
                 ),
@@ -65,16 +76,19 @@ class SanaNativeFlowScheduler(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="Flow shift; larger spends more steps on composition. 0 takes the model's own (3, or 6 at "
-                    "4K).",
+                    optional=True,
+                    tooltip="Flow shift; larger spends more steps on composition. 0 means auto: the model's own (3, or "
+                    "6 at 4K).",
                 ),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
+                denoise_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="Noise levels, descending, the last 0.")],
         )
 
     @classmethod
-    def execute(cls, model, steps: int, grid: str, shift: float, denoise: float) -> io.NodeOutput:
+    def execute(
+        cls, model, steps: int = 20, grid: str = "flow_dpm", shift: float = 0.0, denoise: float = 1.0
+    ) -> io.NodeOutput:
         return io.NodeOutput(FLOW_GRIDS[grid](steps, shift or model_shift(model), denoise))
 
 
@@ -93,21 +107,22 @@ class SanaNativeFlowDPMSampler(io.ComfyNode):
                     default=2,
                     min=1,
                     max=3,
-                    tooltip="Order of the multistep solver: 2 as released; 1 is Euler; 3 bends more between few steps.",
+                    optional=True,
+                    tooltip="Order of the multistep solver: 2 as released, 1 is Euler, 3 is third-order.",
                 )
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, order: int) -> io.NodeOutput:
+    def execute(cls, order: int = 2) -> io.NodeOutput:
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample_flow_dpm, {"order": order}))
 
 
 class SanaNativeSCMScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        angle = {"min": 0.01, "max": 1.5708, "step": 0.0001, "round": 0.00001, "advanced": True}
+        angle = {"min": 0.01, "max": 1.5708, "step": 0.0001, "round": 0.00001, "advanced": True, "optional": True}
         return io.Schema(
             node_id="SanaNativeSCMScheduler",
             display_name="SANA SCM Scheduler",
@@ -116,7 +131,12 @@ class SanaNativeSCMScheduler(io.ComfyNode):
             search_aliases=["sprint sigmas", "scm", "trigflow"],
             inputs=[
                 io.Int.Input(
-                    "steps", default=2, min=1, max=100, tooltip="Number of steps; SANA-Sprint is made for 1 to 4."
+                    "steps",
+                    default=2,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    tooltip="Number of steps; SANA-Sprint is made for 1 to 4.",
                 ),
                 io.Float.Input(
                     "max_time",
@@ -128,16 +148,18 @@ class SanaNativeSCMScheduler(io.ComfyNode):
                     "intermediate_time",
                     default=1.3,
                     **angle,
-                    tooltip="Angle of the second step in radians, with 2 steps and denoise 1 only; otherwise the "
-                    "angles are even.",
+                    tooltip="Angle of the second step in radians, below max_time, with 2 steps and denoise 1 only; "
+                    "otherwise the angles are even.",
                 ),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
+                denoise_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="Noise levels, descending, the last 0.")],
         )
 
     @classmethod
-    def execute(cls, steps: int, max_time: float, intermediate_time: float, denoise: float) -> io.NodeOutput:
+    def execute(
+        cls, steps: int = 2, max_time: float = 1.5708, intermediate_time: float = 1.3, denoise: float = 1.0
+    ) -> io.NodeOutput:
         return io.NodeOutput(get_sigmas_scm(steps, max_time, intermediate_time, denoise))
 
 
@@ -152,7 +174,12 @@ class SanaNativeSCMSampler(io.ComfyNode):
             "1.",
             search_aliases=["sprint sampler", "scm", "lcm"],
             inputs=[],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[
+                io.Sampler.Output(
+                    tooltip="For SamplerCustom and SamplerCustomAdvanced. They do not pass on which image of a batch "
+                    "is sampled: to repeat one alone, use SANA Sampler."
+                )
+            ],
         )
 
     @classmethod
@@ -167,12 +194,12 @@ class SanaNativeSampler(io.ComfyNode):
             node_id="SanaNativeSampler",
             display_name="SANA Sampler",
             category="model/sampling",
-            description="Draws with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
+            description="Samples with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
             "for SANA-Sprint.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="SANA, SANA-1.5 or SANA-Sprint."),
-                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input("positive", tooltip="What to generate."),
                 io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
                 io.Int.Input(
@@ -181,9 +208,18 @@ class SanaNativeSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The same seed gives the same image, on every device and in every batch.",
+                    optional=True,
+                    tooltip="The same seed gives the same image, on every device, in every batch, and alone after "
+                    "Latent From Batch.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="20 for SANA, 1 to 4 for SANA-Sprint."),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    optional=True,
+                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=4.5,
@@ -191,18 +227,27 @@ class SanaNativeSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
+                    optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
                     "SANA. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
                 ),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=DENOISE_TOOLTIP),
+                denoise_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The drawn latent, for SANA DC-AE Decode.")],
+            outputs=[io.Latent.Output(tooltip="The generated latent, for SANA DC-AE Decode.")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image, seed: int, steps: int, cfg: float, denoise: float
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        seed: int = 0,
+        steps: int = 20,
+        cfg: float = 4.5,
+        denoise: float = 1.0,
     ) -> io.NodeOutput:
-        sampler, sigmas = solver_for(model, steps, denoise)
+        sampler, sigmas = solver_for(model, steps, denoise, latent_image.get("batch_index"))
         output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
         return io.NodeOutput(output.result[0])

@@ -1,47 +1,87 @@
-"""Advice on a run, on the node that samples and in the log, whichever sampler node it is."""
+"""Warnings about a run, on the node that samples and in the log, whichever sampler node it is."""
 
 import logging
 
 import comfy.samplers
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
-from ..models.sana.run_checks import advise
+from ..models.sana.patch_checks import UNCONDITIONAL_BY, check_patches, refuse_patches, unconditional_by
+from ..models.sana.run_checks import Run, check_run, require_run, sampler_name
 from .host_server import running_server
 
 logger = logging.getLogger(__name__)
 
 KEY = "sana_native_advice"
-SHOWN: set[str] = set()  # nodes with a text of ours, which the frontend leaves there until another comes
+# (client, node) with a text of ours, which that browser leaves there until another comes.
+SHOWN: set[tuple[str, str]] = set()
 NOTHING = " "  # the shortest text that the frontend takes
 
 
 def warn_about_runs(model) -> None:
-    """Has every run of the model, and of its clones, looked at before it starts; the host's own way to be told."""
+    """Checks every run of the model, and of its clones, before it starts; through the host's own wrappers."""
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch_run)
 
 
-def watch_run(run, noise, latent_image, sampler, sigmas, *args, **kwargs):
+def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training, which borrows the way in
         guider = run.class_obj
-        model, prompts = guider.model_patcher, [cond for conds in guider.conds.values() for cond in conds]
-        guidance = [cond["guidance"] for cond in prompts if cond.get("guidance") is not None]
-        config = model.model.diffusion_model.config
-        show(advise(config, model.get_model_object("model_sampling"), sigmas, guidance, tuple(noise.shape[-2:])))
-    return run(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        settings = describe_run(guider, latent_image, sampler, sigmas, denoise_mask)
+        options = guider.model_options.setdefault("transformer_options", {})  # of this run alone
+        refuse_patches(guider.model_options, settings.config.guidance_embeds)
+        require_run(settings)
+        options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
+        watch = PassWatch(check_run(settings), settings.config.depth)
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
+    return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
-def show(sentences: list[str]) -> None:
-    """Logs the sentences and writes them on the node that runs; without any, takes older ones off it."""
-    for sentence in sentences:
+def describe_run(guider, latent_image, sampler, sigmas, denoise_mask) -> Run:
+    model, prompts = guider.model_patcher, [cond for conds in guider.conds.values() for cond in conds]
+    return Run(
+        config=model.model.diffusion_model.config,
+        model_sampling=model.get_model_object("model_sampling"),
+        sampler=sampler_name(sampler.sampler_function),
+        sigmas=sigmas,
+        size=tuple(latent_image.shape[-2:]),
+        guidance=tuple(cond["guidance"] for cond in prompts if cond.get("guidance") is not None),
+        has_image=denoise_mask is None and bool(latent_image.any()),
+        has_area=any("area" in cond and cond["area"][0] != "percentage" for cond in prompts),
+    )
+
+
+class PassWatch:
+    """Shows a run's warnings, and adds those about patches, which some nodes put on single passes only."""
+
+    def __init__(self, sentences: list[str], depth: int):
+        self.sentences, self.depth = sentences, depth
+        show(sentences)
+
+    def __call__(self, apply, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        found = check_patches(transformer_options or {}, control, self.depth)
+        new = [sentence for sentence in found if sentence not in self.sentences]
+        if new:
+            self.sentences = [*self.sentences, *new]
+            show(self.sentences, new)
+        return apply(x, t, c_concat, c_crossattn, control, transformer_options or {}, **kwargs)
+
+
+def show(sentences: list[str], new: list[str] | None = None) -> None:
+    """Writes the sentences on the node that runs, and the new ones (None: all) to the log.
+
+    Without any, takes older ones off the node. A prompt that came without a client, as from a script, has no node on
+    any screen.
+    """
+    for sentence in sentences if new is None else new:
         logger.warning("SANA: %s", sentence)
     server, context = running_server(), get_executing_context()
-    if server is None or context is None:
+    if server is None or context is None or server.client_id is None:
         return
+    place = (server.client_id, context.node_id)
     if sentences:
-        SHOWN.add(context.node_id)
-    elif context.node_id not in SHOWN:
+        SHOWN.add(place)
+    elif place not in SHOWN:
         return
     else:
-        SHOWN.discard(context.node_id)
+        SHOWN.discard(place)
     server.send_progress_text("\n".join(sentences) or NOTHING, context.node_id, server.client_id)

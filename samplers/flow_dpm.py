@@ -48,7 +48,8 @@ def sample_flow_dpm(
     Args:
         model: Denoiser of the k-diffusion contract on a rectified flow.
         x: Noisy latent (B, C, H, W) at sigmas[0]; the state keeps its dtype.
-        sigmas: Flow noise levels (steps + 1,), descending from at most 1.
+        sigmas: Flow noise levels (steps + 1,), descending from at most 1. A level that repeats the one before is a step
+            of length zero and is skipped.
         extra_args: Passed to the model.
         order: 1, 2 or 3.
 
@@ -63,6 +64,7 @@ def sample_flow_dpm(
             f"Flow-DPM steps along a rectified flow, but this model samples as "
             f"{type(model_sampling).__name__}, which is none; choose a stock sampler such as dpmpp_2m."
         )
+    sigmas, callback = skip_empty_steps(sigmas, callback)
     if order == 1:
         return k_diffusion.sample_euler(model, x, sigmas, extra_args, callback, disable)
     if order == 2:
@@ -82,11 +84,22 @@ def sample_flow_dpm(
     return _sample_third_order(model, x, sigmas, extra_args or {}, callback, disable)
 
 
+def skip_empty_steps(sigmas: Tensor, callback: Callable | None) -> tuple[Tensor, Callable | None]:
+    """Sigmas without a level equal to the one before, where no solver can divide; callback still counts every step."""
+    levels = sigmas.tolist()
+    places = [i for i, level in enumerate(levels) if i == 0 or level != levels[i - 1]]
+    if len(places) == len(levels):
+        return sigmas, callback
+    ends = [place - 1 for place in places[1:]]
+    numbered = callback and (lambda info: callback(info | {"i": ends[info["i"]]}))
+    return sigmas[places], numbered
+
+
 def _sample_third_order(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Callable | None, disable: bool | None
 ) -> Tensor:
     s_in = x.new_ones([x.shape[0]])
-    levels = sigmas.tolist()  # float64 on the CPU: exact coefficients, no wait for the device in the loop
+    levels = sigmas.tolist()  # float64 on the CPU: exact coefficients, no synchronisation in the loop
     lambdas = [half_log_snr(sigma) for sigma in levels]
     orders = step_orders(levels)
     m: list[Tensor] = []  # predictions of x0, newest first

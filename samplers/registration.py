@@ -5,10 +5,12 @@ file changes nothing.
 """
 
 import logging
+import math
 from types import MappingProxyType
 
 import comfy.samplers
 from comfy.k_diffusion import sampling as k_diffusion
+from comfy.model_sampling import ModelSamplingFlux
 from torch import Tensor
 
 from .flow_dpm import sample_flow_dpm
@@ -20,12 +22,12 @@ DEFAULT_SHIFT = 3.0  # for a flow whose model sampling names no shift
 
 def sana_flow(model_sampling: object, steps: int) -> Tensor:
     """Scheduler "sana_flow": the Flow-DPM grid with the model's own shift."""
-    return get_sigmas_flow_dpm(steps, _flow_shift_of(model_sampling))
+    return get_sigmas_flow_dpm(steps, flow_shift_of(model_sampling))
 
 
 def sana_flow_euler(model_sampling: object, steps: int) -> Tensor:
     """Scheduler "sana_flow_euler": the Flow-Euler grid with the model's own shift."""
-    return get_sigmas_flow_euler(steps, _flow_shift_of(model_sampling))
+    return get_sigmas_flow_euler(steps, flow_shift_of(model_sampling))
 
 
 def sana_scm(model_sampling: object, steps: int) -> Tensor:
@@ -66,9 +68,15 @@ def _warn_taken(kind: str, name: str) -> None:
     )
 
 
-def _flow_shift_of(model_sampling: object) -> float:
+def flow_shift_of(model_sampling: object) -> float:
+    """Shift of the flow that the model samples as; Flux's class holds its logarithm.
+
+    Raises:
+        ValueError: if its noise levels go beyond 1, so that it is no flow.
+    """
     _check_flow(model_sampling)
-    return float(getattr(model_sampling, "shift", DEFAULT_SHIFT))
+    shift = float(getattr(model_sampling, "shift", DEFAULT_SHIFT))
+    return math.exp(shift) if isinstance(model_sampling, ModelSamplingFlux) else shift
 
 
 def _check_flow(model_sampling: object) -> None:
@@ -76,5 +84,6 @@ def _check_flow(model_sampling: object) -> None:
     if sigma_max > 1.001:
         raise ValueError(
             f"SANA's schedulers give flow noise levels from 1 to 0, but this model's begin at "
-            f"{sigma_max:.4g}; choose a stock scheduler such as normal for it."
+            f"{sigma_max:.4g}; on a SANA model bypass the node that set it, such as ModelSamplingDiscrete, or choose a "
+            "stock scheduler such as normal for another model."
         )

@@ -75,9 +75,12 @@ def get_times_scm(
     if steps != 2 or denoise < 1 or intermediate_time is None:
         return torch.linspace(max_time * denoise, 0, steps + 1, dtype=torch.float64).float()
     if not 0 < intermediate_time < max_time:
+        cure = f"set it to {SCM_INTERMEDIATE_TIME}"
+        if max_time <= SCM_INTERMEDIATE_TIME:
+            cure += f" and max_time to {SCM_MAX_TIME}, or only lower it below max_time"
         raise ValueError(
             f"intermediate_time is {intermediate_time}, but an angle between 0 and max_time {max_time} is "
-            f"needed; set it to {SCM_INTERMEDIATE_TIME}."
+            f"needed; {cure}."
         )
     return torch.tensor([max_time, intermediate_time, 0.0])
 

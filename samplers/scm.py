@@ -10,7 +10,7 @@ With s = sin t / (sin t + cos t) a TrigFlow state divided by sigma_data (cos t +
 of SANA-Sprint is a velocity v of that flow. An sCM step then reads: predict x0, mix it with fresh noise at the next s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
@@ -25,6 +25,7 @@ def sample_scm(
     extra_args: dict | None = None,
     callback: Callable | None = None,
     disable: bool | None = None,
+    batch_index: Sequence[int] | None = None,
 ) -> Tensor:
     """Consistency steps: at every sigma predict the clean latent, then noise it afresh to the next sigma.
 
@@ -33,8 +34,9 @@ def sample_scm(
         x: Noisy latent (B, C, H, W) at sigmas[0].
         sigmas: Flow noise levels (steps + 1,), descending, see `schedules.get_sigmas_scm`.
         extra_args: Passed to the model; "seed" also seeds the noise of the steps.
+        batch_index: Number of every image in the batch it comes from, which seeds its noise; None for 0 to B - 1.
     """
     if len(sigmas) < 2:
         return x
-    noise_sampler = step_noise_sampler(x, (extra_args or {}).get("seed"))
+    noise_sampler = step_noise_sampler(x, (extra_args or {}).get("seed"), batch_index)
     return k_diffusion.sample_lcm(model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler)

@@ -1,12 +1,15 @@
-"""Prompt to picture in one command: what `make demo PROMPT="..."` runs in the host's environment.
+"""Prompt to image in one command: what `make demo PROMPT="..."` runs in the host's environment.
 
-It starts a real ComfyUI, runs the workflow that users open by hand with the prompt put in, and saves the picture.
+It starts a real ComfyUI, runs the workflow that users open by hand with the prompt put in, and saves the image. A wrong
+setting is refused before anything starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
+import math
 import random
 import signal
 import sys
@@ -36,6 +39,13 @@ STAGES = {
 }
 
 
+# What the graph's nodes accept: SANA Sampler, SANA Empty Latent.
+SEEDS, STEPS, CFGS, SIDES = (0, 2**64 - 1), (1, 10000), (0, 100), (32, 16384)
+SIDE_UNIT = 32  # pixels; the latent rounds down to it
+# Folders of a model in diffusers layout that the graph loads from.
+PARTS = ("transformer", "text_encoder", "vae")
+
+
 class DemoError(ValueError):
     """A setting is wrong; the message is one sentence with the cure."""
 
@@ -55,28 +65,28 @@ class Settings:
 
 def read_settings(arguments: list[str] | None) -> Settings:
     """Read the command line; an empty value counts as not given, as `make` passes what was left out."""
-    parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Prompt to picture.")
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Prompt to image.")
     for name, words in (
-        ("prompt", "what to paint"),
+        ("prompt", "what to generate"),
         ("model", "demo, sprint, or a folder in diffusers layout"),
         ("steps", "denoising steps"),
         ("seed", "random when left out"),
         ("cfg", "guidance scale"),
         ("size", "WIDTHxHEIGHT in pixels"),
-        ("out", "where to write the picture, a .png"),
+        ("out", "where to write the image, a .png"),
     ):
         parser.add_argument(f"--{name}", default="", help=words)
     given = parser.parse_args(arguments)
     out = Path(given.out or "output/demo.png")
     if out.suffix.lower() != ".png":
         raise DemoError(f"OUT={out} does not end in .png; the host saves PNG files, so give such a name.")
-    seed = _number("SEED", given.seed, int, "a whole number")
+    seed = _number("SEED", given.seed, int, SEEDS)
     return Settings(
         given.prompt or None,
         given.model or "demo",
-        _number("STEPS", given.steps, int, "a whole number"),
+        _number("STEPS", given.steps, int, STEPS),
         random.randrange(2**32) if seed is None else seed,
-        _number("CFG", given.cfg, float, "a number"),
+        _number("CFG", given.cfg, float, CFGS),
         _size(given.size),
         out,
     )
@@ -90,7 +100,8 @@ def choose_model(model: str) -> tuple[Path, Path]:
     folder = Path(model).expanduser().resolve()
     if not folder.is_dir():
         raise DemoError(
-            f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, demo or sprint."
+            f"MODEL={model} is no folder; give the folder of a SANA model in diffusers layout, demo or sprint"
+            f"{_nearest(folder)}."
         )
     index = folder / "model_index.json"
     if not index.is_file():
@@ -103,8 +114,37 @@ def choose_model(model: str) -> tuple[Path, Path]:
             f"{folder} is a {pipeline or 'model without a class name'}, not a SANA pipeline; give MODEL= "
             "a SANA or SANA-Sprint folder."
         )
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise DemoError(
+            f"{folder} holds no {' and no '.join(missing)}; download the whole folder of the model, or load its parts "
+            "from several files in ComfyUI."
+        )
     sprint = pipeline.startswith("SanaSprint")
     return folder, ROOT / "workflows" / ("sana_sprint_txt2img.json" if sprint else "sana_txt2img.json")
+
+
+def _nearest(folder: Path) -> str:
+    """The end of a sentence that names what was probably meant, a bundled model or a folder beside, or nothing."""
+    beside = {path.name: str(path) for path in folder.parent.glob("*/") if (path / "model_index.json").is_file()}
+    names = {name: name for name in BUNDLED} | beside
+    found = difflib.get_close_matches(folder.name.lower(), {name.lower(): 0 for name in names}, 1)
+    return "".join(f" (did you mean {path}?)" for name, path in names.items() if [name.lower()] == found)
+
+
+def require_writable(out: Path) -> None:
+    """Raises DemoError for a file that cannot be written, before the time to generate the image is spent."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = out.exists()
+        out.open("ab").close()
+        if not there:
+            out.unlink()
+    except OSError as error:
+        reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise DemoError(
+            f"OUT={out} cannot be written ({reason}); give a file in a folder that you may write to."
+        ) from None
 
 
 def fill_in(prompt: dict, folder_name: str | None, settings: Settings) -> dict:
@@ -132,15 +172,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo and return the exit code."""
     try:
         settings = read_settings(arguments)
-        paint(settings)
+        choose_model(settings.model)
+        require_writable(settings.out)
+        generate(settings)
     except (DemoError, ServerError, WorkflowError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
-def paint(settings: Settings) -> None:
-    """Make the picture and say where it is, its seed and where the time went."""
+def generate(settings: Settings) -> None:
+    """Make the image and say where it is, its seed and where the time went."""
     start = time.monotonic()
     checkpoint, graph = choose_model(settings.model)
     for needed in (checkpoint, graph):
@@ -156,13 +198,12 @@ def paint(settings: Settings) -> None:
         prompt = fill_in(prompt, name, settings)
         running = time.monotonic()
         result = server.run(prompt, Progress(prompt))
-        picture = server.fetch_image(result.images()[-1])
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_bytes(picture)
+        image = server.fetch_image(result.images()[-1])
+    settings.out.write_bytes(image)
     _say(f"{settings.out}  seed {settings.seed}")
     _say(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stage_seconds(prompt, result).items())
-        + f", picture in {time.monotonic() - running:.1f} s, all in {time.monotonic() - start:.1f} s"
+        + f", image in {time.monotonic() - running:.1f} s, all in {time.monotonic() - start:.1f} s"
     )
 
 
@@ -200,22 +241,34 @@ def _set_everywhere(prompt: dict, setting: str, names: tuple[str, ...], value: f
     raise DemoError(f"This model's graph has no {names[0]}; leave {setting}= away.")
 
 
-def _number(setting: str, text: str, kind: type, words: str) -> int | float | None:
+def _number(setting: str, text: str, kind: type, limits: tuple[int, int]) -> int | float | None:
     if not text:
         return None
+    words = "a whole number" if kind is int else "a number"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise DemoError(f"{setting}={text} is not {words}; give one, or leave it away.") from None
+    low, high = limits
+    if not math.isfinite(value) or not low <= value <= high:
+        raise DemoError(f"{setting}={text} is out of range; give {words} from {low} to {high}, or leave it away.")
+    return value
 
 
 def _size(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     width, _, height = text.lower().partition("x")
-    if not width.isdigit() or not (height or width).isdigit():
+    if not width.isdecimal() or not (height or width).isdecimal():
         raise DemoError(f"SIZE={text} is not a size; give WIDTHxHEIGHT in pixels, such as 1024x768.")
-    return int(width), int(height or width)
+    size = int(width), int(height or width)
+    low, high = SIDES
+    if not all(low <= side <= high for side in size):
+        raise DemoError(f"SIZE={text} is out of range; give sides from {low} to {high} px, such as 1024x768.")
+    used = tuple(side // SIDE_UNIT * SIDE_UNIT for side in size)
+    if used != size:
+        _say(f"SIZE={text} becomes {used[0]}x{used[1]}: sides are multiples of {SIDE_UNIT} px.")
+    return used
 
 
 def _say(text: str, end: str = "\n") -> None:

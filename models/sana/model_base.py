@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..runtime.precision import require_finite
 from .conds import TextCond, without_padding
-from .model_sampling import ModelSamplingSana
+from .model_sampling import ModelSamplingSana, require_flow, time_factor
+from .patch_checks import refuse_unconditional_pass
+from .run_checks import require_area, require_image_latent
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
 TIMESTEPS = 1000  # of SANA's training
@@ -53,6 +55,10 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         return self.diffusion_model.config.guidance_embeds
 
     def extra_conds(self, **kwargs) -> dict:
+        require_flow(self.model_sampling)
+        if kwargs.get("noise") is not None:
+            require_image_latent(kwargs["noise"].shape)
+            require_area(kwargs.get("area"), kwargs["noise"].shape[2:])
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         require_gemma(context, mask, self.diffusion_model.config.caption_channels)
@@ -68,19 +74,17 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         if self.is_sprint:
-            return timestep / self.model_sampling.multiplier  # the network embeds sigma itself
+            return timestep / time_factor(self.model_sampling)  # the network embeds sigma itself
         # SANA was trained on whole timesteps. The factor is 1 unless a stock node has set another multiplier.
-        return torch.trunc(timestep * (TIMESTEPS / self.model_sampling.multiplier) + TIMESTEP_ROUNDING)
+        return torch.trunc(timestep * (TIMESTEPS / time_factor(self.model_sampling)) + TIMESTEP_ROUNDING)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         if self.is_sprint and UNCONDITIONAL in transformer_options.get("cond_or_uncond", []):
-            raise ValueError(
-                "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the "
-                "sampler, and the guidance scale with the FluxGuidance node."
-            )
+            refuse_unconditional_pass(transformer_options)
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
+        require_image_latent(latent.shape)
         channels = self.latent_format.latent_channels
         if latent.shape[1] != channels:
             raise ValueError(

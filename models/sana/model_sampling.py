@@ -9,12 +9,31 @@ from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, time_snr_shif
 from torch import Tensor
 
 FIRST_TIME = 0.999  # SANA's grids begin here and treat it as pure noise
+HIGHEST_SIGMA = 1.001  # of a flow, which ends at 1, with room for rounding
+
+
+def require_flow(model_sampling: object) -> None:
+    """Raises ValueError where a stock node has put another kind of sampling in the place of SANA's flow."""
+    if isinstance(model_sampling, CONST) and float(model_sampling.sigma_max) <= HIGHEST_SIGMA:
+        return
+    kinds = " with ".join(base.__name__ for base in type(model_sampling).__bases__)
+    raise ValueError(
+        f"This SANA model was set to sample as {kinds}, but it was trained on a rectified flow: bypass the "
+        "ModelSampling node that set it, or take ModelSamplingSD3, which changes the shift only."
+    )
+
+
+def time_factor(model_sampling: object) -> float:
+    """What the host's timestep is of sigma: 1000, or 1 for the classes that have no multiplier, such as Flux's."""
+    return getattr(model_sampling, "multiplier", 1.0)
 
 
 class ModelSamplingSana(ModelSamplingDiscreteFlow, CONST):
     """Rectified flow that begins with unscaled noise at the first sigma of SANA's own grids, as the reference does."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        if not noise.any():  # a latent handed on with its noise, as an inversion leaves it: undo inverse_noise_scaling
+            return super().noise_scaling(sigma, noise, latent_image, max_denoise)
         first = time_snr_shift(self.shift, FIRST_TIME)
         sigma = torch.where(sigma >= first - 1e-6, torch.ones_like(sigma), sigma)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)

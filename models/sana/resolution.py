@@ -4,6 +4,8 @@ Source: the tables of diffusers' SANA pipelines, which come from PixArt-alpha (1
 height / width, rounded as there, because the nearest key decides.
 """
 
+RATIO = 32  # image pixels per latent cell
+
 BINS_1024: dict[float, tuple[int, int]] = {
     0.25: (512, 2048),
     0.28: (512, 1856),
@@ -123,6 +125,14 @@ def bin_size(size: int, aspect_ratio: str) -> tuple[int, int]:
     # The reference's own rounding is not symmetric (4:3 and 3:4 land on different rectangles); users expect it to be.
     short, long = nearest_bin(min(a, b), max(a, b), size)
     return (long, short) if a >= b else (short, long)
+
+
+def describe_rounding(width: int, height: int) -> list[str]:
+    """A line for a size in pixels that is no multiple of 32, which the latent rounds down; [] for one that is."""
+    used = width // RATIO * RATIO, height // RATIO * RATIO
+    if used == (width, height):
+        return []
+    return [f"{width} x {height} px becomes {used[0]} x {used[1]} px: SANA's sides are multiples of {RATIO}."]
 
 
 def _bins(size: int) -> dict[float, tuple[int, int]]:

@@ -220,7 +220,7 @@ def messages(text: str) -> list[str]:
 @cache
 def literals() -> list[str]:
     """Every text in the pack's code, a NUL for each value put into it; and those of the host's check of a prompt."""
-    files = [file for name in ("nodes", "models", "samplers") for file in (ROOT / name).glob("*.py")]
+    files = [file for name in ("nodes", "models", "samplers") for file in (ROOT / name).rglob("*.py")]
     found = []
     for file in [*files, HOST / "execution.py"]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

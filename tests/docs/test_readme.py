@@ -117,7 +117,7 @@ def test_messages_that_are_explained_are_those_of_the_pack():
     texts = [
         node.value
         for package in ("models", "nodes", "samplers")
-        for file in (ROOT / package).glob("*.py")
+        for file in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]

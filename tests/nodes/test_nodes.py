@@ -217,6 +217,15 @@ def test_empty_latent_takes_custom_sizes_and_rounds_down_to_32():
     assert call(OURS["EmptyLatent"], "custom", "1:1", 127, 95, 1)[0]["samples"].shape == (1, 32, 2, 3)
 
 
+def test_empty_latent_says_what_a_size_between_becomes(caplog):
+    call(OURS["EmptyLatent"], "custom", "1:1", 1000, 777, 1)
+    assert caplog.messages == ["SANA: 1000 x 777 px becomes 992 x 768 px: SANA's sides are multiples of 32."]
+    caplog.clear()
+    call(OURS["EmptyLatent"], "custom", "1:1", 992, 768, 1)
+    call(OURS["EmptyLatent"], "1024", "16:9", 1000, 777, 1)
+    assert caplog.messages == []
+
+
 def test_empty_latent_tells_stock_nodes_its_ratio():
     assert call(OURS["EmptyLatent"], **defaults(OURS["EmptyLatent"]))[0]["downscale_ratio_spacial"] == 32
 

@@ -1,5 +1,8 @@
 """The host's own nodes on our MODEL and CLIP: samplers, conditioning, patches, LoRA, caches; training and compiling."""
 
+import importlib
+import math
+
 import comfy.ops
 import comfy.samplers
 import folder_paths
@@ -10,10 +13,20 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
-from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
+from comfy_extras.nodes_model_advanced import (
+    ModelSamplingAuraFlow,
+    ModelSamplingContinuousEDM,
+    ModelSamplingContinuousV,
+    ModelSamplingDiscrete,
+    ModelSamplingFlux,
+    ModelSamplingSD3,
+    ModelSamplingStableCascade,
+)
+from comfy_extras.nodes_rebatch import LatentRebatch
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
 from safetensors.torch import save_file
+from sana_native.nodes.warnings import warn_about_runs
 from sana_native.samplers.schedules import flow_shift, get_sigmas_flow_dpm
 from sana_native.tests.support import workbench as bench
 
@@ -143,6 +156,33 @@ def test_every_step_is_shown_once(monkeypatch, model):
         assert seen == [(step, 4, 4, True) for step in range(4)]
 
 
+@pytest.mark.parametrize("change", ["LatentFromBatch", "RebatchLatents"])
+def test_one_image_of_a_batch_is_made_again_alone(model, change):
+    """By our block, which hands the number of the image on to the noise of Sprint's steps."""
+    batch = bench.draw(model, bench.encoded(), bench.empty(batch_size=3), steps=3)
+    if change == "LatentFromBatch":
+        (alone,) = bench.call(change, bench.empty(batch_size=3), 2, 1)
+    else:
+        (split,) = bench.call(LatentRebatch, [bench.empty(batch_size=3)], [1])
+        alone = split[2]
+    assert alone["batch_index"] == [2]
+    assert bench.relative(bench.draw(model, bench.encoded(), alone, steps=3), batch[2:]) < 1e-4
+
+
+def test_a_fixed_seed_for_a_batch_makes_all_images_the_same(model):
+    importlib.import_module("comfy_extras.nodes_post_processing")  # before nodes_latent: they import each other
+    node = importlib.import_module("comfy_extras.nodes_latent").LatentBatchSeedBehavior
+    (latent,) = bench.call(node, bench.empty(batch_size=3), "fixed")
+    batch = bench.draw(model, bench.encoded(), latent, steps=3)
+    assert max(bench.relative(batch[i], batch[0]) for i in (1, 2)) < 1e-4
+
+
+def test_without_numbers_our_block_still_equals_the_stock_sampler(model):
+    latent = bench.empty(batch_size=2)
+    ours, stock = (sample(model, bench.encoded(), latent, steps=3) for sample in (bench.draw, bench.ksampler))
+    assert torch.equal(ours, stock)
+
+
 @pytest.mark.parametrize("sample", [bench.draw, bench.ksampler])
 def test_image_to_image_depends_on_the_image_and_the_noise(model, sample):
     a = sample(model, bench.encoded(), bench.clean_latent(seed=1), denoise=0.5)
@@ -214,6 +254,53 @@ def test_a_shift_node_at_the_own_shift_leaves_the_image(model, node):
     conds, shift = bench.encoded(), model.get_model_object("model_sampling").shift
     plain = bench.draw(model, conds, steps=4)
     assert bench.relative(bench.draw(bench.call(node, model, shift)[0], conds, steps=4), plain) < 0.05
+
+
+def test_the_shift_node_of_flux_is_a_shift_too(model):
+    """It holds the shift's logarithm, and counts time from 0 to 1."""
+    conds = bench.encoded()
+    # 256 x 256 px are base_shift, at 8 px a latent and 2 a patch.
+    flux = bench.call(ModelSamplingFlux, model, 1.15, math.log(3.0), 256, 256)[0]
+    sd3 = bench.call(ModelSamplingSD3, model, 3.0)[0]
+    for sample in (bench.draw, bench.ksampler):
+        assert bench.relative(sample(flux, conds, steps=4), sample(sd3, conds, steps=4)) < 1e-3
+
+
+OTHER_SAMPLINGS = [
+    (ModelSamplingDiscrete, ("eps", False), "ModelSamplingDiscrete with EPS"),
+    (ModelSamplingDiscrete, ("v_prediction", True), "ModelSamplingDiscrete with V_PREDICTION"),
+    (ModelSamplingDiscrete, ("lcm", False), "ModelSamplingDiscreteDistilled with LCM"),
+    (ModelSamplingDiscrete, ("img_to_img_flow", False), "ModelSamplingDiscrete with IMG_TO_IMG_FLOW"),
+    (ModelSamplingContinuousEDM, ("cosmos_rflow", 120.0, 0.002), "ModelSamplingCosmosRFlow with COSMOS_RFLOW"),
+    (ModelSamplingContinuousV, ("v_prediction", 500.0, 0.03), "ModelSamplingContinuousV with V_PREDICTION"),
+    (ModelSamplingStableCascade, (2.0,), "StableCascadeSampling with EPS"),
+]
+
+
+@pytest.mark.parametrize("node, inputs, kind", OTHER_SAMPLINGS)
+@pytest.mark.parametrize("watched", [False, True])
+def test_model_sampling_nodes_for_other_kinds_of_models_are_refused(model, node, inputs, kind, watched):
+    patched = bench.call(node, model, *inputs)[0]
+    if watched:  # as the loader node gives it
+        warn_about_runs(patched)
+    sentence = f"set to sample as {kind}, but it was trained on a rectified flow: bypass the ModelSampling node"
+    with pytest.raises(ValueError, match=sentence):
+        bench.draw(patched, bench.encoded())
+    with pytest.raises(ValueError, match=sentence):
+        bench.ksampler(patched, bench.encoded(), sampler="euler", scheduler="normal")
+    with pytest.raises(ValueError, match="on a SANA model bypass the node that set it, such as ModelSamplingDiscrete"):
+        bench.ksampler(patched, bench.encoded())
+
+
+@pytest.mark.parametrize("sample", [bench.draw, bench.ksampler])
+@pytest.mark.parametrize("shape", [(1, 16, 2, 4, 4), (1, 32, 2, 4, 4), (1, 64, 20)])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_latent_of_a_video_or_a_sound_is_refused(model, sample, shape, value):
+    latent = {"samples": torch.full(shape, value)}
+    with pytest.raises(
+        ValueError, match=f"has {len(shape)} dimensions, .* SANA needs the 4 of an image: take SANA Empty"
+    ):
+        sample(model, bench.encoded(), latent)
 
 
 def test_skip_layer_guidance_acts():

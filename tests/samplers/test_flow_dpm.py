@@ -212,3 +212,19 @@ def test_a_model_that_is_no_flow_is_refused():
 
     with pytest.raises(ValueError, match="Flow-DPM steps along a rectified flow, but this model samples as Eps"):
         sample_flow_dpm(flow_denoiser(model_sampling=Eps()), initial_noise(), get_sigmas_flow_dpm(4, 3.0))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_steps_of_no_length_are_skipped_and_still_counted(order):
+    levels, repeated = [1.0, 0.7, 0.3, 0.0], [1.0, 1.0, 0.7, 0.7, 0.7, 0.3, 0.0, 0.0]
+    infos, model = [], flow_denoiser()
+    plain = sample_flow_dpm(flow_denoiser(), initial_noise(), torch.tensor(levels), disable=True, order=order)
+    x = sample_flow_dpm(model, initial_noise(), torch.tensor(repeated), None, infos.append, True, order)
+    assert torch.equal(x, plain) and model.calls == pytest.approx([1.0, 0.7, 0.3], abs=1e-3)
+    assert [info["i"] for info in infos] == [1, 4, 5]
+
+
+def test_a_schedule_of_one_level_repeated_leaves_the_latent():
+    x = initial_noise()
+    for order in ORDERS:
+        assert torch.equal(sample_flow_dpm(flow_denoiser(), x, torch.tensor([0.5, 0.5]), disable=True, order=order), x)

@@ -1,6 +1,7 @@
 """Names in the host's lists: added once, nothing replaced, and usable from the stock nodes' own code."""
 
 import logging
+import math
 from types import SimpleNamespace
 
 import comfy.latent_formats
@@ -12,6 +13,7 @@ import comfy.supported_models_base
 import pytest
 import torch
 from comfy.k_diffusion import sampling as k_diffusion
+from comfy.model_sampling import ModelSamplingFlux
 from sana_native.samplers import registration, schedules
 from sana_native.samplers.flow_dpm import sample_flow_dpm
 from sana_native.tests.support.flow_toys import curved_velocity, flow_model_sampling, initial_noise
@@ -206,3 +208,13 @@ def test_first_order_run_divided_over_two_samplers_equals_a_whole_one(patcher):
     empty = torch.zeros_like(noise)
     half = run(noise, sigmas[:4], empty)
     assert (run(empty, sigmas[3:], half) - run(noise, sigmas, empty)).abs().max() <= 1e-6
+
+
+def test_the_shift_of_fluxs_class_is_the_exponential_of_what_it_holds():
+    flux = ModelSamplingFlux()
+    flux.set_parameters(shift=math.log(3.0))
+    assert registration.flow_shift_of(flux) == pytest.approx(3.0)
+    assert torch.allclose(
+        flux.sigmas.flip(0)[::500], schedules.flow_shift(torch.arange(20, 0, -1) / 20, 3.0), atol=1e-6
+    )
+    assert registration.flow_shift_of(flow_model_sampling(4.0)) == 4.0

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 
 import pytest
 import torch
@@ -147,3 +148,14 @@ def test_schedules_descend_strictly_from_the_noise_to_zero_in_float32(schedule, 
 def test_values_out_of_range_are_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "max_time, intermediate", [(1.5708, 1.5708), (1.4, 1.4), (1.3, 1.5708), (1.3, 1.3), (1.2, 1.3), (0.01, 1.3)]
+)
+def test_the_cure_of_an_intermediate_angle_above_the_first_is_accepted(max_time, intermediate):
+    with pytest.raises(ValueError, match="needed; set it to 1.3") as error:
+        schedules.get_times_scm(2, max_time, intermediate)
+    told = re.search(r"set it to ([\d.]+\d)(?: and max_time to ([\d.]+\d))?", str(error.value)).groups()
+    times = schedules.get_times_scm(2, float(told[1] or max_time), float(told[0]))
+    assert (times.diff() < 0).all()

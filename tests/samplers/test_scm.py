@@ -124,3 +124,24 @@ def test_seeds_are_mixed_over_64_bits():
     assert all(0 <= word < 2**64 for word in words)
     # The first outputs of the published splitmix64 generator started at 0
     assert mix_seed(0) == 0xE220A8397B1DCDAF
+
+
+def test_items_of_a_batch_have_the_noise_of_their_number_wherever_they_are():
+    noise = initial_noise(4)
+    plain = sample_scm(flow_denoiser(), noise, get_sigmas_scm(3), {"seed": SEED}, disable=True)
+    numbers = [0, 1, 2, 3]
+    assert torch.equal(
+        plain, sample_scm(flow_denoiser(), noise, get_sigmas_scm(3), {"seed": SEED}, disable=True, batch_index=numbers)
+    )
+    some = sample_scm(
+        flow_denoiser(), noise[[3, 1]], get_sigmas_scm(3), {"seed": SEED}, disable=True, batch_index=[3, 1]
+    )
+    assert (some - plain[[3, 1]]).abs().max() <= 1e-6
+    assert (
+        sample_scm(flow_denoiser(), noise[[3]], get_sigmas_scm(3), {"seed": SEED}, disable=True) - plain[3]
+    ).std() > 0.1
+
+
+def test_numbers_for_another_batch_are_refused():
+    with pytest.raises(ValueError, match="holds 2 images but numbers in batch_index for 3: use Latent From Batch"):
+        step_noise_sampler(torch.empty(2, 32, 2, 2), SEED, [0, 1, 2])

@@ -298,6 +298,8 @@ def test_demo_names_a_wrong_model_folder(tmp_path, index, sentence):
 )
 def test_demo_picks_the_graph_of_the_family(tmp_path, pipeline, graph):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    for part in demo.PARTS:
+        (tmp_path / part).mkdir()
     folder, chosen = demo.choose_model(str(tmp_path))
     assert (folder, chosen.stem) == (tmp_path, graph)
 
@@ -311,11 +313,59 @@ def test_demo_picks_the_graph_of_the_family(tmp_path, pipeline, graph):
         (["--cfg", "much"], "CFG=much is not a number"),
         (["--out", "a.jpg"], r"OUT=a\.jpg does not end in \.png"),
         (["--model", "/no/such/folder"], "MODEL=/no/such/folder is no folder"),
+        (["--model", "dmo"], r"MODEL=dmo is no folder; .* or sprint \(did you mean demo\?\)\."),
+        (["--model", "Sprnt"], r"did you mean sprint\?"),
+        (["--seed", "-1"], "SEED=-1 is out of range; give a whole number from 0 to 18446744073709551615"),
+        (["--seed", str(2**64)], "SEED=18446744073709551616 is out of range"),
+        (["--steps", "0"], "STEPS=0 is out of range; give a whole number from 1 to 10000"),
+        (["--steps", "10001"], "STEPS=10001 is out of range"),
+        (["--cfg", "nan"], "CFG=nan is out of range; give a number from 0 to 100"),
+        (["--cfg", "101"], "CFG=101 is out of range"),
+        (["--size", "1024x16"], "SIZE=1024x16 is out of range; give sides from 32 to 16384 px"),
+        (["--size", "20000"], "SIZE=20000 is out of range"),
+        (["--size", "1²"], "SIZE=1² is not a size"),
+        (
+            ["--out", "/dev/null/demo.png"],
+            r"OUT=/dev/null/demo\.png cannot be written \(its folder is a file\); give",
+        ),
     ],
 )
-def test_demo_names_a_wrong_setting(capsys, arguments, sentence):
+def test_demo_names_a_wrong_setting_before_anything_starts(monkeypatch, capsys, arguments, sentence):
+    monkeypatch.setattr(demo, "generate", lambda _: pytest.fail("started"))
     assert demo.main(arguments) == 1
-    assert host.re.search(sentence, capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert host.re.search(sentence, error) and error.count("\n") == 1
+
+
+def test_demo_names_a_model_with_parts_missing(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
+    (tmp_path / "transformer").mkdir()
+    with pytest.raises(demo.DemoError, match="holds no text_encoder and no vae; download the whole folder"):
+        demo.choose_model(str(tmp_path))
+
+
+def test_demo_suggests_a_folder_beside_the_wrong_one(tmp_path):
+    (tmp_path / "Sana_1600M").mkdir()
+    (tmp_path / "Sana_1600M" / "model_index.json").touch()
+    with pytest.raises(demo.DemoError, match=r"did you mean .*/Sana_1600M\?\)"):
+        demo.choose_model(str(tmp_path / "sana-1600m"))
+
+
+def test_demo_looks_whether_it_can_write_and_leaves_nothing(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(demo.DemoError, match=r"folder\.png cannot be written \(Is a directory\)"):
+        demo.require_writable(tmp_path / "folder.png")
+    there = tmp_path / "there.png"
+    there.write_bytes(b"as before")
+    for path in (there, tmp_path / "new" / "image.png"):
+        demo.require_writable(path)
+    assert there.read_bytes() == b"as before" and not list((tmp_path / "new").iterdir())
+
+
+def test_demo_says_what_a_size_between_becomes(capsys):
+    assert demo.read_settings(["--size", "1000x777"]).size == (992, 768)
+    assert capsys.readouterr().out == "SIZE=1000x777 becomes 992x768: sides are multiples of 32 px.\n"
+    assert demo.read_settings(["--size", "1024"]).size == (1024, 1024) and capsys.readouterr().out == ""
 
 
 def test_demo_sets_what_the_user_asked_for():

@@ -1,0 +1,119 @@
+"""Checks of what other nodes put on the model: patches that SANA's network does not have, and unconditional passes.
+
+The host keeps patches in `transformer_options` and leaves it to each network which of them it calls; what a network
+does not call has no effect and raises nothing.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
+BLOCK_KINDS = ("double_block", "middle", "input")  # in the keys of replaced attention; ("middle", 0) is the PAG block
+UNCONDITIONAL_BY = "sana_native_unconditional_by"  # in transformer_options: what asks for an unconditional pass
+NODE_TITLES = {
+    "NAGuidance": "Normalized Attention Guidance",
+    "PerpNeg": "Perp-Neg",
+    "SelfAttentionGuidance": "Self-Attention Guidance",
+}
+BYPASS = "by {}, but its guidance is embedded: bypass that node between the loader and the sampler"
+# Guiders that run an unconditional pass because of cfg alone.
+PLAIN_GUIDERS = ("CFGGuider", "Guider_Basic", "Guider_DualModel")
+
+
+def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
+    """Raises ValueError for patches that would spoil every image."""
+    options = model_options.get("transformer_options", {})
+    if "HyperTile" in map(owner_of, options.get("patches", {}).get("attn1_patch", ())):
+        raise ValueError(
+            "HyperTile cuts the queries of a softmax attention into tiles, but SANA's attention is linear and costs "
+            "the same without: bypass that node."
+        )
+    if "Self-Attention Guidance" in map(owner_of, options.get("patches_replace", {}).get("attn1", {}).values()):
+        raise ValueError(
+            "Self-Attention Guidance reads the softmax map of the self-attention, but SANA's linear attention has "
+            "none: bypass that node, or take Perturbed-Attention Guidance."
+        )
+    if is_sprint and owner_of(model_options.get("sampler_cfg_function")) == "Perp-Neg":  # also at cfg 1
+        refuse_unconditional_pass({UNCONDITIONAL_BY: BYPASS.format("Perp-Neg")})
+
+
+def check_patches(transformer_options: Mapping[str, Any], control: Mapping[str, Any] | None, depth: int) -> list[str]:
+    """One sentence for everything in a pass that has no effect on a network of `depth` blocks."""
+    found = [
+        f"Bypass {owner_of(patch)}: its {name} has no effect on SANA."
+        for name, patches in transformer_options.get("patches", {}).items()
+        for patch in patches
+        if name not in ATTENTION_PATCHES
+    ]
+    for (owner, kind), numbers in _unused_blocks(transformer_options, depth).items():
+        blocks = f"{kind} {', '.join(map(str, sorted(numbers)))}"
+        found.append(f"Choose among double_block 0 to {depth - 1}: {owner} at {blocks} has no effect on SANA.")
+    if transformer_options.get("rope_options"):
+        found.append("Bypass ScaleROPE: it has no effect on SANA, which has no rotary embedding.")
+    for part in sorted(control or {}):
+        if part != "input" and any(residual is not None for residual in control[part]):
+            found.append(f'Bypass the ControlNet: its "{part}" residuals have no effect, made for another model.')
+    return list(dict.fromkeys(found))
+
+
+def _unused_blocks(transformer_options: Mapping[str, Any], depth: int) -> dict[tuple[str, str], set]:
+    """(node, kind of block) -> numbers of the blocks that it replaces, or whose attention, but SANA does not have."""
+    found = defaultdict(set)
+    for name, replace in transformer_options.get("patches_replace", {}).items():
+        for key, patch in replace.items():
+            if not _is_used(name, key, depth):
+                found[owner_of(patch), str(key[0])].add(key[1])
+    return found
+
+
+def _is_used(name: str, key: tuple, depth: int) -> bool:
+    kinds = {"dit": ("double_block",), "attn1": BLOCK_KINDS, "attn2": BLOCK_KINDS}.get(name, ())
+    return key[0] in kinds and key[1] < depth
+
+
+def owner_of(function: Any) -> str:
+    """The node that made a patch, as far as its name tells: nodes define them in their `execute` or `patch`."""
+    name = getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
+    return NODE_TITLES.get(name, name)
+
+
+def unconditional_by(guider: Any, sampler: str) -> str | None:
+    """What asks for an unconditional pass besides cfg, and the cure, as the end of a sentence; None for cfg itself."""
+    kind = type(guider).__name__
+    if kind not in PLAIN_GUIDERS:
+        name = kind.removeprefix("Guider_")
+        return f"by the {name} guider, but its guidance is embedded: take BasicGuider or CFGGuider with cfg 1.0 instead"
+    if not math.isclose(guider.cfg, 1.0):
+        return None
+    if sampler.endswith("_pp"):
+        return f"by the sampler {sampler}, but its guidance is embedded: choose the sampler sana_scm instead"
+    if guider.model_options.get("disable_cfg1_optimization"):
+        nodes = " or ".join(dict.fromkeys(map(owner_of, _guidance_functions(guider.model_options)))) or "a node"
+        return BYPASS.format(nodes)
+    return None
+
+
+def _guidance_functions(model_options: Mapping[str, Any]) -> Iterator[Any]:
+    for name in ("sampler_cfg_function", "sampler_calc_cond_batch_function"):
+        if name in model_options:
+            yield model_options[name]
+    for name in ("sampler_pre_cfg_function", "sampler_post_cfg_function"):
+        yield from model_options.get(name, ())
+    options = model_options.get("transformer_options", {})
+    for patches in options.get("patches", {}).values():
+        yield from patches
+    for replace in options.get("patches_replace", {}).values():
+        yield from replace.values()
+
+
+def refuse_unconditional_pass(transformer_options: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming what asked for the pass where the run's watch has found it."""
+    reason = transformer_options.get(UNCONDITIONAL_BY)
+    if reason:
+        raise ValueError(f"SANA-Sprint was asked for an unconditional pass {reason}.")
+    raise ValueError(
+        "SANA-Sprint was asked for an unconditional pass, but its guidance is embedded: set cfg to 1.0 on the sampler, "
+        "and the guidance scale with the FluxGuidance node."
+    )
