@@ -23,7 +23,7 @@ from .convert import (
 )
 from .depthwise import add_depthwise_lora, find_depthwise_lora
 from .stock_nodes import StockLora
-from .weight_adapter import change_shape, fits, matrix_shape, prepare
+from .weight_adapter import change_shape, fits, in_network_shape, matrix_shape, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def load_lora(
     converted = convert_lora(checkpoint.state_dict, keys, layers, adapter_config(checkpoint))
     key_map = {TARGET + name: f"{TARGET}{name}.weight" for name in converted.sources}
     patches = comfy.lora.load_lora(converted.tensors, key_map, log_missing=False)
-    patches = {key: prepare(patch) for key, patch in patches.items() if key in weights}
+    patches = {key: in_network_shape(prepare(patch), weights[key]) for key, patch in patches.items() if key in weights}
     depthwise = {
         key: found for key, patch in patches.items() if (found := find_depthwise_lora(patch, weights[key], strength))
     }

@@ -17,6 +17,7 @@ from .weight_adapter import (
     change_shape,
     fits,
     has_magnitude,
+    in_network_shape,
     matrix_shape,
     prepare,
     rank_of,
@@ -61,6 +62,7 @@ class StockLora:
                 f"No key of this LoRA names a layer of this SANA model (the console lists them): {OWN_NODE}, which "
                 "reads the names of every trainer and says what the file is."
             )
+        patches = {key: in_network_shape(patch, self.find_weight(key)) for key, patch in patches.items()}
         adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
         weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
         depthwise = {

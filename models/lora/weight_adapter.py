@@ -70,6 +70,15 @@ def magnitude_index(patch) -> int | None:
     return MAGNITUDE.get(getattr(patch, "plain", type(patch)))
 
 
+def in_network_shape(patch, weight: Tensor | None):
+    """A difference, or a weight to set, in the weight's shape: files hold those of 1x1 convolutions as (N, K, 1, 1)."""
+    if weight is None or not (isinstance(patch, tuple) and len(patch) == 2 and patch[0] in ("diff", "set")):
+        return patch
+    kind, (tensor, *others) = patch
+    is_pointwise = weight.ndim == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+    return (kind, (tensor.flatten(1), *others)) if is_pointwise else patch
+
+
 def has_magnitude(patch) -> bool:
     index = magnitude_index(patch)
     return index is not None and patch.weights[index] is not None

@@ -455,6 +455,24 @@ def test_a_dense_lora_on_a_depthwise_convolution_acts_as_it_was_trained(loras, m
     assert torch.equal(bench.draw(model, bench.encoded()), plain)
 
 
+@pytest.mark.parametrize("four_dimensions", [True, False], ids=["(N, K, 1, 1)", "(N, K)"])
+@pytest.mark.parametrize("kind", ["factors", "difference"])
+@pytest.mark.parametrize("layer", [TALL, WIDE])
+def test_a_lora_on_a_1x1_convolution_lands_in_both_shapes(loras, model, layer, kind, four_dimensions):
+    weight = weights_of(model)[layer]
+    rows, columns = weight.shape[:2]
+    end = (1, 1) if four_dimensions else ()
+    if kind == "factors":
+        down, up = randn(3, columns, *end), randn(rows, 3, *end, seed=1)
+        parts, change = {"lora_A.weight": down, "lora_B.weight": up}, up.flatten(1).double() @ down.flatten(1).double()
+    else:
+        change = randn(rows, columns, seed=2).double()
+        parts = {"diff": change.float().reshape(rows, columns, *end)}
+    path = save_parts(loras / "style.safetensors", {layer: parts}, "transformer.")
+    for changed in (own(model, path), stock(model, path.name)):
+        assert_weight(changed, layer, weight.double() + change.reshape(weight.shape))
+
+
 def test_onetrainers_loha_keeps_the_dimensions_of_a_convolution(loras, model):
     """Factors with four dimensions, and for the depthwise convolution one row of all its values."""
     weights, changes, expected = weights_of(model), {}, {}
