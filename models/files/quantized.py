@@ -22,17 +22,22 @@ OPTIONAL = ("input_scale", "pre_quant_scale")
 SIDE_TENSORS = ("weight_scale", "weight_scale_2", MARK, *OPTIONAL)
 
 
-def strip_quantized(state_dict: StateDict, prefixes: tuple[str, ...], metadata: dict[str, str] | None) -> StateDict:
+def strip_quantized(
+    name: str, state_dict: StateDict, prefixes: tuple[str, ...], metadata: dict[str, str] | None
+) -> StateDict:
     """The part below a prefix, as `strip_prefix`, with the host's present marks whatever marks the file has.
 
-    Raises json.JSONDecodeError, KeyError or TypeError for marks in the metadata that are damaged.
+    Raises ValueError for marks in the metadata that are damaged.
     """
     state_dict = dict(strip_prefix(state_dict, prefixes))
     marks = {}
-    if metadata and METADATA in metadata:
-        layers = json.loads(metadata[METADATA])["layers"]
-        marks = {METADATA: json.dumps({"layers": strip_prefix(layers, prefixes)})}
-    return comfy.utils.convert_old_quants(state_dict, "", metadata=marks)[0]
+    try:
+        if metadata and METADATA in metadata:
+            layers = json.loads(metadata[METADATA])["layers"]
+            marks = {METADATA: json.dumps({"layers": strip_prefix(layers, prefixes)})}
+        return comfy.utils.convert_old_quants(state_dict, "", metadata=marks)[0]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"The configuration saved in {name} is damaged: save it again.") from error
 
 
 def quantized_layers(state_dict: StateDict) -> dict[str, str]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..files.config_values import check_numbers
+from ..files.config_values import check_numbers, check_shapes
 from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
 from ..runtime.precision import count
 
@@ -21,6 +21,7 @@ def check_gemma2(name: str, found: Mapping[str, int], source: Mapping[str, Any])
     size, layers = GEMMA_SIZES.get(found["hidden_size"], ("", None))
     if size in ("9B", "27B"):
         raise ValueError(f"{name} is Gemma-2 {size}, but SANA reads the states of Gemma-2 2B: use gemma-2-2b-it.")
+    check_shapes(name, source, {key: value for key, value in found.items() if key != "num_hidden_layers"})
     layers = check_numbers(name, source).get("num_hidden_layers", layers)
     if layers not in (None, found["num_hidden_layers"]):
         raise ValueError(
@@ -44,6 +45,7 @@ GEMMA_KEYS = (
     "model.layers.0.pre_feedforward_layernorm.weight",
     "model.layers.0.self_attn.q_proj.weight",
 )
+GEMMA_MARKS = ("layers.0.pre_feedforward_layernorm.weight", "layers.0.post_feedforward_layernorm.weight")
 GEMMA_HEAD_DIM = 256  # of every Gemma-2 2B; not readable off a shape
 
 

@@ -258,13 +258,31 @@ def a_model_of_svdquant(place):
     return place.write(state_dict)
 
 
-@kind("{file} is a model quantised by bitsandbytes, which this version does not load .take the bf16 file.",
+@kind("{file} is a model quantized by bitsandbytes, which this version does not load .take the bf16 file.",
       "transformer", "text_encoder")  # fmt: skip
 def a_model_of_bitsandbytes(place):
     state_dict = place.read()
     for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
         state_dict[key] = torch.zeros(state_dict[key].numel() // 2, 1, dtype=torch.uint8)
         state_dict[f"{key}.absmax"] = torch.ones(8)
+    return place.write(state_dict)
+
+
+@kind("{file} is a model quantized by quanto, which this version does not load .take the bf16 file.", *ALL)
+def a_model_of_quanto(place):
+    state_dict = place.read()
+    for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
+        weight = state_dict.pop(key)
+        state_dict |= {f"{key}._data": weight.to(torch.int8), f"{key}._scale": torch.ones(len(weight), 1)}
+    return place.write(state_dict)
+
+
+@kind("{file} is a model quantized by SDNQ, which this version does not load .take the bf16 file.", *ALL)
+def a_model_of_sdnq(place):
+    state_dict = place.read()
+    for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
+        state_dict[f"{key.removesuffix('weight')}scale"] = torch.ones(len(state_dict[key]), 1)
+        state_dict[key] = state_dict[key].to(torch.int8)
     return place.write(state_dict)
 
 
