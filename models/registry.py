@@ -23,7 +23,8 @@ def load_model(component: str, path: str, options: dict[str, Any] | None = None)
     Raises ValueError, FileNotFoundError or PermissionError with one sentence for what cannot be loaded.
     """
     candidates = [family for family in FAMILIES if family.component == component]
-    family, checkpoint = detect(Checkpoint.open(path, component), candidates, FAMILIES)
+    checkpoint = Checkpoint.open(path, component)
+    family, checkpoint = detect(checkpoint, candidates, FAMILIES)
     return family.load(checkpoint, options or {}, False)
 
 

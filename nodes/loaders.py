@@ -106,8 +106,7 @@ class SanaNativeModelLoader(io.ComfyNode):
             "native_size": NATIVE_RESOLUTIONS[native_resolution],
             "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
         }
-        path = resolve(model_name, "diffusion_models", "transformer")
-        model = load_model("transformer", path, options)
+        model = load_model("transformer", resolve(model_name, "diffusion_models", "transformer"), options)
         warn_about_runs(model)
         return io.NodeOutput(model)
 

@@ -33,8 +33,38 @@ class Family:
     recognizes: Callable[[StateDict], bool]
     load: Callable[[Checkpoint, dict[str, Any], bool], Any]
 
-    @property
-    def describe(state_dict: StateDict, families: Iterable[Family]) -> str:
+
+def detect(
+    checkpoint: Checkpoint, candidates: Iterable[Family], families: Iterable[Family]
+) -> tuple[Family, Checkpoint]:
+    """The first of the candidates that a file is of, and the file in that family's layout.
+
+    families: all that the error may name. Raises ValueError for a file of none of the candidates.
+    """
+    tried = []
+    for family in candidates:
+        with reading_config(checkpoint, family.name):
+            state_dict = family.convert(checkpoint.state_dict)
+        if family.recognizes(state_dict):
+            return family, replace(checkpoint, state_dict=state_dict)
+        tried.append((family, state_dict))
+    raise refusal(checkpoint, tried, families)
+
+
+def refusal(checkpoint: Checkpoint, tried: list[tuple[Family, StateDict]], families: Iterable[Family]) -> ValueError:
+    """The error for a file of none of the families tried, or of one but for a tensor that every member has."""
+    found = describe(checkpoint.state_dict, families)
+    for family, state_dict in tried:
+        if found.startswith(family.name):
+            missing = [key for key in family.required if key not in state_dict]
+            if missing:
+                return missing_tensor(checkpoint, family.name, missing[0])
+            return other_shapes(checkpoint, family.name)
+    cure = "" if re.search(r"\((use|take|load) ", found) else ": pick another file"
+    return ValueError(f"{checkpoint.name} is {found}, not {' or '.join(family.name for family, _ in tried)}{cure}.")
+
+
+def describe(state_dict: StateDict, families: Iterable[Family]) -> str:
     """What a state dict seems to be, of the families given and of the foreign ones, for an error message."""
     transformers, others = {}, {}
     for family in families:

@@ -54,6 +54,11 @@ def shown(path: str) -> str:
     return name if len(name) <= SHOWN_LENGTH else f"{name[: SHOWN_LENGTH // 2]}…{name[-SHOWN_LENGTH // 2 :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The gist of another library's message, to be quoted in one of ours."""
+    return shown((str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip("."))
+
+
 def fault(path: str, found: str, cure: str) -> ValueError:
     return ValueError(f"{shown(path)} {found}: {cure}.")
 

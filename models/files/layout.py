@@ -47,7 +47,7 @@ def is_original_dc_ae(state_dict: StateDict) -> bool:
 
 
 def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict:
-    """The parts of a fused layer's tensor; what quantisation says of the whole layer goes to every part."""
+    """The parts of a fused layer's tensor; what quantization says of the whole layer goes to every part."""
     if suffix in WHOLE_LAYER or tensor.shape[:1] in ((), (1,)):
         return {f"{name}.{suffix}": tensor for name in names}
     return {f"{name}.{suffix}": part for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)}

@@ -26,13 +26,14 @@ from .file_errors import (
     check_content,
     check_place,
     fault,
+    first_line,
     holds_code,
     naming_disk_faults,
     shown,
     unfinished_in,
 )
-from .layout import PREFIXES, layout_of, nested_tensors
-from .quantized import strip_quantized
+from .layout import PREFIXES, layout_of, nested_tensors, strip_prefix
+from .quantized import layers_in_metadata, unify_marks
 
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})(.*)")
 # Files of a component's folder as diffusers and transformers name them, and the order of choice among variants.
@@ -73,11 +74,6 @@ def read_json(path: str) -> dict[str, Any]:
             f"{shown(path)} holds a JSON {type(content).__name__} where an object is expected: download it again."
         )
     return content
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of another library's message, to be quoted in one of ours."""
-    return shown((str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip("."))
 
 
 def preference(name: str) -> tuple:
@@ -263,7 +259,9 @@ class Checkpoint:
     def open(cls, path: str, component: str) -> "Checkpoint":
         """One component, with plain keys, from whatever `read` takes. Raises as it does."""
         checkpoint = cls.read(path, component)
-        state_dict = strip_quantized(checkpoint.name, checkpoint.state_dict, PREFIXES[component], checkpoint.metadata)
+        name, prefixes = checkpoint.name, PREFIXES[component]
+        layers = strip_prefix(layers_in_metadata(name, checkpoint.metadata), prefixes)
+        state_dict = unify_marks(name, strip_prefix(checkpoint.state_dict, prefixes), layers)
         return replace(checkpoint, state_dict=state_dict, layout=layout_of(state_dict))
 
     @classmethod

@@ -42,7 +42,7 @@ def check_tensors(
     """Raises ValueError that names missing and unexpected tensors, or the first one of another shape.
 
     expected: state dict of the network with torch's own layers, as those of the host have no weights before they are
-    loaded when it streams. layers: the file's quantised layers with their formats.
+    loaded when it streams. layers: the file's quantized layers with their formats.
     """
     name = checkpoint.name
     check_keys(name, expected, quantized.plain_view(found, layers))

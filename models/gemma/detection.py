@@ -71,5 +71,5 @@ def detect_gemma2(state_dict: StateDict) -> dict[str, int]:
 
 
 def describe_gemma(model_config: dict[str, Any], parameters: int, formats: str) -> str:
-    kept = f", quantised as {formats}" if formats else ""
+    kept = f", quantized as {formats}" if formats else ""
     return f"Gemma-2, width {model_config['hidden_size']} ({count(parameters)} parameters{kept})"

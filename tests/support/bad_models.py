@@ -286,8 +286,8 @@ def a_model_of_sdnq(place):
     return place.write(state_dict)
 
 
-@kind("{file} .*damaged: save it again|{file} is quantised as", "transformer", "text_encoder")
-def a_damaged_mark_of_a_quantised_layer(place):
+@kind("{file} .*damaged: save it again|{file} is quantized as", "transformer", "text_encoder")
+def a_damaged_mark_of_a_quantized_layer(place):
     layer = {"transformer": "time_embed.linear", "text_encoder": "layers.1.mlp.down_proj"}[place.component]
     return place.write(place.read() | {f"{layer}.comfy_quant": torch.tensor(list(b"{"), dtype=torch.uint8)})
 
