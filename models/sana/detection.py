@@ -77,7 +77,6 @@ def shapes_of(state_dict: StateDict) -> dict[str, Any]:
         "patch_size": patch_size,
         "caption_channels": state_dict["caption_projection.linear_1.weight"].shape[1],
         "cross_attention_dim": width,
-        "guidance_embeds": "time_embed.guidance_embedder.linear_1.weight" in state_dict,
     }
 
 

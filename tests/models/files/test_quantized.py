@@ -236,6 +236,39 @@ def test_marks_in_the_metadata_that_are_damaged_are_refused(write):
         load_sana(path)
 
 
+def flat_pointwise(state_dict: dict) -> dict:
+    """The 1x1 convolutions of Mix-FFN as matrices (N, K)."""
+    return {key: tensor.flatten(1) if is_pointwise(key) else tensor for key, tensor in state_dict.items()}
+
+
+def is_pointwise(key: str, _tensor=None) -> bool:
+    return key.endswith(("ff.conv_inverted.weight", "ff.conv_point.weight"))
+
+
+def test_pointwise_convolutions_may_be_stored_as_matrices(write):
+    source = weights("sana")
+    flat = flat_pointwise(source)
+    assert any(flat[key].ndim != source[key].ndim for key in source)
+    found, plain = (
+        load_sana(write(state_dict)).model.diffusion_model.state_dict() for state_dict in (flat, dict(source))
+    )
+    assert found.keys() == plain.keys() and all(torch.equal(found[key], plain[key]) for key in plain)
+
+
+@pytest.mark.parametrize("shape", ["matrices", "convolutions"])
+def test_pointwise_convolutions_may_be_quantized(write, shape):
+    state_dict = quantized(flat_pointwise(weights("sana")), "float8_e4m3fn", is_pointwise)
+    layers = [key for key in state_dict if is_pointwise(key)]
+    assert all(state_dict[key].dtype == torch.float8_e4m3fn for key in layers) and len(layers) == 4
+    if shape == "convolutions":
+        state_dict |= {key: state_dict[key][:, :, None, None] for key in layers}
+    found = load_sana(write(state_dict)).model.diffusion_model
+    for key in layers:
+        stored = state_dict[key].flatten(1).float() * state_dict[f"{key}_scale"].float()
+        own = found.get_submodule(key.removesuffix(".weight")).weight.dequantize().float()
+        torch.testing.assert_close(own, stored, rtol=1e-2, atol=0)
+
+
 def test_formats_are_those_of_the_host():
     """A new one of the host's shows up here, to be tested above."""
     assert set(QUANT_ALGOS) == set(BOUNDS) | {"convrot_w4a4"}
