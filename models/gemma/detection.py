@@ -21,7 +21,8 @@ def check_gemma2(name: str, found: Mapping[str, int], source: Mapping[str, Any])
     size, layers = GEMMA_SIZES.get(found["hidden_size"], ("", None))
     if size in ("9B", "27B"):
         raise ValueError(f"{name} is Gemma-2 {size}, but SANA reads the states of Gemma-2 2B: use gemma-2-2b-it.")
-    check_shapes(name, source, {key: value for key, value in found.items() if key != "num_hidden_layers"})
+    told_elsewhere = ("num_hidden_layers", "vocab_size")  # below, and of the tokenizer
+    check_shapes(name, source, {key: value for key, value in found.items() if key not in told_elsewhere})
     layers = check_numbers(name, source).get("num_hidden_layers", layers)
     if layers not in (None, found["num_hidden_layers"]):
         raise ValueError(

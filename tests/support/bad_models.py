@@ -273,7 +273,10 @@ def a_model_of_quanto(place):
     state_dict = place.read()
     for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
         weight = state_dict.pop(key)
-        state_dict |= {f"{key}._data": weight.to(torch.int8), f"{key}._scale": torch.ones(len(weight), 1)}
+        state_dict |= {
+            f"{key}._data": torch.ones_like(weight, dtype=torch.int8),
+            f"{key}._scale": torch.ones(len(weight), 1),
+        }
     return place.write(state_dict)
 
 
@@ -282,7 +285,7 @@ def a_model_of_sdnq(place):
     state_dict = place.read()
     for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
         state_dict[f"{key.removesuffix('weight')}scale"] = torch.ones(len(state_dict[key]), 1)
-        state_dict[key] = state_dict[key].to(torch.int8)
+        state_dict[key] = torch.ones_like(state_dict[key], dtype=torch.int8)
     return place.write(state_dict)
 
 

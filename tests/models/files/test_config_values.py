@@ -46,7 +46,6 @@ def configured(folder):
         ("vae", "encoder_block_out_channels", [1, 2]),
         ("vae", "decoder_block_out_channels", [1, 2]),
         ("text_encoder", "hidden_size", 2304),
-        ("text_encoder", "vocab_size", 256000),
         ("text_encoder", "intermediate_size", 9216),
         ("text_encoder", "num_key_value_heads", 7),
     ],
