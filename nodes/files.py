@@ -50,19 +50,63 @@ def parts_of(folder: str, subfolders: list[str], files: list[str]) -> dict[str, 
     return {alone: [folder]} if alone else {}
 
 
-def diffusers_folders(component: str) -> dict[str, str]:
-    """Name -> path of every model in the host's `diffusers` folders that holds the component.
+def walk_models() -> tuple[dict[str, dict[str, str]], dict[str, float]]:
+    """Component -> name -> path of every model in the host's `diffusers` folders, and when each folder last changed.
 
     A model is a diffusers folder, a trainer's checkpoint with a `transformer` folder, or one component's folder.
     """
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {}
+    changed: dict[str, float] = {}
     for search_path in folder_paths.get_folder_paths("diffusers"):
         for root, folders, files in os.walk(search_path, followlinks=True):
+            changed[root] = modified(root)
+            config = os.path.join(root, "config.json")
+            if "config.json" in files:
+                changed[config] = modified(config)
             parts = {} if root == search_path else parts_of(root, folders, files)
-            for path in parts.get(component, ()):
-                found.setdefault(os.path.relpath(path, search_path).replace(os.sep, "/") + FOLDER_MARK, path)
+            for component, paths in parts.items():
+                for path in paths:
+                    name = os.path.relpath(path, search_path).replace(os.sep, "/") + FOLDER_MARK
+                    found.setdefault(component, {}).setdefault(name, path)
             if parts or "model_index.json" in files:
                 folders.clear()  # a model's own subfolders hold no further model
+    return found, changed
+
+
+def modified(path: str) -> float:
+    """When a file or folder last changed; -1 for one that is gone."""
+    try:
+        return os.path.getmtime(path)
+    except OSError:
+        return -1.0
+
+
+class ModelFolders:
+    """The models of the host's `diffusers` folders, walked anew only when one of the folders has changed.
+
+    As the host caches its own lists of files: every loader's schema asks, and a user may have thousands of folders.
+    """
+
+    def __init__(self):
+        self.cached: tuple[list[str], dict[str, dict[str, str]], dict[str, float]] = ([], {}, {})
+
+    def of(self, component: str) -> dict[str, str]:
+        """Name -> path of every model that holds the component."""
+        roots = list(folder_paths.get_folder_paths("diffusers"))
+        known, found, changed = self.cached
+        watched = {*changed, *filter(os.path.isdir, roots)}
+        if roots != known or any(modified(path) != changed.get(path) for path in watched):
+            found, changed = walk_models()
+            self.cached = roots, found, changed
+        return found.get(component, {})
+
+
+MODEL_FOLDERS = ModelFolders()
+
+
+def diffusers_folders(component: str) -> dict[str, str]:
+    """Name -> path of every model that holds the component: those of the user, then those of the pack."""
+    found = dict(MODEL_FOLDERS.of(component))
     for name, folder in BUNDLED_FOLDERS.items():
         if os.path.isdir(os.path.join(folder, component)):
             found.setdefault(name, folder)

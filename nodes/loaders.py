@@ -3,10 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..models.dc_ae.loader import load_dc_ae
 from ..models.dc_ae.previews import MEMORY
-from ..models.gemma.loader import load_gemma
-from ..models.sana.loader import load_sana
+from ..models.registry import load_model
 from .files import list_names, resolve
 from .warnings import warn_about_runs
 
@@ -73,7 +71,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     optional=True,
-                    tooltip="Picture size the checkpoint was trained at; 2K and 4K models know positions, others do "
+                    tooltip="Image size the checkpoint was trained at; 2K and 4K models know positions, others do "
                     "not. auto: read from config.json, NVIDIA's position table or the file's name. Set it for a "
                     "renamed 2K or 4K file without config.json.",
                 ),
@@ -108,7 +106,7 @@ class SanaNativeModelLoader(io.ComfyNode):
             "native_size": NATIVE_RESOLUTIONS[native_resolution],
             "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
         }
-        model = load_sana(resolve(model_name, "diffusion_models", "transformer"), options)
+        model = load_model("transformer", resolve(model_name, "diffusion_models", "transformer"), options)
         warn_about_runs(model)
         return io.NodeOutput(model)
 
@@ -143,9 +141,8 @@ class SanaNativeGemmaLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder_name: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(
-            load_gemma(resolve(text_encoder_name, "text_encoders", "text_encoder"), {"dtype": DTYPES[dtype]})
-        )
+        path = resolve(text_encoder_name, "text_encoders", "text_encoder")
+        return io.NodeOutput(load_model("text_encoder", path, {"dtype": DTYPES[dtype]}))
 
 
 class SanaNativeDCAELoader(io.ComfyNode):
@@ -177,6 +174,6 @@ class SanaNativeDCAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name: str, dtype: str) -> io.NodeOutput:
-        vae = load_dc_ae(resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]})
+        vae = load_model("vae", resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]})
         MEMORY.remember(vae)
         return io.NodeOutput(vae)

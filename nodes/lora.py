@@ -3,6 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
+from ..models.registry import describe_file
 from ..models.lora.loader import load_lora
 
 
@@ -36,4 +37,5 @@ class SanaNativeLoraLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name: str, strength_model: float) -> io.NodeOutput:
-        return io.NodeOutput(load_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name), strength_model))
+        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        return io.NodeOutput(load_lora(model, path, strength_model, describe_file))

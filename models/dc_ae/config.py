@@ -6,6 +6,7 @@ Not here: how the numbers are read off a file (`detection.py`).
 
 from dataclasses import dataclass
 
+ATTENTION_HEAD_DIM, LATENT_CHANNELS = 32, 32  # of every released model
 SANA_LATENT_SCALE = 0.41407  # raw DC-AE f32c32 latents times this have unit variance; part of every released model
 
 

@@ -6,16 +6,21 @@ Source: key lists of the released checkpoints in diffusers' and the DC-AE author
 from collections.abc import Mapping
 from typing import Any
 
-from ..files.config_values import check_numbers
-from ..files.foreign_files import StateDict, depth_of
-from ..sana.config import SELF_ATTENTION_HEAD_DIM
-from .config import SANA_LATENT_SCALE, DCAEConfig, DCAEHalfConfig
+from ..files.config_values import check_numbers, check_shapes
+from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
+from .config import ATTENTION_HEAD_DIM, SANA_LATENT_SCALE, DCAEConfig, DCAEHalfConfig
 
 DC_AE_KEYS = (
     "encoder.conv_in.weight",
     "encoder.conv_out.weight",
     "encoder.down_blocks.0.0.conv1.weight",
     "decoder.norm_out.bias",
+)
+DC_AE_MARKS = (
+    "encoder.down_blocks.0.0.conv1.weight",
+    "decoder.up_blocks.5.0.attn.to_q.weight",
+    "decoder.project_in.main.conv.weight",
+    "encoder.project_out.main.op_list.0.conv.weight",
 )
 
 # What config.json can say of a DC-AE and no tensor tells, and the values that are implemented.
@@ -29,7 +34,7 @@ DC_AE_FIXED: dict[str, tuple] = {
 
 def is_dc_ae(state_dict: StateDict) -> bool:
     """True for a DC-AE in the internal layout."""
-    return all(key in state_dict for key in DC_AE_KEYS)
+    return all(key in state_dict for key in DC_AE_KEYS) and not any(key.endswith(FOREIGN_ENGINES) for key in state_dict)
 
 
 def detect_dc_ae_half(state_dict: StateDict, prefix: str, up: bool) -> DCAEHalfConfig:
@@ -80,11 +85,21 @@ def detect_dc_ae(
     config = DCAEConfig(
         image_channels=state_dict["encoder.conv_in.weight"].shape[1],
         latent_channels=state_dict["encoder.conv_out.weight"].shape[0],
-        attention_head_dim=int(source.get("attention_head_dim", SELF_ATTENTION_HEAD_DIM)),
+        attention_head_dim=int(source.get("attention_head_dim", ATTENTION_HEAD_DIM)),
         scaling_factor=float(source.get("scaling_factor", SANA_LATENT_SCALE)),
         encoder=detect_dc_ae_half(state_dict, "encoder.down_blocks.", up=False),
         decoder=decoder,
         out_activation=out_activation,
+    )
+    check_shapes(
+        name,
+        {key: tuple(value) if isinstance(value, list) else value for key, value in source.items()},
+        {
+            "in_channels": config.image_channels,
+            "latent_channels": config.latent_channels,
+            "encoder_block_out_channels": config.encoder.widths,
+            "decoder_block_out_channels": config.decoder.widths,
+        },
     )
     foreign = [f"{key} {source[key]}" for key, ours in DC_AE_FIXED.items() if source.get(key, ours[0]) not in ours]
     if foreign:

@@ -19,8 +19,7 @@ from comfy.cli_args import LatentPreviewMethod, args
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files.file_errors import shown
-from ..files.reader import first_line
+from ..files.file_errors import first_line, shown
 from .config import SANA_LATENT_SCALE
 from .tiny_decoder import TinyPreview
 

@@ -22,3 +22,14 @@ def check_numbers(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
                 "download its json files again."
             )
     return {key: value for key, value in source.items() if value is not None or key not in NUMBERS}
+
+
+def check_shapes(name: str, source: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first entry of the configuration that says another value than the tensors."""
+    for key, value in found.items():
+        told = source.get(key, value)
+        if told is not None and told != value:
+            raise ValueError(
+                f"The config.json beside {name} says {key} = {str(told)[:40]}, but its tensors have {value}: put this "
+                "model's own config.json there."
+            )

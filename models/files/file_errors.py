@@ -7,10 +7,13 @@ trusts the header; hence the checks of the header here.
 import errno
 import json
 import os
+import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from typing import IO
 
 SHOWN_LENGTH = 120
 HEADER_LIMIT = 100_000_000  # bytes, as in the format's definition
@@ -49,6 +52,11 @@ def shown(path: str) -> str:
     name = "/".join(os.path.normpath(path).split(os.sep)[-3:])
     name = "".join(char if char.isprintable() else "?" for char in name.encode("utf-8", "replace").decode())
     return name if len(name) <= SHOWN_LENGTH else f"{name[: SHOWN_LENGTH // 2]}…{name[-SHOWN_LENGTH // 2 :]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of another library's message, to be quoted in one of ours."""
+    return shown((str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip("."))
 
 
 def fault(path: str, found: str, cure: str) -> ValueError:
@@ -178,6 +186,38 @@ def check_archive(path: str) -> None:
     if not any(name.endswith("data.pkl") for name in names):
         inside = f"that holds {shown(names[0])}" if names else "without content"
         raise fault(path, f"is a zip archive {inside}, not weights", UNPACK)
+
+
+SAFE_PICKLE_MODULES = {"torch", "collections", "numpy", "_codecs"}  # of what weights are saved with
+
+
+def holds_code(path: str) -> bool:
+    """Whether a pickle names functions or classes that weights do not need. It is read, opcode by opcode, never run."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                return any(module.partition(".")[0] not in SAFE_PICKLE_MODULES for module in pickled_modules(file))
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(name) as file:
+                return any(module.partition(".")[0] not in SAFE_PICKLE_MODULES for module in pickled_modules(file))
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return False
+
+
+def pickled_modules(file: IO[bytes]) -> Iterator[str]:
+    """Modules of the functions and classes that a pickle names, up to its end or to where it is damaged."""
+    texts: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("GLOBAL", "INST"):
+                yield argument.partition(" ")[0]
+            elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+                yield texts[-2]
+            elif isinstance(argument, str):
+                texts = [*texts[-1:], argument]
+    except (ValueError, IndexError, UnicodeDecodeError, AttributeError):
+        return
 
 
 def check_safetensors(path: str) -> None:

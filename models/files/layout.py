@@ -1,5 +1,6 @@
 """Which layout the keys of a state dict have, and its weights without what wraps them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,26 @@ StateDict = dict[str, Tensor]
 # Where trainers keep the weights among optimizer states and counters, in the order of choice: NVIDIA's own inference
 # takes the weights that were trained, not their average.
 NESTS = ("state_dict", "state_dict_ema", "model", "model_state_dict", "module", "ema", "model_ema", "ema_model")
+# What stands before the keys of one component, in the order of choice: checkpoints of several parts, wrappers of
+# trainers, and averages last, because of two sets of weights the trained one is taken.
+WRAPPERS = ("module.", "ema_model.", "ema.")
+PREFIXES = {
+    "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model.", "net.", *WRAPPERS),
+    "vae": ("first_stage_model.", "vae.", *WRAPPERS),
+    "text_encoder": (
+        "text_encoders.gemma2_2b.transformer.",
+        "gemma2_2b.transformer.",
+        "text_encoder.",
+        "text_encoders.gemma2_2b.",
+        *WRAPPERS,
+    ),
+}
+# Names that torch.compile, FSDP and activation checkpointing put into the middle of keys.
+WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2")
+
+
+NVIDIA = "NVIDIA"
 
 
 def is_nvidia_sana(state_dict: StateDict) -> bool:
@@ -27,17 +47,23 @@ def is_original_dc_ae(state_dict: StateDict) -> bool:
 
 
 def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict:
-    """The parts of a fused layer's tensor; what quantisation says of the whole layer goes to every part."""
+    """The parts of a fused layer's tensor; what quantization says of the whole layer goes to every part."""
     if suffix in WHOLE_LAYER or tensor.shape[:1] in ((), (1,)):
         return {f"{name}.{suffix}": tensor for name in names}
     return {f"{name}.{suffix}": part for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)}
 
 
-def strip_prefix(state_dict: StateDict, prefixes: tuple[str, ...]) -> StateDict:
-    """The part of a state dict below the first prefix that occurs, without it; all of it when none does.
+def unwrap(key: str) -> str:
+    """A key without the names of wrappers inside it: `blocks.0._orig_mod.attn.x` is `blocks.0.attn.x`."""
+    return WRAPPED.sub("", key)
+
+
+def strip_prefix(state_dict: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    """The part of a state dict below the first prefix that occurs, without it and without wrappers; all when none does.
 
     Repeated, because wrappers of training libraries nest: `module._orig_mod.x` is `x`.
     """
+    state_dict = {unwrap(key): tensor for key, tensor in state_dict.items()}
     for prefix in prefixes:
         below = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
         if below:
@@ -45,11 +71,11 @@ def strip_prefix(state_dict: StateDict, prefixes: tuple[str, ...]) -> StateDict:
     return state_dict
 
 
-def weights_of(loaded: Mapping[str, Any]) -> StateDict:
+def nested_tensors(loaded: Mapping[str, Any]) -> StateDict:
     """The tensors of what torch.save wrote: those of the first of `NESTS` that holds any, else its own."""
     for name in NESTS:
         if isinstance(loaded.get(name), Mapping):
-            below = weights_of(loaded[name])
+            below = nested_tensors(loaded[name])
             if below:
                 return below
     return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
@@ -58,5 +84,5 @@ def weights_of(loaded: Mapping[str, Any]) -> StateDict:
 def layout_of(state_dict: StateDict) -> str:
     """Whose key names these are, for the log: "NVIDIA", "DC-AE authors" or "diffusers"; prefixes already stripped."""
     if is_nvidia_sana(state_dict):
-        return "NVIDIA"
+        return NVIDIA
     return "DC-AE authors" if is_original_dc_ae(state_dict) else "diffusers"

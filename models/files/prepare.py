@@ -30,7 +30,7 @@ def prepare_state_dict(network: nn.Module, state_dict: dict[str, Tensor], patche
     """Prepares tensors for `load_state_dict(state_dict, assign=...)` and returns what to assign.
 
     The host's streaming casts on the way. On the CPU tensors are brought to the formats of the parameters they become,
-    one by one, so that no two copies of a model exist; quantised ones keep theirs.
+    one by one, so that no two copies of a model exist; quantized ones keep theirs.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
     if patcher.is_dynamic() or not used_in_place(patcher):

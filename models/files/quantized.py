@@ -1,10 +1,11 @@
-"""Weights the host has quantised: its marks and scales, brought to one form, checked, and taken out of the picture.
+"""Weights the host has quantized: its marks and scales, brought to one form, checked, and taken out of the picture.
 
-A quantised layer is a narrow `weight`, scales, and `comfy_quant`, the format as JSON in a uint8 tensor. Older files
+A quantized layer is a narrow `weight`, scales, and `comfy_quant`, the format as JSON in a uint8 tensor. Older files
 mark the whole file by `scaled_fp8`, others name the layers in their metadata; the host turns both into this form.
 """
 
 import json
+from typing import Any
 
 import comfy.utils
 import torch
@@ -12,8 +13,7 @@ from comfy.ops import get_layout_class
 from comfy.quant_ops import QUANT_ALGOS
 from torch import Tensor
 
-from .layout import StateDict, strip_prefix
-
+StateDict = dict[str, Tensor]
 MARK = "comfy_quant"
 METADATA = "_quantization_metadata"
 # Besides the weight and the mark: what a layer must have (where a format is not listed, a weight_scale) and may have.
@@ -22,17 +22,24 @@ OPTIONAL = ("input_scale", "pre_quant_scale")
 SIDE_TENSORS = ("weight_scale", "weight_scale_2", MARK, *OPTIONAL)
 
 
-def strip_quantized(state_dict: StateDict, prefixes: tuple[str, ...], metadata: dict[str, str] | None) -> StateDict:
-    """The part below a prefix, as `strip_prefix`, with the host's present marks whatever marks the file has.
+def layers_in_metadata(name: str, metadata: dict[str, str] | None) -> dict[str, Any]:
+    """Layer -> what a file's header says of its quantization. Raises ValueError for a header that is damaged."""
+    try:
+        return dict(json.loads((metadata or {})[METADATA])["layers"]) if METADATA in (metadata or {}) else {}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"The configuration saved in {name} is damaged: save it again.") from error
 
-    Raises json.JSONDecodeError, KeyError or TypeError for marks in the metadata that are damaged.
+
+def unify_marks(name: str, state_dict: StateDict, layers: dict[str, Any]) -> StateDict:
+    """The state dict with the host's present marks, whatever marks it has.
+
+    layers: those of the file's header, under the names of the state dict. Raises ValueError for marks that are damaged.
     """
-    state_dict = dict(strip_prefix(state_dict, prefixes))
-    marks = {}
-    if metadata and METADATA in metadata:
-        layers = json.loads(metadata[METADATA])["layers"]
-        marks = {METADATA: json.dumps({"layers": strip_prefix(layers, prefixes)})}
-    return comfy.utils.convert_old_quants(state_dict, "", metadata=marks)[0]
+    marks = {METADATA: json.dumps({"layers": layers})} if layers else {}
+    try:
+        return comfy.utils.convert_old_quants(state_dict, "", metadata=marks)[0]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"The configuration saved in {name} is damaged: save it again.") from error
 
 
 def quantized_layers(state_dict: StateDict) -> dict[str, str]:
@@ -51,18 +58,18 @@ def check_quantized(name: str, state_dict: StateDict, layers: dict[str, str]) ->
     for layer, kind in layers.items():
         if kind not in QUANT_ALGOS:
             raise ValueError(
-                f"{name} is quantised as {kind} ({layer}), and this ComfyUI reads {', '.join(sorted(QUANT_ALGOS))}: "
+                f"{name} is quantized as {kind} ({layer}), and this ComfyUI reads {', '.join(sorted(QUANT_ALGOS))}: "
                 "update ComfyUI, or use another file of the model."
             )
         for part in ("weight", *REQUIRED.get(kind, ("weight_scale",))):
             if f"{layer}.{part}" not in state_dict:
-                raise ValueError(f"{name} is quantised as {kind} but {layer}.{part} is missing: download it again.")
+                raise ValueError(f"{name} is quantized as {kind} but {layer}.{part} is missing: download it again.")
         if state_dict[f"{layer}.weight"].ndim != 2:
-            raise ValueError(f"{name} has {layer} quantised, which is no linear layer: use another file of the model.")
+            raise ValueError(f"{name} has {layer} quantized, which is no linear layer: use another file of the model.")
 
 
 def plain_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
-    """The state dict as if unquantised: no scales, no marks, packed weights as meta tensors of their full width."""
+    """The state dict as if unquantized: no scales, no marks, packed weights as meta tensors of their full width."""
     side = {f"{layer}.{part}" for layer in layers for part in SIDE_TENSORS}
     view = {key: tensor for key, tensor in state_dict.items() if key not in side}
     for layer, kind in layers.items():
@@ -75,7 +82,7 @@ def plain_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
 
 
 def stored_shape(kind: str, shape: torch.Size) -> tuple[int, ...]:
-    """Shape in the file of a quantised weight of a layer's shape; block formats pad it, 4-bit ones pack two a byte."""
+    """Shape in the file of a quantized weight of a layer's shape; block formats pad it, 4-bit ones pack two a byte."""
     layout = get_layout_class(QUANT_ALGOS[kind]["comfy_tensor_layout"])
     if hasattr(layout, "get_storage_shape"):
         return tuple(layout.get_storage_shape(tuple(shape)))
@@ -83,7 +90,7 @@ def stored_shape(kind: str, shape: torch.Size) -> tuple[int, ...]:
 
 
 def stored_shapes(expected: dict[str, Tensor], layers: dict[str, str]) -> dict[str, tuple[int, ...]]:
-    """Shape in the file of every tensor of an unquantised model."""
+    """Shape in the file of every tensor of an unquantized model."""
     shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
     for layer, kind in layers.items():
         if f"{layer}.weight" in shapes:

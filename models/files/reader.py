@@ -1,7 +1,7 @@
 """Files and folders -> state dicts: single files, shards with an index, and the parts of a diffusers folder.
 
 Reading is the host's (memory-mapped safetensors, pickles with weights only); here is what to read and what to say when
-it fails. What a file's first bytes tell is in `file_faults.py`.
+it fails. What a file's first bytes tell is in `file_errors.py`.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pickle import UnpicklingError  # what torch raises; nothing here unpickles
 from typing import Any
 
@@ -26,11 +26,14 @@ from .file_errors import (
     check_content,
     check_place,
     fault,
+    first_line,
+    holds_code,
     naming_disk_faults,
     shown,
     unfinished_in,
 )
-from .layout import weights_of
+from .layout import PREFIXES, layout_of, nested_tensors, strip_prefix
+from .quantized import layers_in_metadata, unify_marks
 
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})(.*)")
 # Files of a component's folder as diffusers and transformers name them, and the order of choice among variants.
@@ -57,21 +60,6 @@ READ_ERRORS = (SafetensorError, ValueError, RuntimeError, EOFError, TypeError, A
 DAMAGED_PICKLE = ("Unsupported operand", "String is too long", "persistent id")
 
 
-@dataclass
-class Checkpoint:
-    """Tensors of one component with what lies beside them."""
-
-    path: str
-    state_dict: dict[str, Tensor]
-    metadata: dict[str, str] | None = None
-    config: dict[str, Any] = field(default_factory=dict)  # config.json beside the weights
-
-    @property
-    def name(self) -> str:
-        """Path for messages; files of diffusers folders have the same names, so the folders count."""
-        return shown(self.path)
-
-
 def read_json(path: str) -> dict[str, Any]:
     """A JSON object, {} when the file is absent. Raises ValueError naming a file that holds anything else."""
     if not os.path.isfile(path):
@@ -86,11 +74,6 @@ def read_json(path: str) -> dict[str, Any]:
             f"{shown(path)} holds a JSON {type(content).__name__} where an object is expected: download it again."
         )
     return content
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of another library's message, to be quoted in one of ours."""
-    return shown((str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip("."))
 
 
 def preference(name: str) -> tuple:
@@ -146,7 +129,7 @@ def load_file(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
         loaded, metadata = read_file(path)
     if not isinstance(loaded, Mapping):
         raise fault(path, "holds no tensors by name", OTHER_FORMAT)
-    state_dict = weights_of(loaded)
+    state_dict = nested_tensors(loaded)
     for key, tensor in state_dict.items():
         check_tensor(path, key, tensor)
     return state_dict, metadata
@@ -158,7 +141,7 @@ def read_file(path: str) -> tuple[Any, dict[str, str] | None]:
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             return comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except UnpicklingError as error:
-        if any(sign in str(error) for sign in DAMAGED_PICKLE):
+        if any(sign in str(error) for sign in DAMAGED_PICKLE) and not holds_code(path):
             raise fault(path, "is damaged, its pickle makes no sense", DOWNLOAD_AGAIN) from error
         raise ValueError(
             f"{shown(path)} holds Python objects besides tensors, which are not loaded because they could run code: "
@@ -256,19 +239,50 @@ def component_folder(folder: str, component: str) -> str:
     )
 
 
-def read_checkpoint(path: str, component: str) -> Checkpoint:
-    """One component from a weight file, any shard of a set, a shard index, its folder, or the diffusers folder around
-    it.
+@dataclass
+class Checkpoint:
+    """Tensors of one component with what lies beside them.
 
-    component: "transformer", "vae" or "text_encoder", the subfolder of a diffusers model.
-    Raises FileNotFoundError, PermissionError and ValueError with one sentence that names the file and the cure.
+    state_dict: keys without prefixes, wrappers and old marks of quantization. whole: all tensors
+    as the file names them. layout: whose names those are, for the log. source: the path asked for, file or folder.
     """
-    check_place(path)
-    if os.path.isdir(path):
-        path = find_weights(component_folder(path, component))
-    config = read_json(os.path.join(os.path.dirname(path), "config.json"))
-    state_dict, metadata = read_shards(path)
-    return Checkpoint(path, state_dict, metadata, config)
+
+    path: str
+    state_dict: dict[str, Tensor]
+    metadata: dict[str, str] | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # config.json beside the weights
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    layout: str = ""
+    source: str = ""
+
+    @classmethod
+    def open(cls, path: str, component: str) -> "Checkpoint":
+        """One component, with plain keys, from whatever `read` takes. Raises as it does."""
+        checkpoint = cls.read(path, component)
+        name, prefixes = checkpoint.name, PREFIXES[component]
+        layers = strip_prefix(layers_in_metadata(name, checkpoint.metadata), prefixes)
+        state_dict = unify_marks(name, strip_prefix(checkpoint.state_dict, prefixes), layers)
+        return replace(checkpoint, state_dict=state_dict, layout=layout_of(state_dict))
+
+    @classmethod
+    def read(cls, path: str, component: str) -> "Checkpoint":
+        """A weight file, any shard of a set, a shard index, its folder, or the diffusers folder around it, as it lies.
+
+        component: "transformer", "vae" or "text_encoder", the subfolder of a diffusers model.
+        Raises FileNotFoundError, PermissionError and ValueError with one sentence that names the file and the cure.
+        """
+        check_place(path)
+        source = path
+        if os.path.isdir(path):
+            path = find_weights(component_folder(path, component))
+        config = read_json(os.path.join(os.path.dirname(path), "config.json"))
+        state_dict, metadata = read_shards(path)
+        return cls(path, state_dict, metadata, config, state_dict, source=source)
+
+    @property
+    def name(self) -> str:
+        """Path for messages; files of diffusers folders have the same names, so the folders count."""
+        return shown(self.path)
 
 
 def read_beside(path: str, component: str, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.precision import Precision, describe_precision
-from . import foreign_files, quantized
+from . import quantized
 from .reader import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -20,10 +19,6 @@ def log_loaded(checkpoint: Checkpoint, what: str, precision: Precision) -> None:
     if precision.warning:
         logger.warning("SANA: %s: %s.", checkpoint.name, precision.warning)
     logger.info("SANA: %s is %s, %s", checkpoint.name, what, describe_precision(precision))
-
-
-# What each loader expects, in the words of `foreign_files.FAMILIES`.
-SANA, GEMMA, DC_AE = "a SANA transformer", "a Gemma-2 text encoder", "a DC-AE autoencoder"
 
 
 def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None:
@@ -47,7 +42,7 @@ def check_tensors(
     """Raises ValueError that names missing and unexpected tensors, or the first one of another shape.
 
     expected: state dict of the network with torch's own layers, as those of the host have no weights before they are
-    loaded when it streams. layers: the file's quantised layers with their formats.
+    loaded when it streams. layers: the file's quantized layers with their formats.
     """
     name = checkpoint.name
     check_keys(name, expected, quantized.plain_view(found, layers))
@@ -60,16 +55,6 @@ def check_tensors(
     check_values(name, [key for key in expected if key.removesuffix(".weight") not in layers], found)
 
 
-def refuse(checkpoint: Checkpoint, expected: str, required: Iterable[str], state_dict: dict[str, Tensor]) -> ValueError:
-    """The error for a file that is not of the expected family, or of it but for a tensor every member has."""
-    found = foreign_files.describe(checkpoint.state_dict)
-    missing = [key for key in required if key not in state_dict]
-    if found.startswith(expected):
-        return missing_tensor(checkpoint, expected, missing[0]) if missing else other_shapes(checkpoint, expected)
-    cure = "" if re.search(r"\((use|take|load) ", found) else ": pick another file"
-    return ValueError(f"{checkpoint.name} is {found}, not {expected}{cure}.")
-
-
 def missing_tensor(checkpoint: Checkpoint, expected: str, key: str) -> ValueError:
     return ValueError(f"{checkpoint.name} looks like {expected} but {key} is missing: download it again.")
 
@@ -79,7 +64,7 @@ def other_shapes(checkpoint: Checkpoint, expected: str) -> ValueError:
 
 
 @contextmanager
-def naming_faults(checkpoint: Checkpoint, expected: str):
+def reading_config(checkpoint: Checkpoint, expected: str):
     """Turns a tensor that is missed or damaged, while the configuration is read, into one sentence."""
     try:
         yield

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..files.config_values import check_numbers
+from ..files.config_values import check_numbers, check_shapes
 from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
 from ..runtime.precision import count
 
@@ -21,6 +21,8 @@ def check_gemma2(name: str, found: Mapping[str, int], source: Mapping[str, Any])
     size, layers = GEMMA_SIZES.get(found["hidden_size"], ("", None))
     if size in ("9B", "27B"):
         raise ValueError(f"{name} is Gemma-2 {size}, but SANA reads the states of Gemma-2 2B: use gemma-2-2b-it.")
+    told_elsewhere = ("num_hidden_layers", "vocab_size")  # below, and of the tokenizer
+    check_shapes(name, source, {key: value for key, value in found.items() if key not in told_elsewhere})
     layers = check_numbers(name, source).get("num_hidden_layers", layers)
     if layers not in (None, found["num_hidden_layers"]):
         raise ValueError(
@@ -44,6 +46,7 @@ GEMMA_KEYS = (
     "model.layers.0.pre_feedforward_layernorm.weight",
     "model.layers.0.self_attn.q_proj.weight",
 )
+GEMMA_MARKS = ("layers.0.pre_feedforward_layernorm.weight", "layers.0.post_feedforward_layernorm.weight")
 GEMMA_HEAD_DIM = 256  # of every Gemma-2 2B; not readable off a shape
 
 
@@ -69,5 +72,5 @@ def detect_gemma2(state_dict: StateDict) -> dict[str, int]:
 
 
 def describe_gemma(model_config: dict[str, Any], parameters: int, formats: str) -> str:
-    kept = f", quantised as {formats}" if formats else ""
+    kept = f", quantized as {formats}" if formats else ""
     return f"Gemma-2, width {model_config['hidden_size']} ({count(parameters)} parameters{kept})"

@@ -1,6 +1,7 @@
-"""Path -> SANA's text encoder as a host CLIP: open and check, detect, precision, build."""
+"""Gemma-2, SANA's text encoder: a checkpoint -> CLIP of the host, in the order detect, precision, build."""
 
 import logging
+from typing import Any
 
 import comfy.sd
 import comfy.supported_models_base
@@ -9,74 +10,100 @@ import torch
 from torch import Tensor
 
 from ..files import quantized
-from ..files.reader import Checkpoint, read_checkpoint
+from ..files.family import Family, open_as
+from ..files.layout import StateDict
+from ..files.reader import Checkpoint
 from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
-from ..files.validation import GEMMA, check_tensors, log_loaded, naming_faults, refuse
+from ..files.validation import check_tensors, log_loaded, reading_config
 from ..runtime.device import requested
-from ..runtime.precision import gemma_precision
+from ..runtime.precision import Precision, gemma_precision
 from . import detection as gemma_detection
-from .detection import check_gemma2, is_base_gemma
 from .text_encoder import CLIP_NAME, Gemma2, GemmaClip, SanaTextEncoder, SanaTokenizer
 
 logger = logging.getLogger(__name__)
 
-TEXT_PREFIXES = (
-    "text_encoders.gemma2_2b.transformer.",
-    "gemma2_2b.transformer.",
-    "text_encoder.",
-    "text_encoders.gemma2_2b.",
-)
+IGNORED = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
 
 
-def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """SANA's text encoder from a file or folder.
+def convert_gemma(state_dict: StateDict) -> StateDict:
+    """Any layout -> the host's names, below `model.`, without the tokenizer's."""
+    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(IGNORED)}
+    if "embed_tokens.weight" in state_dict:
+        return {f"model.{key}": tensor for key, tensor in state_dict.items()}
+    return state_dict
 
-    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with
-    one sentence.
-    """
-    options = options or {}
-    checkpoint = read_checkpoint(path, "text_encoder")
-    spiece = find_spiece(checkpoint.state_dict)
-    state_dict, layers = read_gemma(checkpoint)
+
+def read_spiece(checkpoint: Checkpoint) -> Tensor:
+    """Bytes of the tokenizer (N,), from the file or from beside it. Raises FileNotFoundError without one."""
+    spiece = find_spiece(checkpoint.whole)
     spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
     if spiece is None:
         raise no_tokenizer(checkpoint)
-    view = quantized.plain_view(state_dict, layers)
-    with naming_faults(checkpoint, GEMMA):
-        model_config = gemma_detection.detect_gemma2(view)
-    own = checkpoint.config if checkpoint.config.get("model_type") == "gemma2" else {}
-    check_gemma2(checkpoint.name, model_config, own)
-    check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
-    check_tensors(
-        checkpoint,
-        Gemma2(dict(model_config), torch.bfloat16, "meta", torch.nn).state_dict(),
-        state_dict,
-        layers,
-    )
+    return spiece
 
-    found = comfy.sd.llama_detect([state_dict])
-    stored = found.get("dtype_llama", torch.bfloat16) if layers else comfy.utils.weight_dtype(state_dict)
-    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
+
+def configure(checkpoint: Checkpoint, spiece: Tensor) -> tuple[dict[str, int], dict[str, str], int]:
+    """The host's configuration, quantized layers with their formats, number of parameters.
+
+    Raises ValueError for another Gemma than SANA's, and for a tokenizer or tensors that do not fit it.
+    """
+    with reading_config(checkpoint, GEMMA.name):
+        layers = quantized.quantized_layers(checkpoint.state_dict)
+    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
+    view = quantized.plain_view(checkpoint.state_dict, layers)
+    with reading_config(checkpoint, GEMMA.name):
+        model_config = gemma_detection.detect_gemma2(view)
+    gemma_detection.check_gemma2(checkpoint.name, model_config, gemma_config(checkpoint))
+    check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
+    network = Gemma2(dict(model_config), torch.bfloat16, "meta", torch.nn)
+    check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, layers)
+    return model_config, layers, comfy.utils.calculate_parameters(view)
+
+
+def gemma_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """transformers' config.json, unless it is another model's."""
+    return checkpoint.config if checkpoint.config.get("model_type") == "gemma2" else {}
+
+
+def build(
+    model_config: dict[str, int],
+    precision: Precision,
+    state_dict: StateDict,
+    spiece: Tensor,
+    parameters: int,
+    disable_dynamic: bool,
+) -> comfy.sd.CLIP:
+    """The host's CLIP of a configuration with these tensors in it."""
     model_options = {
         "dtype": precision.weights,
         f"{CLIP_NAME}_model_config": model_config,
-        "quantization_metadata": found.get("llama_quantization_metadata"),
+        "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
     }
-    target = comfy.supported_models_base.ClipTarget(SanaTokenizer, SanaTextEncoder)
-    parameters = comfy.utils.calculate_parameters(view)
-    clip = GemmaClip(
-        target,
+    return GemmaClip(
+        comfy.supported_models_base.ClipTarget(SanaTokenizer, SanaTextEncoder),
         tokenizer_data={"spiece_model": spiece},
         parameters=parameters,
         state_dict=[state_dict],
         model_options=model_options,
         disable_dynamic=disable_dynamic,
     )
-    clip.patcher.cached_patcher_init = (load_gemma_patcher, (path, options))
-    if is_base_gemma(checkpoint.path, own):
+
+
+def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool) -> comfy.sd.CLIP:
+    """The host's CLIP of a checkpoint with the host's names; options as `load_gemma` takes them."""
+    state_dict, spiece = checkpoint.state_dict, read_spiece(checkpoint)
+    model_config, layers, parameters = configure(checkpoint, spiece)
+    if layers:
+        stored = comfy.sd.llama_detect([state_dict]).get("dtype_llama", torch.bfloat16)
+    else:
+        stored = comfy.utils.weight_dtype(state_dict)
+    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
+    clip = build(model_config, precision, state_dict, spiece, parameters, disable_dynamic)
+    clip.patcher.cached_patcher_init = (load_gemma_patcher, (checkpoint.source, options))
+    if gemma_detection.is_base_gemma(checkpoint.path, gemma_config(checkpoint)):
         logger.warning(
             "SANA: %s is the base Gemma-2 2B by its name, but SANA was trained with the instruction-tuned one: use "
-            "gemma-2-2b-it for pictures that follow the prompt.",
+            "gemma-2-2b-it for images that follow the prompt.",
             checkpoint.name,
         )
     log_loaded(
@@ -85,20 +112,26 @@ def load_gemma(path: str, options: dict | None = None, disable_dynamic: bool = F
     return clip
 
 
-def read_gemma(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under the host's names without the tokenizer's, and quantised layers. Raises ValueError for others."""
-    ignored = ("spiece_model", "logit_scale", "lm_head.weight")
-    with naming_faults(checkpoint, GEMMA):
-        state_dict = quantized.strip_quantized(checkpoint.state_dict, TEXT_PREFIXES, checkpoint.metadata)
-        state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(ignored)}
-        if "embed_tokens.weight" in state_dict:
-            state_dict = {f"model.{key}": tensor for key, tensor in state_dict.items()}
-        if not gemma_detection.is_gemma2(state_dict):
-            raise refuse(checkpoint, GEMMA, gemma_detection.GEMMA_KEYS, state_dict)
-        layers = quantized.quantized_layers(state_dict)
-    quantized.check_quantized(checkpoint.name, state_dict, layers)
-    return state_dict, layers
+def load_gemma(path: str, options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """SANA's text encoder from a file or folder.
+
+    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with
+    one sentence.
+    """
+    return load(open_as(GEMMA, path), options or {}, disable_dynamic)
 
 
 def load_gemma_patcher(path: str, options: dict | None = None, disable_dynamic: bool = False):
     return load_gemma(path, options, disable_dynamic).patcher
+
+
+GEMMA = Family(
+    name="a Gemma-2 text encoder",
+    component="text_encoder",
+    node="SANA Gemma Loader",
+    marks=gemma_detection.GEMMA_MARKS,
+    required=gemma_detection.GEMMA_KEYS,
+    convert=convert_gemma,
+    recognizes=gemma_detection.is_gemma2,
+    load=load,
+)

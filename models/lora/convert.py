@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..files.layout import StateDict, unwrap
 from ..sana import convert as sana_convert
-
-StateDict = dict[str, Tensor]
 
 TARGET = "diffusion_model."  # what the host puts before a layer's name
 METADATA_KEY = "lora_adapter_metadata"  # in the header of what diffusers saves
@@ -30,6 +28,7 @@ PARTS = tuple(
         (r"(?:\.lora_A(?:\.\w+)*|[._]lora[._]down\.weight|\.lora_linear_layer\.down\.weight)", DOWN),
         (r"(?:\.lora_B(?:\.\w+)*|[._]lora[._]up\.weight|\.lora_linear_layer\.up\.weight)", UP),
         (r"\.lora_mid\.weight", "lora_mid.weight"),
+        (r"\.([ab][12]\.weight)", None),
         (r"\.alpha", ALPHA),
         (r"\.(?:dora_scale|magnitude|lora_magnitude_vector(?:\.\w+)*)", MAGNITUDE),
         (r"\.oft_R(?:\.\w+)*", ""),
@@ -41,8 +40,11 @@ IGNORED = re.compile(r"(?:base_model\.model\.)?(?:text_encoders?[._\d]|lora_te\d
 # What may stand before a layer's name, with dots as underscores.
 PREFIXES = (
     "base_model_model_", "lora_unet_", "lora_transformer_", "lycoris_", "diffusion_model_", "transformer_", "model_",
-    "unet_", "module_", "_",
+    "unet_", "module_", "ema_model_", "ema_", "_",
 )  # fmt: skip
+# Names of wrappers in the middle of a layer's, with dots as underscores.
+WRAPPED = re.compile(r"(?:^|_)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)(?=_)")
+GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
 # Layers only other models have, with dots as underscores -> what they are. The first match counts.
 FOREIGN = (
     (r"conv_temp", "SANA-Video"),
@@ -64,6 +66,7 @@ ALGORITHMS = (
     (r"hada_", "LoHa"),
     (r"lokr_", "LoKr"),
     (r"dora_scale|magnitude", "DoRA"),
+    (r"\.[ab][12]\.weight$", "GLoRA"),
     (r"oft_", "OFT"),
     (r"lora", "LoRA"),
 )
@@ -89,15 +92,17 @@ class ConvertedLora:
 
     tensors: StateDict = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
+    incomplete: list[str] = field(default_factory=list)  # keys of adapters that lack a factor
 
 
 def sort_keys(keys: Iterable[str]) -> LoraKeys:
     found = LoraKeys()
     for key in keys:
-        if IGNORED.match(key):
+        plain = unwrap(key)
+        if IGNORED.match(plain):
             found.ignored.append(key)
             continue
-        match, part = next(((m, p) for pattern, p in PARTS if (m := pattern.fullmatch(key))), (None, ""))
+        match, part = next(((m, p) for pattern, p in PARTS if (m := pattern.fullmatch(plain))), (None, ""))
         part = match[2] if match and part is None else part
         if part:
             found.stems.setdefault(match[1], {})[part] = key
@@ -154,7 +159,7 @@ def layer_aliases(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 def find_layers(stem: str, aliases: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The internal layers that a name stands for, whatever prefixes it carries; () for an unknown one."""
-    name = flatten(stem)
+    name = WRAPPED.sub("", flatten(stem))
     while name not in aliases:
         shorter = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), None)
         if shorter is None:
@@ -185,7 +190,7 @@ def adapter_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float | N
     return float(alpha) * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
 
 
-def rank_of(parts: StateDict) -> int | None:
+def rank_in(parts: StateDict) -> int | None:
     """Rank as the host counts it; None for parts that are not of low rank."""
     return next((parts[name].shape[0] for name in (DOWN, "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts), None)
 
@@ -200,6 +205,7 @@ def is_complete(parts: Iterable[str]) -> bool:
     return (
         (DOWN in parts) == (UP in parts)
         and len({name for name in parts if name.startswith("hada_w")}) in (0, 4)
+        and len(parts.intersection(GLORA)) in (0, len(GLORA))
         and len({"hada_t1", "hada_t2"} & parts) in (0, 2)
         and (has_factor(1) and has_factor(2) or not any(name.startswith("lokr_") for name in parts))
     )
@@ -216,7 +222,7 @@ def scale_parts(parts: StateDict, config: Mapping[str, Any], layer: str) -> Stat
     """Adds the alpha that only PEFT's configuration tells."""
     if ALPHA in parts or not config:
         return parts
-    rank = rank_of(parts)
+    rank = rank_in(parts)
     if rank is not None:
         alpha = adapter_alpha(config, layer, rank)
         return parts if alpha is None else parts | {ALPHA: torch.tensor(alpha)}
@@ -235,7 +241,7 @@ def expand_lokr(parts: StateDict) -> StateDict:
         factors.append(
             parts[name].float() if name in parts else parts[f"{name}_a"].float() @ parts[f"{name}_b"].float()
         )
-    rank = rank_of(parts)
+    rank = rank_in(parts)
     scale = float(parts[ALPHA]) / rank if rank is not None and ALPHA in parts else 1.0
     return {"diff": torch.kron(*factors) * scale}
 
@@ -265,7 +271,10 @@ def convert_lora(
     aliases, out = layer_aliases(layers), ConvertedLora()
     for stem, named in keys.stems.items():
         targets = find_layers(stem, aliases)
-        if not targets or not is_complete(named) or any(layer in out.sources for layer in targets):
+        if targets and not is_complete(named):
+            out.incomplete += named.values()
+            continue
+        if not targets or any(layer in out.sources for layer in targets):
             continue
         parts = shape_magnitude({part: state_dict[key] for part, key in named.items()}, named.get(MAGNITUDE, ""))
         parts = scale_parts(parts, config or {}, targets[0])

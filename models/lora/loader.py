@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Callable
 
 import comfy.lora
 import comfy.model_patcher
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..files import foreign_files
-from ..files.reader import Checkpoint, read_checkpoint, read_json
+from ..files.reader import Checkpoint, read_json
 from .convert import (
     TARGET,
     ConvertedLora,
     LoraKeys,
+    StateDict,
     convert_lora,
     describe_layout,
     find_foreign,
@@ -33,19 +35,23 @@ SIZES = {1152: "0.6B", 2240: "1.6B or 4.8B"}  # by width
 
 
 def load_lora(
-    patcher: comfy.model_patcher.ModelPatcher, path: str, strength: float
+    patcher: comfy.model_patcher.ModelPatcher,
+    path: str,
+    strength: float,
+    describe: Callable[[StateDict], str] = foreign_files.describe,
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of the model with the LoRA at this strength, which may be negative; the model itself at strength 0.
 
+    describe: says of a state dict what it seems to be, for the message about a file that is no LoRA.
     Raises ValueError or FileNotFoundError with one sentence for a file of which nothing can be applied; what is left
     over of another is logged as a warning.
     """
     if strength == 0:
         return patcher
     network = sana_network(patcher)
-    checkpoint = read_checkpoint(path, "transformer")
+    checkpoint = Checkpoint.read(path, "transformer")
     keys = sort_keys(checkpoint.state_dict)
-    require_sana_lora(checkpoint, keys)
+    require_sana_lora(checkpoint, keys, describe)
     weights = weights_of(network)
     layers = [layer_of(key) for key in weights if key.endswith(".weight")]
     converted = convert_lora(checkpoint.state_dict, keys, layers, adapter_config(checkpoint))
@@ -86,7 +92,7 @@ def layer_of(key: str) -> str:
     return key.removeprefix(TARGET).rpartition(".")[0]
 
 
-def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys) -> None:
+def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys, describe: Callable[[StateDict], str]) -> None:
     """Raises ValueError for a file that is no LoRA, one for another model, or one with damaged values."""
     name = checkpoint.name
     if not keys.stems and keys.ignored:
@@ -97,7 +103,7 @@ def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys) -> None:
     if not keys.stems:
         layout = describe_layout(checkpoint.state_dict)
         found = f"of a kind that is not supported ({layout})" if is_adapter(keys) else "no LoRA but "
-        found += "" if is_adapter(keys) else foreign_files.describe(checkpoint.state_dict)
+        found += "" if is_adapter(keys) else describe(checkpoint.state_dict)
         raise ValueError(f"{name} is {found}: pick a LoRA, LoHa, LoKr or DoRA trained on SANA.")
     foreign = find_foreign(keys)
     if foreign is not None:
@@ -156,6 +162,11 @@ def report(
             f"{name} ({layout}) is for another size of SANA{size_hint(change)}: it changes {layer} by {change[0]} x "
             f"{change[1]} values where this model has {own[0]} x {own[1]}: use it with the size it was trained on."
         )
+    if not applied and converted.incomplete:
+        raise ValueError(
+            f"{name} ({layout}) has {converted.incomplete[0]} without its counterpart, as {len(converted.incomplete)} "
+            "of its keys have none: save it again from the trainer, or download it again."
+        )
     if not applied:
         raise ValueError(
             f"None of the {len(wanted)} keys of {name} ({layout}, such as {wanted[0]}) names a layer of this SANA "
@@ -169,7 +180,7 @@ def report(
     logger.warning(
         message + "; left over: %s%s",
         *(name, len(applied), len(wanted), layout, ignored, left[0]),
-        depth_hint(left, network.config.depth),
+        " (without its counterpart)" if left[0] in converted.incomplete else depth_hint(left, network.config.depth),
     )
 
 

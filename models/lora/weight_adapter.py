@@ -4,7 +4,7 @@ import math
 
 import comfy.model_management
 import torch
-from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
+from comfy.weight_adapter import GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAdapter
 from torch import Tensor
 
 # Places in the host's tuples of an adapter's parts.
@@ -36,6 +36,9 @@ def change_shape(patch) -> tuple[int, int] | None:
             kernel = 1 if t2 is None else math.prod(t2.shape[2:])
             second = w2_a.shape[0 if t2 is None else 1], w2_b.shape[1] * kernel
         return first[0] * second[0], first[1] * second[1]
+    if isinstance(patch, GLoRAAdapter):  # b1 @ b2, or b2 @ b1 in older files: the rank is the smaller inner size
+        (rows1, inner1), (rows2, inner2) = (matrix_shape(factor) for factor in patch.weights[2:4])
+        return (rows1, inner2) if inner1 == rows2 and (inner2 != rows1 or inner1 <= inner2) else (rows2, inner1)
     if isinstance(patch, tuple) and patch[0] == "diff":
         return matrix_shape(patch[1][0])
     return None

@@ -69,20 +69,20 @@ def fastest(trained_in: str | None, device: Device) -> tuple[torch.dtype, str]:
 
 
 def sana_precision(
-    trained_in: str | None, stored: torch.dtype | None, request: Request, device: Device, quantised: str = ""
+    trained_in: str | None, stored: torch.dtype | None, request: Request, device: Device, quantized: str = ""
 ) -> Precision:
     """Formats of a SANA transformer: what is asked for decides how weights are kept, never that they overflow.
 
     trained_in: FLOAT16, BFLOAT16 or None when nothing tells. stored: format of most of the file's weights.
-    quantised: the host's name for the formats of the quantised layers, "" for none.
+    quantized: the host's name for the formats of the quantized layers, "" for none.
     """
     clamp = trained_in != BFLOAT16
     compute, why = fastest(trained_in, device)
     asked, by = request.dtype, f"asked for by {request.by}"
 
-    if quantised:
+    if quantized:
         ignored = f", so {request.by} has no effect" if asked else ""
-        return Precision(compute, compute, clamp, f"the file is quantised as {quantised}{ignored}")
+        return Precision(compute, compute, clamp, f"the file is quantized as {quantized}{ignored}")
     if asked is None:
         if stored in FLOAT8 and device.float8:
             return Precision(stored, compute, clamp, "as the file stores them")

@@ -6,7 +6,7 @@ Source: key lists of the released checkpoints in NVIDIA's and diffusers' layouts
 from collections.abc import Mapping
 from typing import Any
 
-from ..files.config_values import check_numbers
+from ..files.config_values import check_numbers, check_shapes
 from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
 from .config import CROSS_ATTENTION_HEADS, DEPTHS, SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .filename_hints import native_sample_size, release_shift, telling_names, training_format
@@ -38,6 +38,14 @@ SANA_KEYS = (
     "transformer_blocks.0.ff.conv_inverted.weight",
     "transformer_blocks.0.attn1.to_q.weight",
 )
+# Two marks each, so that a file which lacks one of them is still known for what it is. Lumina-Next has the name of
+# NVIDIA's norm of the text as well, below its layers.
+SANA_MARKS = (
+    "transformer_blocks.0.ff.conv_inverted.weight",
+    "patch_embed.proj.weight+caption_norm.weight",
+    "blocks.0.mlp.inverted_conv.conv.weight",
+    "attention_y_norm.weight",
+)
 INTERPOLATION_SCALES = {64: 1.0, 128: 2.0}  # by sample size; 512 and 1024 px models have no positional embedding
 SMALL_WIDTH = 1152  # of the 0.6B
 
@@ -60,6 +68,18 @@ def check_config(name: str, source: Mapping[str, Any], width: int, depth: int) -
         )
 
 
+def shapes_of(state_dict: StateDict) -> dict[str, Any]:
+    """What shapes tell, under diffusers' names in config.json."""
+    width, in_channels, patch_size = state_dict["patch_embed.proj.weight"].shape[:3]
+    return {
+        "in_channels": in_channels,
+        "out_channels": state_dict["proj_out.weight"].shape[0] // patch_size**2,
+        "patch_size": patch_size,
+        "caption_channels": state_dict["caption_projection.linear_1.weight"].shape[1],
+        "cross_attention_dim": width,
+    }
+
+
 def detect_sana(
     state_dict: StateDict,
     name: str = "",
@@ -79,6 +99,7 @@ def detect_sana(
     size, in_channels = state_dict["patch_embed.proj.weight"].shape[:2]
     depth = depth_of(state_dict, "transformer_blocks.")
     check_config(name, source, size, depth)
+    check_shapes(name, source, shapes_of(state_dict))
     if "num_layers" not in source:
         check_depth(name, size, depth)
     heads = source.get("num_cross_attention_heads", CROSS_ATTENTION_HEADS.get(size))

@@ -1,6 +1,7 @@
 """Configuration from tensors, config.json and names, in this order of trust, and files that are not SANA's."""
 
 import dataclasses
+from functools import partial
 
 import comfy.ldm.flux.model
 import comfy.ldm.modules.diffusionmodules.mmdit
@@ -12,10 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from sana_native.models.dc_ae import loader as dc_ae_loader
 from sana_native.models.dc_ae.detection import DC_AE_KEYS, is_dc_ae
-from sana_native.models.gemma import loader as gemma_loader
-from sana_native.models.sana import loader as sana_loader
+from sana_native.models.registry import FAMILIES, load_model
 from sana_native.models.sana.detection import SANA_KEYS, detect_sana, is_sana
 from sana_native.tests.models.test_released import meta as released
 from sana_native.tests.support import layouts, tiny
@@ -143,11 +142,7 @@ FOREIGN = {
         lambda: diffusers.SanaVideoTransformer3DModel(num_layers=1)
     ),
 }
-LOADERS = {
-    "a SANA transformer": sana_loader.load_sana,
-    "a Gemma-2 text encoder": gemma_loader.load_gemma,
-    "a DC-AE autoencoder": dc_ae_loader.load_dc_ae,
-}
+LOADERS = {family.name: partial(load_model, family.component) for family in FAMILIES}
 
 
 def save(path, state_dict) -> str:
@@ -202,9 +197,9 @@ def test_each_loader_names_the_two_other_parts_of_sana_and_their_loaders(tmp_pat
 def test_parts_in_their_authors_layouts_are_named_too(tmp_path):
     native = layouts.nvidia_sana(tiny.transformer().state_dict())
     with pytest.raises(ValueError, match="is a SANA transformer .*, not a DC-AE autoencoder"):
-        dc_ae_loader.load_dc_ae(save(tmp_path / "x.safetensors", native))
+        load_model("vae", save(tmp_path / "x.safetensors", native))
     with pytest.raises(ValueError, match="is a DC-AE autoencoder .*, not a SANA transformer"):
-        sana_loader.load_sana(save(tmp_path / "x.safetensors", layouts.original_dc_ae(tiny.dc_ae().state_dict())))
+        load_model("transformer", save(tmp_path / "x.safetensors", layouts.original_dc_ae(tiny.dc_ae().state_dict())))
 
 
 def test_dc_ae_of_other_models_is_refused_by_name(tmp_path):
@@ -212,7 +207,7 @@ def test_dc_ae_of_other_models_is_refused_by_name(tmp_path):
     with pytest.raises(
         ValueError, match=r"is a DC-AE for other models \(SANA's are dc-ae-f32c32-sana-1.0 and 1.1\), not"
     ):
-        dc_ae_loader.load_dc_ae(save(tmp_path / "x.safetensors", state_dict))
+        load_model("vae", save(tmp_path / "x.safetensors", state_dict))
 
 
 def test_configuration_is_compared_whole():

@@ -17,7 +17,7 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel
 from sana_native.tests.models import test_pictures as pictures
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.quantized import load_sana, quantised, weights, write_model
+from sana_native.tests.support.quantized import load_sana, quantized, weights, write_model
 from sana_native.tools.workflow import set_inputs
 from torch import Tensor
 
@@ -80,8 +80,8 @@ def test_memory_that_comes_and_goes_gives_the_same_bits(room):
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "nvfp4"])
-def test_little_memory_gives_a_quantised_model_the_same_bits(kind, room, tmp_path):
-    path = write_model(tmp_path, quantised(weights("sprint"), kind))
+def test_little_memory_gives_a_quantized_model_the_same_bits(kind, room, tmp_path):
+    path = write_model(tmp_path, quantized(weights("sprint"), kind))
     expected = bench.draw(load_sana(path), bench.encoded())
     loaded = room(NO_MEMORY)
     assert torch.equal(bench.draw(load_sana(path), bench.encoded()), expected)

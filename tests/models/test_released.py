@@ -13,7 +13,7 @@ from sana_native.models.dc_ae.config import DCAEConfig, DCAEHalfConfig
 from sana_native.models.dc_ae.detection import detect_dc_ae, is_dc_ae
 from sana_native.models.dc_ae.model import AutoencoderDC
 from sana_native.models.files import layout
-from sana_native.models.files.foreign_files import describe
+from sana_native.models.registry import describe_file
 from sana_native.models.gemma.detection import detect_gemma2, is_gemma2
 from sana_native.models.sana import convert as sana_convert
 from sana_native.models.sana.config import SanaConfig
@@ -309,4 +309,4 @@ def test_gemma_2_2b_is_recognised_with_its_real_widths():
 @pytest.mark.parametrize("layout, name", [(layout, name) for layout in RELEASED for name in RELEASED[layout]])
 def test_every_release_is_described_as_what_it_is(layout, name):
     family = "a DC-AE" if name in generate.DC_AE else "a Gemma-2" if name == "Gemma-2-2b" else "a SANA transformer"
-    assert describe(RELEASED[layout][name]).startswith(family)
+    assert describe_file(RELEASED[layout][name]).startswith(family)

@@ -6,14 +6,13 @@ The kinds of bad files are in `test_bad_files.py`.
 import dataclasses
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from sana_native.models.dc_ae.loader import load_dc_ae
-from sana_native.models.files.reader import read_checkpoint
+from sana_native.models.files.reader import Checkpoint
 from sana_native.models.files.validation import WHOLE
 from sana_native.models.gemma.loader import load_gemma
 from sana_native.models.gemma.text_encoder import encode_prompts
@@ -77,13 +76,12 @@ def in_other_layout(component: str, state_dict: dict) -> dict:
 def damaged(request, whole, monkeypatch):
     """A component's tensors, and a function that loads it with other ones; only the reading of the file is left out."""
     component = request.param.partition(" ")[0]
-    sound = read_checkpoint(str(whole), component)
+    sound = Checkpoint.read(str(whole), component)
     state_dict = in_other_layout(component, sound.state_dict) if " " in request.param else sound.state_dict
 
     def load(tensors: dict) -> None:
-        checkpoint = dataclasses.replace(sound, state_dict=dict(tensors))
-        loader = sys.modules[LOADERS[component].__module__]
-        monkeypatch.setattr(loader, "read_checkpoint", lambda *_: checkpoint)
+        checkpoint = dataclasses.replace(sound, state_dict=dict(tensors), whole=dict(tensors))
+        monkeypatch.setattr(Checkpoint, "read", lambda *_: checkpoint)
         LOADERS[component](str(whole))
 
     load(state_dict)

@@ -252,3 +252,67 @@ def test_models_of_extra_model_paths_are_listed_and_draw_through_the_real_server
         assert Image.open(io.BytesIO(server.fetch_image(image))).size == (64, 64)
     assert "Sana 図/transformer" in server.log()
     assert sorted(elsewhere.rglob("*")) == before
+
+
+@pytest.fixture
+def walks(monkeypatch) -> list[str]:
+    """Where `os.walk` has begun, of the pack's own walks."""
+    begun, walk = [], files.os.walk
+
+    def counted(top, *args, **options):
+        begun.append(top)
+        return walk(top, *args, **options)
+
+    monkeypatch.setattr(files.os, "walk", counted)
+    return begun
+
+
+def model_folder(models: Path, name: str) -> Path:
+    """A diffusers folder with a transformer, empty."""
+    empty(models / "diffusers" / name / "model_index.json")
+    (models / "diffusers" / name / "transformer").mkdir()
+    return models / "diffusers" / name
+
+
+def test_all_loaders_together_walk_the_folders_once(models, walks):
+    model_folder(models, "group/first")
+    for _ in range(2):
+        assert [offered(component)[0] for component in LOADERS] == ["group/first/", DEMO, DEMO]
+    assert walks.count(str(models / "diffusers")) == 1
+
+
+def test_resolving_a_name_walks_no_folder_again(models, walks):
+    folder = model_folder(models, "first")
+    offered("transformer")
+    walks.clear()
+    assert files.resolve("first/", "diffusion_models", "transformer") == str(folder)
+    assert not walks
+
+
+@pytest.mark.parametrize("where", ["second", "group/second"])
+def test_a_new_folder_is_offered_after_a_refresh(models, where):
+    model_folder(models, "group/first")
+    assert "group/first/" in offered("transformer")
+    model_folder(models, where)
+    assert {"group/first/", f"{where}/"} <= set(offered("transformer"))
+
+
+def test_a_removed_folder_is_offered_no_more(models):
+    folder = model_folder(models, "first")
+    assert "first/" in offered("transformer")
+    shutil.rmtree(folder)
+    assert "first/" not in offered("transformer")
+
+
+def test_a_component_that_joins_a_folder_is_offered(models):
+    folder = model_folder(models, "first")
+    assert "first/" not in offered("vae")
+    (folder / "vae").mkdir()
+    assert "first/" in offered("vae")
+
+
+def test_a_configuration_that_comes_later_makes_a_folder_a_model(models):
+    config = empty(models / "diffusers" / "alone" / "config.json")
+    assert "alone/" not in offered("vae")
+    config.write_text('{"_class_name": "AutoencoderDC"}')
+    assert "alone/" in offered("vae")

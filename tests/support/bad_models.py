@@ -258,7 +258,7 @@ def a_model_of_svdquant(place):
     return place.write(state_dict)
 
 
-@kind("{file} is a model quantised by bitsandbytes, which this version does not load .take the bf16 file.",
+@kind("{file} is a model quantized by bitsandbytes, which this version does not load .take the bf16 file.",
       "transformer", "text_encoder")  # fmt: skip
 def a_model_of_bitsandbytes(place):
     state_dict = place.read()
@@ -268,8 +268,29 @@ def a_model_of_bitsandbytes(place):
     return place.write(state_dict)
 
 
-@kind("{file} .*damaged: save it again|{file} is quantised as", "transformer", "text_encoder")
-def a_damaged_mark_of_a_quantised_layer(place):
+@kind("{file} is a model quantized by quanto, which this version does not load .take the bf16 file.", *ALL)
+def a_model_of_quanto(place):
+    state_dict = place.read()
+    for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
+        weight = state_dict.pop(key)
+        state_dict |= {
+            f"{key}._data": torch.ones_like(weight, dtype=torch.int8),
+            f"{key}._scale": torch.ones(len(weight), 1),
+        }
+    return place.write(state_dict)
+
+
+@kind("{file} is a model quantized by SDNQ, which this version does not load .take the bf16 file.", *ALL)
+def a_model_of_sdnq(place):
+    state_dict = place.read()
+    for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
+        state_dict[f"{key.removesuffix('weight')}scale"] = torch.ones(len(state_dict[key]), 1)
+        state_dict[key] = torch.ones_like(state_dict[key], dtype=torch.int8)
+    return place.write(state_dict)
+
+
+@kind("{file} .*damaged: save it again|{file} is quantized as", "transformer", "text_encoder")
+def a_damaged_mark_of_a_quantized_layer(place):
     layer = {"transformer": "time_embed.linear", "text_encoder": "layers.1.mlp.down_proj"}[place.component]
     return place.write(place.read() | {f"{layer}.comfy_quant": torch.tensor(list(b"{"), dtype=torch.uint8)})
 

@@ -20,7 +20,7 @@ def is_linear(key: str, tensor: Tensor) -> bool:
     return key.endswith(".weight") and tensor.ndim == 2
 
 
-def quantised(state_dict: dict[str, Tensor], kind: str, choose=is_linear) -> dict[str, Tensor]:
+def quantized(state_dict: dict[str, Tensor], kind: str, choose=is_linear) -> dict[str, Tensor]:
     """The state dict with its linear layers as the host writes them."""
     options = {} if kind in ("mxfp8", "int8_tensorwise") else {"scale": "recalculate"}
     out = {}
@@ -49,7 +49,7 @@ def write_model(folder: Path, state_dict: dict[str, Tensor], name: str = "model"
 
 @torch.inference_mode()
 def load_sana(*inputs):
-    """As the host's executor runs a loader node; its quantised tensors cannot pass between the two modes."""
+    """As the host's executor runs a loader node; its quantized tensors cannot pass between the two modes."""
     return sana_loader.load_sana(*inputs)
 
 

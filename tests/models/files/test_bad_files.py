@@ -2,6 +2,7 @@
 
 import errno
 import gc
+from functools import partial
 import json
 import logging
 import os
@@ -19,11 +20,11 @@ import comfy.utils
 import folder_paths
 import pytest
 import safetensors.torch
-from sana_native.models.dc_ae import loader as dc_ae_loader
 from sana_native.models.dc_ae.model import AutoencoderDC
 from sana_native.models.files.reader import Checkpoint, find_weights
 from sana_native.models.gemma import loader as gemma_loader
 from sana_native.models.gemma.text_encoder import Gemma2, SanaTextEncoder
+from sana_native.models.registry import FAMILIES, load_model
 from sana_native.models.sana import loader as sana_loader
 from sana_native.models.sana.convert import to_file_layout
 from sana_native.models.sana.detection import detect_sana
@@ -38,11 +39,7 @@ from sana_native.tools.comfy_server import ServerError
 from sana_native.tools.workflow import set_inputs
 
 KINDS = bad_models.KINDS  # with those of `bad_files.py`
-LOADERS = {
-    "transformer": sana_loader.load_sana,
-    "text_encoder": gemma_loader.load_gemma,
-    "vae": dc_ae_loader.load_dc_ae,
-}
+LOADERS = {family.component: partial(load_model, family.component) for family in FAMILIES}
 EXPECTED = {"transformer": "a SANA transformer", "text_encoder": "a Gemma-2 text encoder", "vae": "a DC-AE autoencoder"}
 # What a sentence may ask the user to do, at its end or in brackets.
 CURE = re.compile(
@@ -194,7 +191,7 @@ def test_want_of_memory_is_not_taken_for_a_damaged_file(model, error, monkeypatc
 def load_tensors(monkeypatch, state_dict: dict, name: str = "weights.pth", config: dict | None = None):
     """Loads a transformer of these tensors; only the reading of the file is left out."""
     checkpoint = Checkpoint(f"/models/{name}", dict(state_dict), None, config or {})
-    monkeypatch.setattr(sana_loader, "read_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr(Checkpoint, "read", lambda *_: checkpoint)
     return sana_loader.load_sana("")
 
 

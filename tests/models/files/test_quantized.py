@@ -1,4 +1,4 @@
-"""Files whose linear layers the host has quantised: each format and spelling, their error, LoRA, saving, faults."""
+"""Files whose linear layers the host has quantized: each format and spelling, their error, LoRA, saving, faults."""
 
 import json
 from functools import partial
@@ -12,10 +12,10 @@ from comfy_extras.nodes_model_merging import CheckpointSave, CLIPSave, ModelSave
 from safetensors.torch import load_file, save_file
 from sana_native.tests.support import layouts
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.quantized import is_linear, load_gemma, load_sana, mark, quantised, weights, write_model
+from sana_native.tests.support.quantized import is_linear, load_gemma, load_sana, mark, quantized, weights, write_model
 from torch import Tensor
 
-# Allowed root mean square error of a prediction in units of the unquantised one's. A weight's rounding error is about
+# Allowed root mean square error of a prediction in units of the unquantized one's. A weight's rounding error is about
 # 2.6 % (e4m3: 3 bits of mantissa), 5 % (e5m2: 2 bits), 1 % (int8: 1/127 of the largest) and 9 % (4 bits); on the way
 # through two blocks it grows by 1 to 2 times. Measured, for SANA and Sprint: e4m3 0.027 and 0.033, e5m2 0.058 and
 # 0.087, int8 0.012 and 0.016, mxfp8 0.028 and 0.033, nvfp4 0.127 and 0.175.
@@ -26,7 +26,7 @@ BOUNDS = {
     "mxfp8": 0.05,
     "nvfp4": 0.25,
 }
-SMALL = 1e-3  # no format is so exact: a smaller error would mean that nothing was quantised
+SMALL = 1e-3  # no format is so exact: a smaller error would mean that nothing was quantized
 KINDS = pytest.mark.parametrize("kind", BOUNDS)
 FAMILIES = pytest.mark.parametrize("family", bench.FAMILIES)
 
@@ -53,8 +53,8 @@ def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @KINDS
 @FAMILIES
-def test_a_quantised_model_stays_near_the_full_one(write, kind, family):
-    patcher = load_sana(write(quantised(weights(family), kind)))
+def test_a_quantized_model_stays_near_the_full_one(write, kind, family):
+    patcher = load_sana(write(quantized(weights(family), kind)))
     layer = patcher.model.diffusion_model.transformer_blocks[1].attn1.to_q
     assert isinstance(layer.weight, QuantizedTensor) and layer.quant_format == kind
     error = bench.rms_error(bench.velocity(patcher), bench.velocity(bench.model(family)))
@@ -62,8 +62,8 @@ def test_a_quantised_model_stays_near_the_full_one(write, kind, family):
 
 
 @KINDS
-def test_a_quantised_model_draws(write, kind):
-    patcher = load_sana(write(quantised(weights("sana"), kind)))
+def test_a_quantized_model_draws(write, kind):
+    patcher = load_sana(write(quantized(weights("sana"), kind)))
     out, exact = (bench.draw(model, bench.encoded(), steps=4) for model in (patcher, bench.model("sana")))
     assert torch.isfinite(out).all() and bench.rms_error(out, exact) < 3 * BOUNDS[kind]
 
@@ -91,7 +91,7 @@ def legacy(state_dict: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("spelling", ["legacy", "metadata"])
 def test_every_spelling_of_scaled_float8_is_the_same_model(write, spelling, prefix):
-    state_dict = quantised(weights("sana"), "float8_e4m3fn")
+    state_dict = quantized(weights("sana"), "float8_e4m3fn")
     expected = bench.velocity(load_sana(write(state_dict, "present")))
     if spelling == "legacy":
         path = write(legacy(state_dict, prefix))
@@ -106,7 +106,7 @@ def test_every_spelling_of_scaled_float8_is_the_same_model(write, spelling, pref
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise"])
 @FAMILIES
 def test_nvidias_fused_layers_are_split_with_their_scales(write, kind, family):
-    fused = quantised(layouts.nvidia_sana(weights(family)), kind, lambda key, tensor: (
+    fused = quantized(layouts.nvidia_sana(weights(family)), kind, lambda key, tensor: (
         is_linear(key, tensor) and ".weight" in key and key.split(".")[0] in ("blocks", "t_block", "final_layer")
     ))  # fmt: skip
     patcher = load_sana(write(fused))
@@ -115,10 +115,10 @@ def test_nvidias_fused_layers_are_split_with_their_scales(write, kind, family):
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise"])
-def test_a_quantised_text_encoder_stays_near_the_full_one(tmp_path, kind):
+def test_a_quantized_text_encoder_stays_near_the_full_one(tmp_path, kind):
     source = bench.folder() / "sana" / "text_encoder" / "model.safetensors"
     path = tmp_path / "gemma.safetensors"
-    save_file(quantised(load_file(source), kind, lambda key, tensor: is_linear(key, tensor) and "layers" in key), path)
+    save_file(quantized(load_file(source), kind, lambda key, tensor: is_linear(key, tensor) and "layers" in key), path)
     (tmp_path / "tokenizer.model").write_bytes((bench.folder() / "sana" / "tokenizer" / "tokenizer.model").read_bytes())
     clip = load_gemma(str(path))
     states, exact = (bench.call("CLIPTextEncode", encoder, "a cat")[0][0][0] for encoder in (clip, bench.clip()))
@@ -136,10 +136,10 @@ def patch() -> dict:
 
 
 @KINDS
-def test_a_patch_on_a_quantised_layer_acts_as_on_a_full_one(write, kind):
+def test_a_patch_on_a_quantized_layer_acts_as_on_a_full_one(write, kind):
     plain = bench.velocity(bench.model("sana"))
     outs = []
-    for source in (bench.fresh_model("sana"), load_sana(write(quantised(weights("sana"), kind)))):
+    for source in (bench.fresh_model("sana"), load_sana(write(quantized(weights("sana"), kind)))):
         patcher = source.clone()
         assert len(patcher.add_patches(patch())) == 2
         patcher.load(patcher.load_device, full_load=True)
@@ -150,8 +150,8 @@ def test_a_patch_on_a_quantised_layer_acts_as_on_a_full_one(write, kind):
 
 @KINDS
 @pytest.mark.parametrize("family", bench.FAMILIES)
-def test_a_saved_quantised_model_loads_bit_for_bit(write, output, kind, family):
-    model = load_sana(write(quantised(weights(family), kind)))
+def test_a_saved_quantized_model_loads_bit_for_bit(write, output, kind, family):
+    model = load_sana(write(quantized(weights(family), kind)))
     ModelSave().save(model, "diffusion_models/saved")
     (file,) = output.rglob("*.safetensors")
     loaded = load_sana(str(file))
@@ -161,8 +161,8 @@ def test_a_saved_quantised_model_loads_bit_for_bit(write, output, kind, family):
 
 
 @KINDS
-def test_a_patch_is_saved_inside_the_quantised_weights(write, output, kind):
-    patched = load_sana(write(quantised(weights("sana"), kind))).clone()
+def test_a_patch_is_saved_inside_the_quantized_weights(write, output, kind):
+    patched = load_sana(write(quantized(weights("sana"), kind))).clone()
     patched.add_patches(patch())
     ModelSave().save(patched, "diffusion_models/saved")
     (file,) = output.rglob("*.safetensors")
@@ -173,10 +173,10 @@ def test_a_patch_is_saved_inside_the_quantised_weights(write, output, kind):
     assert torch.equal(bench.velocity(loaded), bench.velocity(patched))
 
 
-def test_a_checkpoint_of_quantised_parts_loads_bit_for_bit(write, output, tmp_path):
-    model = load_sana(write(quantised(weights("sana"), "float8_e4m3fn")))
+def test_a_checkpoint_of_quantized_parts_loads_bit_for_bit(write, output, tmp_path):
+    model = load_sana(write(quantized(weights("sana"), "float8_e4m3fn")))
     source = load_file(bench.folder() / "sana" / "text_encoder" / "model.safetensors")
-    chosen = quantised(source, "float8_e4m3fn", lambda key, tensor: is_linear(key, tensor) and "layers" in key)
+    chosen = quantized(source, "float8_e4m3fn", lambda key, tensor: is_linear(key, tensor) and "layers" in key)
     save_file(chosen, tmp_path / "gemma.safetensors")
     (tmp_path / "tokenizer.model").write_bytes((bench.folder() / "sana" / "tokenizer" / "tokenizer.model").read_bytes())
     clip = load_gemma(str(tmp_path / "gemma.safetensors"))
@@ -195,7 +195,7 @@ LAYER = "transformer_blocks.1.attn1.to_q"
 
 
 def broken(change) -> dict[str, Tensor]:
-    state_dict = quantised(weights("sana"), "float8_e4m3fn")
+    state_dict = quantized(weights("sana"), "float8_e4m3fn")
     change(state_dict)
     return state_dict
 
@@ -203,15 +203,15 @@ def broken(change) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda sd: sd.pop(f"{LAYER}.weight_scale"), f"quantised as float8_e4m3fn but {LAYER}.weight_scale is missin"),
-        (lambda sd: sd.pop(f"{LAYER}.weight"), f"quantised as float8_e4m3fn but {LAYER}.weight is missing: download"),
+        (lambda sd: sd.pop(f"{LAYER}.weight_scale"), f"quantized as float8_e4m3fn but {LAYER}.weight_scale is missin"),
+        (lambda sd: sd.pop(f"{LAYER}.weight"), f"quantized as float8_e4m3fn but {LAYER}.weight is missing: download"),
         (lambda sd: sd.pop("proj_out.bias"), r"does not fit its architecture \(1 missing, such as proj_out.bias of"),
         (lambda sd: sd.update(extra=torch.ones(1)), r"does not fit its architecture \(1 unexpected, such as extra of"),
         (
             lambda sd: sd.update({f"{LAYER}.weight": sd[f"{LAYER}.weight"][:, :32]}),
             rf"{LAYER}.weight has shape \(64, 32\), expected \(64, 64\): download it again",
         ),
-        (lambda sd: sd.update({f"{LAYER}.comfy_quant": mark("fp2")}), f"quantised as fp2 \\({LAYER}\\), and this Comf"),
+        (lambda sd: sd.update({f"{LAYER}.comfy_quant": mark("fp2")}), f"quantized as fp2 \\({LAYER}\\), and this Comf"),
         (
             lambda sd: sd.update({f"{LAYER}.comfy_quant": torch.tensor([123, 1], dtype=torch.uint8)}),
             "The configuration saved in .+ is damaged: save it again",
@@ -219,11 +219,11 @@ def broken(change) -> dict[str, Tensor]:
         (
             lambda sd: sd.update({"patch_embed.proj.comfy_quant": mark("float8_e4m3fn"),
                                   "patch_embed.proj.weight_scale": torch.ones(())}),
-            "has patch_embed.proj quantised, which is no linear layer",
+            "has patch_embed.proj quantized, which is no linear layer",
         ),
     ],
 )  # fmt: skip
-def test_a_damaged_quantised_file_is_refused_in_one_sentence(write, change, message):
+def test_a_damaged_quantized_file_is_refused_in_one_sentence(write, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load_sana(write(broken(change), "my model"))
     text = str(error.value)
@@ -234,6 +234,39 @@ def test_marks_in_the_metadata_that_are_damaged_are_refused(write):
     path = write(weights("sana"), "my model", metadata={"_quantization_metadata": "{"})
     with pytest.raises(ValueError, match="The configuration saved in .+my model.safetensors is damaged: save it again"):
         load_sana(path)
+
+
+def flat_pointwise(state_dict: dict) -> dict:
+    """The 1x1 convolutions of Mix-FFN as matrices (N, K)."""
+    return {key: tensor.flatten(1) if is_pointwise(key) else tensor for key, tensor in state_dict.items()}
+
+
+def is_pointwise(key: str, _tensor=None) -> bool:
+    return key.endswith(("ff.conv_inverted.weight", "ff.conv_point.weight"))
+
+
+def test_pointwise_convolutions_may_be_stored_as_matrices(write):
+    source = weights("sana")
+    flat = flat_pointwise(source)
+    assert any(flat[key].ndim != source[key].ndim for key in source)
+    found, plain = (
+        load_sana(write(state_dict)).model.diffusion_model.state_dict() for state_dict in (flat, dict(source))
+    )
+    assert found.keys() == plain.keys() and all(torch.equal(found[key], plain[key]) for key in plain)
+
+
+@pytest.mark.parametrize("shape", ["matrices", "convolutions"])
+def test_pointwise_convolutions_may_be_quantized(write, shape):
+    state_dict = quantized(flat_pointwise(weights("sana")), "float8_e4m3fn", is_pointwise)
+    layers = [key for key in state_dict if is_pointwise(key)]
+    assert all(state_dict[key].dtype == torch.float8_e4m3fn for key in layers) and len(layers) == 4
+    if shape == "convolutions":
+        state_dict |= {key: state_dict[key][:, :, None, None] for key in layers}
+    found = load_sana(write(state_dict)).model.diffusion_model
+    for key in layers:
+        stored = state_dict[key].flatten(1).float() * state_dict[f"{key}_scale"].float()
+        own = found.get_submodule(key.removesuffix(".weight")).weight.dequantize().float()
+        torch.testing.assert_close(own, stored, rtol=1e-2, atol=0)
 
 
 def test_formats_are_those_of_the_host():

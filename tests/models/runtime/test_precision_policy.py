@@ -43,10 +43,10 @@ FLAGS = [
 def test_nothing_makes_a_model_overflow(device):
     """float16 computes only what was trained in it, and with the clamp."""
     asked = [Request(dtype, "someone") for dtype in DTYPES]
-    for trained_in, request, stored, quantised in itertools.product(
+    for trained_in, request, stored, quantized in itertools.product(
         ("float16", "bfloat16", None), asked, DTYPES[1:], ("", "int8_tensorwise")
     ):
-        decided = sana_precision(trained_in, stored, request, device, quantised)
+        decided = sana_precision(trained_in, stored, request, device, quantized)
         assert decided.compute != torch.float16 or (trained_in == "float16" and decided.clamp)
         assert decided.clamp is (trained_in != "bfloat16")
         assert decided.compute in (torch.float16, torch.bfloat16, torch.float32, torch.float64) and decided.reason
