@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..models.gemma.text_encoder import encode_prompts
+from ..models.gemma.text_encoder import encode_prompts, prompt_notices
+from .warnings import show
 
 
 class SanaNativeGemmaEncode(io.ComfyNode):
@@ -21,7 +22,8 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to draw. The first 299 tokens count, about 200 English words.",
+                    tooltip="What to generate. The first 299 tokens count, about 200 English words; what is cut off is "
+                    "shown on the node.",
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -64,4 +66,6 @@ class SanaNativeGemmaEncode(io.ComfyNode):
         cls, clip, prompt: str, negative_prompt: str, instruction: str, custom_instruction: str, lower_case: bool
     ) -> io.NodeOutput:
         own_text = {"on": None, "off": "", "custom": custom_instruction}[instruction]
+        notices = prompt_notices(clip, prompt, negative_prompt, own_text, lower_case)
+        show(notices, new=[])  # the tokenizer logs them, for every node that encodes
         return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, own_text, lower_case))

@@ -1,6 +1,6 @@
 """Gemma-2's chat: the turns in which an instruction-tuned Gemma is asked and answers, and the tokens that frame them.
 
-Source: chat template and special tokens of the model gemma-2-2b-it. `words` is a SentencePieceProcessor throughout.
+Source: chat template and special tokens of the model gemma-2-2b-it.
 """
 
 import re
@@ -8,7 +8,7 @@ import re
 from sentencepiece import SentencePieceProcessor
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
-_MARKS = re.compile(f"({START_OF_TURN}|{END_OF_TURN})")
+_TURN_TOKENS = re.compile(f"({START_OF_TURN}|{END_OF_TURN})")
 
 
 def as_question(text: str) -> str:
@@ -16,27 +16,27 @@ def as_question(text: str) -> str:
     return f"{START_OF_TURN}user\n{text.strip()}{END_OF_TURN}\n{START_OF_TURN}model\n"
 
 
-def encode_turns(words: SentencePieceProcessor, text: str) -> list[int]:
-    """BOS and the tokens of a text; a turn's mark is one token where the vocabulary has it."""
-    marks = _marks(words)
-    ids = [words.bos_id()]
-    for part in _MARKS.split(text):
-        ids += [marks[part]] if part in marks else words.encode(part, add_bos=False, add_eos=False)
+def encode_turns(tokenizer: SentencePieceProcessor, text: str) -> list[int]:
+    """BOS and the tokens of a text; start and end of a turn are one token each where the vocabulary has them."""
+    turns = _turn_ids(tokenizer)
+    ids = [tokenizer.bos_id()]
+    for part in _TURN_TOKENS.split(text):
+        ids += [turns[part]] if part in turns else tokenizer.encode(part, add_bos=False, add_eos=False)
     return ids
 
 
-def decode_answer(words: SentencePieceProcessor, ids: list[int]) -> str:
+def decode_answer(tokenizer: SentencePieceProcessor, ids: list[int]) -> str:
     """The text of generated tokens, without those that frame it."""
-    framing = {words.bos_id(), words.eos_id(), words.pad_id(), *_marks(words).values()}
-    return words.decode([token for token in ids if token not in framing and token < words.get_piece_size()])
+    framing = {tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id(), *_turn_ids(tokenizer).values()}
+    return tokenizer.decode([token for token in ids if token not in framing and token < tokenizer.get_piece_size()])
 
 
-def stop_tokens(words: SentencePieceProcessor) -> list[int]:
+def stop_tokens(tokenizer: SentencePieceProcessor) -> list[int]:
     """Tokens that end an answer: the end of the text or of the turn."""
-    marks = _marks(words)
-    return [words.eos_id()] + [marks[mark] for mark in (END_OF_TURN,) if mark in marks]
+    turns = _turn_ids(tokenizer)
+    return [tokenizer.eos_id()] + [turns[piece] for piece in (END_OF_TURN,) if piece in turns]
 
 
-def _marks(words: SentencePieceProcessor) -> dict[str, int]:
-    ids = {mark: words.piece_to_id(mark) for mark in (START_OF_TURN, END_OF_TURN)}
-    return {mark: token for mark, token in ids.items() if token != words.unk_id()}
+def _turn_ids(tokenizer: SentencePieceProcessor) -> dict[str, int]:
+    ids = {piece: tokenizer.piece_to_id(piece) for piece in (START_OF_TURN, END_OF_TURN)}
+    return {piece: token for piece, token in ids.items() if token != tokenizer.unk_id()}

@@ -5,6 +5,7 @@ work; what they lack is added here by subclasses: logit soft-capping, the choice
 for the host's text generation the turns of Gemma's chat.
 """
 
+import logging
 from typing import Any
 
 import comfy.model_management
@@ -21,8 +22,13 @@ from ..files.prepare import prepare_state_dict
 from ..runtime.cpu.linear_ops import TextOperations
 from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
+from ..runtime.weight_fingerprint import read_version, with_version
+from ..runtime.zero_padding import ZERO_PADDED
 from .chat import END_OF_TURN, START_OF_TURN, as_question, decode_answer, encode_turns, stop_tokens
-from .prefix_cache import KeptPrefix, KeysValues, Prefix, weights_in_use
+from .prefix_cache import KeysValues, Prefix, PrefixCache, clear_prefix_cache, fingerprint_in_use, track_loaded
+from .prompt_checks import TEXT_NOTICES, check_surrogates, describe_cut
+
+logger = logging.getLogger(__name__)
 
 # The text SANA was trained with, character for character; the quotes and the trailing space matter.
 INSTRUCTION = "\n".join(
@@ -52,14 +58,14 @@ CLIP_NAME = "gemma2_2b"  # the host's prefix for this encoder in saved files
 
 
 def without_end_of_turn(text: str) -> str:
-    """The text without the one token at which the host's tokenizer forgets BOS and then drops the first word."""
+    """The text without the one token at which the host's tokenizer omits BOS and then drops the first word."""
     while END_OF_TURN in text:
         text = text.replace(END_OF_TURN, "")
     return text
 
 
 def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
-    """Softmax attention whose logits are bent to +-50 by tanh.
+    """Softmax attention whose logits tanh limits to +-50.
 
     q: (B, h, L, d); k, v: (B, g, K, d), h a multiple of g; mask: added to (B, h, L, K). Returns (B, L, h * d).
     """
@@ -155,10 +161,23 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
         lower_case: lower the prompt's case as diffusers does.
         skip_template: given by the host's text generation, and by it alone. False asks for a detailed version of the
             prompt, with the trained instruction as a user's turn; True gives the text as it stands. Raises ValueError
-            when that generation brings a picture or sound too.
+            when that generation brings an image or sound too.
+
+        What of the text does not count is logged. Raises ValueError for text with half a surrogate pair.
         """
+        check_surrogates(text, instruction or "")
         if skip_template is not None:
             return {CLIP_NAME: [self.question(text, skip_template, **kwargs)]}
+        ids, length = self.prompt_ids(text, instruction, lower_case)
+        for sentence in self.notices(text, instruction, lower_case):
+            logger.warning("SANA: %s", sentence)
+        ids = ids[:length] + [PAD] * (length - len(ids))
+        if return_word_ids:
+            return {CLIP_NAME: [[(token, 1.0, 1 if 0 < i and token != PAD else 0) for i, token in enumerate(ids)]]}
+        return {CLIP_NAME: [[(token, 1.0) for token in ids]]}
+
+    def prompt_ids(self, text: str, instruction: str | None, lower_case: bool) -> tuple[list[int], int]:
+        """Token ids of [instruction +] prompt, and how many of them count."""
         text = without_end_of_turn(text.lower() if lower_case else text).strip()
         if instruction is None:
             instruction = INSTRUCTION if text else ""
@@ -166,14 +185,24 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
         length = CONTEXT_LENGTH
         if instruction:
             # BOS is counted twice and the instruction's last space merges with the prompt: hence the 2.
-            length += len(self.gemma2_2b.tokenizer(instruction)["input_ids"]) - 2
-        options = kwargs | {"disable_weights": True, "min_length": length}
-        tokens = super().tokenize_with_weights(instruction + text, return_word_ids, **options)
-        tokens[CLIP_NAME] = [tokens[CLIP_NAME][0][:length]]
-        return tokens
+            length += len(self.encode(instruction)) - 2
+        return self.encode(instruction + text), length
+
+    def encode(self, text: str) -> list[int]:
+        """BOS and the tokens of a text, in which a backslash before a bracket is left out as in the host's prompts."""
+        return self.sentencepiece.encode(text.replace("\\(", "(").replace("\\)", ")"), add_bos=True, add_eos=False)
+
+    def notices(self, text: str, instruction: str | None = None, lower_case: bool = False) -> list[str]:
+        """Sentences on what of a prompt does not act as its writer may expect."""
+        check_surrogates(text, instruction or "")
+        ids, length = self.prompt_ids(text, instruction, lower_case)
+        sentences = [sentence for pattern, sentence in TEXT_NOTICES if pattern.search(text)]
+        if len(ids) > length:
+            sentences.insert(0, describe_cut(self.sentencepiece.decode(ids[length:]), len(ids) - length))
+        return sentences
 
     @property
-    def words(self) -> SentencePieceProcessor:
+    def sentencepiece(self) -> SentencePieceProcessor:
         return self.gemma2_2b.tokenizer.tokenizer
 
     def question(self, text: str, plain: bool, image=None, video=None, audio=None, **_) -> list[tuple[int, float]]:
@@ -181,10 +210,10 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
             raise ValueError("SANA's Gemma-2 reads text alone: unlink image, video and audio from the node that asks.")
         if not plain and not text.startswith(START_OF_TURN):
             text = as_question(INSTRUCTION + without_end_of_turn(text).strip())
-        return [(token, 1.0) for token in encode_turns(self.words, text)]
+        return [(token, 1.0) for token in encode_turns(self.sentencepiece, text)]
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:  # noqa: ARG002 - the host's signature
-        return decode_answer(self.words, token_ids)
+        return decode_answer(self.sentencepiece, token_ids)
 
     def state_dict(self) -> dict[str, Tensor]:
         # With the encoder's own prefix CLIPSave writes weights and tokenizer into one file.
@@ -196,7 +225,7 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
 
     def __init__(self, device="cpu", dtype=None, model_options: dict[str, Any] = {}):  # noqa: B006 - the host's signature
         super().__init__(device=device, dtype=dtype, name=CLIP_NAME, clip_model=GemmaModel, model_options=model_options)
-        self.kept = KeptPrefix()
+        self.prefix_cache = PrefixCache()
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None, dict[str, Tensor]]:
         rows = token_weight_pairs[CLIP_NAME]
@@ -209,7 +238,8 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
                 "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
                 "weights again."
             )
-        return context, None, {"attention_mask": mask}
+        context = context * mask.to(context)[..., None]  # the host's way computes the padding too
+        return context, None, {"attention_mask": mask, ZERO_PADDED: True}
 
     def encode_every_position(self, token_weight_pairs: dict) -> tuple[Tensor, Tensor]:
         """The host's way: it knows embeddings, hidden layers, and weights, which are measured from an empty prompt."""
@@ -225,18 +255,18 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
         """Context and mask of one row, padded on the right.
 
         Padding is not computed, as no position may attend to it: its states are zero. Of positions before the last 299
-        keys and values are enough, and they are kept for the next prompt.
+        only keys and values are needed, and they are cached for the next prompt.
         """
         device = self.gemma2_2b.execution_device or self.gemma2_2b.transformer.get_input_embeddings().weight.device
-        hidden = len(tokens) - (CONTEXT_LENGTH - 1) if len(tokens) > CONTEXT_LENGTH else 0
+        prefix_length = len(tokens) - (CONTEXT_LENGTH - 1) if len(tokens) > CONTEXT_LENGTH else 0
         used = tokens[: tokens.index(PAD)] if PAD in tokens else tokens
-        shown, past = [], []
-        if hidden:
-            prefix = self.encode_prefix(used[:hidden], device)
-            shown, past = [prefix.first], prefix.keys_values
-        if used[hidden:]:
-            shown.append(self.continue_from(past, used[hidden:], device)[0])
-        states = torch.cat(shown, dim=1).float()
+        selected, past = [], []
+        if prefix_length:
+            prefix = self.encode_prefix(used[:prefix_length], device)
+            selected, past = [prefix.first], prefix.keys_values
+        if used[prefix_length:]:
+            selected.append(self.continue_from(past, used[prefix_length:], device)[0])
+        states = torch.cat(selected, dim=1).float()
         length = min(len(tokens), CONTEXT_LENGTH)
         context = torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
         mask = (torch.arange(length, device=device)[None] < states.shape[1]).long()
@@ -245,13 +275,13 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
 
     def encode_prefix(self, tokens: list[int], device) -> Prefix:
         """Always computed apart from what follows, so that a prompt's states do not depend on those before it."""
-        weights = weights_in_use(self)
-        prefix = self.kept.find(tokens, weights)
+        fingerprint = fingerprint_in_use(self, self.gemma2_2b.transformer)
+        prefix = self.prefix_cache.find(tokens, fingerprint, device)
         if prefix is None:
             states, keys_values = self.continue_from([], tokens, device)
             prefix = Prefix(keys_values, states[:, :1].clone())
-            self.kept.keep(tokens, weights, prefix)
-        return prefix.to(device)
+            self.prefix_cache.store(tokens, fingerprint, prefix)
+        return prefix
 
     def continue_from(self, past: KeysValues, tokens: list[int], device) -> tuple[Tensor, KeysValues]:
         embeds = self.gemma2_2b.process_tokens([tokens], device)[0]
@@ -265,22 +295,22 @@ def is_plain(rows: list[list[tuple]]) -> bool:
     return all(isinstance(token, int) and weight == 1.0 for token, weight, *_ in rows[0]) and rows[0][0][0] != PAD
 
 
-def forget_kept(patcher, unpatch_all: bool) -> None:
-    """Called by the host when it takes a model off its device; without `unpatch_all` it is only to be loaded anew."""
-    if unpatch_all:
-        patcher.model.kept.forget()
-
-
 class GemmaClip(comfy.sd.CLIP):
     """The host's CLIP, which on the CPU uses weights where the file is mapped and keeps the norms wide."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        # The host runs nodes in inference mode, where weights would have no version counter.
+        with torch.inference_mode(False), torch.no_grad():
+            super().__init__(*args, **kwargs)
         # The host stops at the end of the text alone, which an instruction-tuned Gemma does not write.
-        self.cond_stage_model.gemma2_2b.transformer.model.config.stop_tokens = stop_tokens(self.tokenizer.words)
-        self.patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "sana_kept_prefix", forget_kept)
+        self.cond_stage_model.gemma2_2b.transformer.model.config.stop_tokens = stop_tokens(self.tokenizer.sentencepiece)
+        self.patcher.add_callback_with_key(CallbacksMP.ON_LOAD, "sana_prefix_cache", track_loaded)
+        self.patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "sana_prefix_cache", clear_prefix_cache)
 
     def load_sd(self, sd: dict[str, Tensor], full_model: bool = False):  # noqa: ARG002 - the host's signature
+        for key, tensor in sd.items():
+            if read_version(tensor) is None:
+                sd[key] = with_version(tensor)
         for key, tensor in sd.items():
             if key.endswith("norm.weight") and tensor.dtype in FLOAT8:
                 sd[key] = tensor.to(torch.bfloat16)
@@ -298,14 +328,33 @@ def encode_prompts(
 
     instruction: None for the trained one, "" for none. Raises ValueError when the CLIP is not SANA's text encoder.
     """
-    if not isinstance(clip.tokenizer, SanaTokenizer):
-        raise ValueError(
-            f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: "
-            "load it with SANA Gemma Loader."
-        )
+    require_gemma_clip(clip)
     before = INSTRUCTION if instruction is None else instruction
     positive, negative = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=own, lower_case=lower_case))
         for text, own in tracked([(prompt, before), (negative_prompt, "")])
     )
     return positive, negative
+
+
+def prompt_notices(
+    clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False
+) -> list[str]:
+    """Sentences on what of the two prompts does not act as their writer may expect.
+
+    Raises ValueError when the CLIP is not SANA's text encoder.
+    """
+    require_gemma_clip(clip)
+    before = INSTRUCTION if instruction is None else instruction
+    texts = (("Prompt", prompt, before), ("Negative prompt", negative_prompt, ""))
+    return [
+        f"{name}: {sentence}" for name, text, own in texts for sentence in clip.tokenizer.notices(text, own, lower_case)
+    ]
+
+
+def require_gemma_clip(clip) -> None:
+    if not isinstance(clip.tokenizer, SanaTokenizer):
+        raise ValueError(
+            f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: "
+            "load it with SANA Gemma Loader."
+        )

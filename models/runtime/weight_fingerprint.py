@@ -1,74 +1,108 @@
-"""Which weights a model computes with, so that what was computed with others is not used again."""
+"""Fingerprint of a model's weights; a cache entry is valid while it matches.
+
+It rests on torch's version counters, which count every change in place, and on the host's id of a set of patches. No
+values are read. A write through `.data` or into the storage itself bumps no counter and goes unnoticed.
+"""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-
-from .layer_weights import changes_weights, is_plain_layer
-
-SAMPLES = 64  # values of a matrix
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
-def written_into(patcher: ModelPatcher) -> bool:
-    """Whether hooks write into a model's weights as they lie, or injected adapters act beside them, with no trace."""
+class Origin(NamedTuple):
+    """Where a copy comes from that the host makes anew at every load: the weight it copies, and its own address."""
+
+    weight: Tensor
+    address: int
+
+
+def has_untracked_edits(patcher: ModelPatcher) -> bool:
+    """Whether hooks have written into the weights in place, or injected adapters act beside them, without a trace."""
     return bool(patcher.hook_backup or patcher.injections)
 
 
-class Weights(NamedTuple):
-    """Which weights are computed with, for comparison with a later moment."""
+def read_version(tensor: Tensor) -> int | None:
+    """torch's count of changes in place; None for tensors that have none or do not advance it. Never raises."""
+    if tensor.is_inference():
+        return None
+    try:
+        return tensor._version
+    except RuntimeError:  # made in inference mode and moved outside it
+        return None
 
-    patches: object  # the host's mark of a set of patches
+
+def with_version(tensor: Tensor) -> Tensor:
+    """A tensor over the same memory that has a version counter."""
+    with torch.inference_mode(False), torch.no_grad():
+        tracked = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return tracked.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def track_versions(model: nn.Module, originals: Mapping[str, Tensor] = {}) -> None:  # noqa: B006 - read only
+    """Gives every frozen parameter a version counter, over the same memory.
+
+    originals: by the parameter's name, the weights of which the host has made copies for this load.
+    """
+    replaced = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.requires_grad or not is_plain(parameter):
+                continue
+            if read_version(parameter) is None:
+                if id(parameter) not in replaced:
+                    tracked = nn.Parameter(with_version(parameter), requires_grad=False)
+                    tracked.__dict__.update(parameter.__dict__)
+                    replaced[id(parameter)] = tracked
+                parameter = module._parameters[name] = replaced[id(parameter)]
+            original = originals.get(f"{prefix}.{name}")
+            if original is not None and original is not parameter:
+                parameter.origin = Origin(original, parameter.data_ptr())
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """False for the host's quantized tensors, which are made of others."""
+    return type(tensor.data) is Tensor
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold the values."""
+    return [tensor] if is_plain(tensor) else [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+
+
+class WeightFingerprint(NamedTuple):
+    """Patches, and of every tensor its identity, version, format and place."""
+
+    patches: object
     states: list[tuple]
-    references: list[weakref.ref]
+    parameters: list[weakref.ref]
+    storages: list[StorageWeakRef]  # while one is held, no other storage can get its id
 
     @classmethod
-    def of(cls, parameters: Iterable[nn.Parameter], patches: object = None) -> "Weights":
-        parameters = list(parameters)
-        states = [(id(one), version(one), one.dtype, one.device, address(one)) for one in parameters]
-        return cls(patches, states, [weakref.ref(one) for one in parameters])
+    def of(cls, parameters: Iterable[nn.Parameter], patches: object = None) -> "WeightFingerprint | None":
+        """patches: the host's id of a set of patches. None where a change could go unnoticed, and in training."""
+        states, references, storages = [], [], []
+        for parameter in parameters:
+            origin = getattr(parameter, "origin", None)
+            if origin is None:
+                source, identity = parameter, id(parameter)
+                references.append(weakref.ref(parameter))
+            else:  # the host wraps the original anew too: its memory and its counter stay
+                source = origin.weight
+                identity = (read_version(parameter), parameter.data_ptr() == origin.address)
+            for tensor in parts_of(source):
+                version, storage = read_version(tensor), StorageWeakRef(tensor.untyped_storage())
+                if version is None or parameter.requires_grad:
+                    return None
+                states.append((identity, version, storage.cdata, tensor.storage_offset()))
+                states.append((tensor.dtype, parameter.dtype, parameter.device))
+                storages.append(storage)
+        return cls(patches, states, references, storages)
 
-    def are_still(self, now: "Weights") -> bool:
-        alive = all(reference() is not None for reference in self.references)  # else an id may have been used again
+    def matches(self, now: "WeightFingerprint") -> bool:
+        alive = all(reference() is not None for reference in self.parameters)  # else an id may have been used again
         return alive and (self.patches, self.states) == (now.patches, now.states)
-
-
-def version(tensor: Tensor) -> int | None:
-    """torch's count of the changes in place, which tensors made in inference mode do not have."""
-    return None if tensor.is_inference() else tensor._version
-
-
-def address(tensor: Tensor) -> int | None:
-    """Where the values lie; None for the host's quantised tensors, which are made of others."""
-    return tensor.data_ptr() if type(tensor.data) is Tensor else None
-
-
-class LentWeights(NamedTuple):
-    """Weights that layers lend, with a sample of their values: those that a node loads have no `version`."""
-
-    weights: Weights
-    samples: list[bytes]
-
-    def are_still(self, now: "LentWeights") -> bool:
-        return self.weights.are_still(now.weights) and self.samples == now.samples
-
-
-def lent_weights(*layers: nn.Module) -> LentWeights | None:
-    """Those of all these layers; None where one does not lend them, or has the host change them at every use."""
-    if not all(is_plain_layer(layer) and not changes_weights(layer) for layer in layers):
-        return None
-    weights = [one for layer in layers for one in (layer.weight, layer.bias) if one is not None]
-    return LentWeights(Weights.of(weights), [bytes_of(sample(one)) for one in weights if one.ndim > 1])
-
-
-def sample(weight: Tensor) -> Tensor:
-    """Some of its values, at released widths no two of a square matrix in the same column."""
-    return weight.detach().flatten()[:: weight.numel() // SAMPLES | 1]
-
-
-def bytes_of(values: Tensor) -> bytes:
-    """A copy outside the heap, which has small tensors lie where the activations of a step were (`kept_words.py`)."""
-    return values.contiguous().view(torch.uint8).numpy(force=True).tobytes()

@@ -7,6 +7,7 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite
+from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
 from .conds import TextCond, without_padding
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
@@ -63,6 +64,8 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         require_gemma(context, mask, self.diffusion_model.config.caption_channels)
         require_finite(context, "The conditioning", CONDITIONING_CURE)
+        if kwargs.get(ZERO_PADDED):
+            mask = mask_of_rows(context, mask)
         context, mask = without_padding(context, mask)
         conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
         if self.is_sprint:

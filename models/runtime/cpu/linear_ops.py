@@ -1,4 +1,4 @@
-"""The text encoder's matrix products on a CPU: weights of 16 bits, sums in float32, without a wide copy of a matrix."""
+"""The text encoder's matrix products on a CPU: 16-bit weights, sums in float32, without a wide copy of a matrix."""
 
 import math
 
@@ -7,15 +7,14 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-# Of float32: 9 MB, which stay in the cache between cast and product. Their rows come in multiples of the other, which
-# the library's kernels have no remainder of.
-STRIP, ROWS = 1024 * 2304, 128
+STRIP_ELEMENTS = 1024 * 2304  # of float32: 9 MB stay in the cache between cast and product
+KERNEL_ROWS = 128  # strips are multiples of it, for which the library's kernels have no remainder
 
 
-def product_of_parts(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, C) times the transpose of weight (D, C), a part of its rows on each thread.
+def threaded_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (n, C) times the transpose of weight (D, C), with the weight's rows divided among the threads.
 
-    The library shares out a single product by positions, and a prompt has too few of them.
+    The library divides a single product by positions, and a prompt has too few of them.
     """
     parts = math.gcd(len(weight), torch.get_num_threads())
     columns = weight.unflatten(0, (parts, -1)).transpose(1, 2)
@@ -31,17 +30,17 @@ class TextOperations(comfy.ops.manual_cast):
 
     class Linear(comfy.ops.manual_cast.Linear):
         def forward_comfy_cast_weights(self, input: Tensor) -> Tensor:  # noqa: A002 - the host's name
-            if not self.castable_in_strips(input):
+            if not self.can_cast_in_strips(input):
                 return super().forward_comfy_cast_weights(input)
-            length = max(STRIP // self.in_features // ROWS, 1) * ROWS
-            # One strip's memory for all of them: new memory for each takes the system as long as the product.
-            wide = input.new_empty(min(length, self.out_features), self.in_features)
+            length = max(STRIP_ELEMENTS // self.in_features // KERNEL_ROWS, 1) * KERNEL_ROWS
+            # One buffer for all strips: allocating one per strip takes the system as long as the product.
+            strip = input.new_empty(min(length, self.out_features), self.in_features)
             x = input.flatten(0, -2)
-            products = [product_of_parts(x, wide[: len(rows)].copy_(rows)) for rows in self.weight.split(length)]
+            products = [threaded_linear(x, strip[: len(rows)].copy_(rows)) for rows in self.weight.split(length)]
             return torch.cat(products, dim=-1).unflatten(0, input.shape[:-1])
 
-        def castable_in_strips(self, x: Tensor) -> bool:
-            """False also for training, and for weights that patches change on the way or that the host streams."""
+        def can_cast_in_strips(self, x: Tensor) -> bool:
+            """False also in training, and for weights that patches change on the way or that the host streams."""
             plain = self.bias is None and not self.weight_function and not hasattr(self, "_v")
             on_cpu = comfy.model_management.is_device_cpu(x.device) and self.weight.device == x.device
             return plain and on_cpu and self.weight.dtype != x.dtype and not torch.is_grad_enabled()

@@ -1,17 +1,23 @@
 """The instruction is computed once and padding never: the states are those of computing every position."""
 
+import collections
+import copy
+
 import comfy.hooks
 import comfy.model_management
 import comfy.ops
 import comfy.sd
 import comfy.text_encoders.llama
+import comfy.utils
 import pytest
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy_extras.nodes_hooks import SetClipHooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from sana_native.models.gemma import text_encoder as gemma
 from sana_native.models.gemma.text_encoder import CLIP_NAME, CONTEXT_LENGTH
-from sana_native.models.runtime.cpu import linear_ops as gemma_operations
-from sana_native.models.runtime.cpu.linear_ops import ROWS, TextOperations
+from sana_native.models.runtime.cpu import linear_ops
+from sana_native.models.runtime.cpu.linear_ops import KERNEL_ROWS, TextOperations
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
 
@@ -28,15 +34,15 @@ def clip():
 @pytest.fixture
 def positions(monkeypatch) -> list[int]:
     """How many positions each pass through the layers has computed."""
-    seen = []
+    counts = []
     forward = comfy.text_encoders.llama.MLP.forward
 
     def counted(self, x):
-        seen.append(x.shape[1])
+        counts.append(x.shape[1])
         return forward(self, x)
 
     monkeypatch.setattr(comfy.text_encoders.llama.MLP, "forward", counted)
-    return seen
+    return counts
 
 
 def states(clip, prompt: str, **options) -> torch.Tensor:
@@ -74,11 +80,11 @@ def lora(seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt[:12])
 def test_states_equal_those_of_all_positions_at_once(prompt, dtype, instruction):
     clip = bench.load_gemma(str(bench.folder() / "sana"), {"dtype": dtype})
-    for text in ("something else", prompt):  # the second finds the instruction kept
+    for text in ("something else", prompt):  # the second finds the instruction cached
         assert difference(*(way(clip, text, instruction=instruction) for way in (states, reference))) < 1e-5
 
 
-def test_a_custom_instruction_that_melts_into_the_prompt_is_computed_right(clip):
+def test_a_custom_instruction_that_merges_with_the_prompt_is_computed_right(clip):
     """Without a space at its end its last piece is another one with each prompt."""
     for prompt in ("cats", "s", "sleeping cat"):
         assert difference(*(way(clip, prompt, instruction="A prompt of cat") for way in (states, reference))) < 1e-5
@@ -137,8 +143,8 @@ def test_a_second_prompt_costs_its_own_positions_alone(clip, positions):
     before = len(first[CLIP_NAME][0]) - (CONTEXT_LENGTH - 1)
     assert positions == [before] * layers + [own - before] * layers
     positions.clear()
-    shown = states(clip, "another cat, of a busy street").shape[0]
-    assert positions == [shown - 1] * layers
+    selected = states(clip, "another cat, of a busy street").shape[0]
+    assert positions == [selected - 1] * layers
 
 
 def test_the_states_do_not_depend_on_what_was_encoded_before(clip):
@@ -150,7 +156,7 @@ def test_the_states_do_not_depend_on_what_was_encoded_before(clip):
     assert torch.equal(states(clip, "a red cat"), fresh)
 
 
-def test_a_text_without_instruction_leaves_what_is_kept(clip, positions):
+def test_a_text_without_instruction_leaves_the_cache(clip, positions):
     states(clip, "a red cat")
     states(clip, "blurry", instruction="")
     positions.clear()
@@ -158,7 +164,7 @@ def test_a_text_without_instruction_leaves_what_is_kept(clip, positions):
     assert max(positions) < 10
 
 
-# What makes it worthless
+# What makes the cache invalid
 
 
 @pytest.mark.parametrize("load", ["load_lora_for_models", "load_bypass_lora_for_models"])
@@ -182,7 +188,7 @@ def test_a_loras_strength_acts_on_the_instruction_too(clip):
 
 
 def test_a_lora_that_is_added_on_the_way_acts_on_the_instruction_too(clip, monkeypatch):
-    """Where memory is short the weights stay as they are, and so do not tell."""
+    """Where memory is short the weights themselves do not change."""
 
     def load_little(self, _, force_patch_weights=False):
         return self.model.partially_load(self.device, 0.1 - self.model.loaded_size(), force_patch_weights)
@@ -221,12 +227,150 @@ def test_a_scheduled_hook_acts_on_the_instruction_with_each_of_its_strengths(cli
         assert difference(context[0, : len(expected)], expected) < 1e-5  # the host drops a scheduled text's mask
 
 
-def test_weights_that_change_in_place_are_noticed(clip):
+EDITED = {
+    "matrix": LAYER,
+    "embedding": "gemma2_2b.transformer.model.embed_tokens",
+    "norm": "gemma2_2b.transformer.model.layers.1.input_layernorm",
+    "last norm": "gemma2_2b.transformer.model.norm",
+}
+
+
+def edit(clip, name: str, factor: float = 1.5) -> None:
+    """Changes a weight in place, as another pack's node would."""
+    with torch.inference_mode():
+        clip.cond_stage_model.get_submodule(EDITED[name]).weight.mul_(factor).add_(0.1)
+
+
+def load_in_inference_mode():
+    """As the host's executor runs the loader."""
+    with torch.inference_mode():
+        return bench.load_gemma(str(bench.folder() / "sana"))
+
+
+@pytest.mark.parametrize("name", EDITED)
+@pytest.mark.parametrize("load", [load_in_inference_mode, lambda: bench.load_gemma(str(bench.folder() / "sana"))])
+def test_an_edit_in_place_between_prompts_is_noticed(name, load):
+    clip = load()
+    before = states(clip, "a red cat")
+    for _ in range(2):
+        edit(clip, name)
+        after = states(clip, "a red cat")
+        assert difference(after, before) > 1e-2
+        assert difference(after, reference(clip, "a red cat")) < 1e-5
+        before = after
+
+
+def test_an_edit_inside_a_run_is_noticed(clip):
+    """Both prompts are encoded in one pass through a graph, with a node between them that edits."""
+    encoder, tokens = clip.load_model().model, clip.tokenize("a red cat")
+    with torch.inference_mode():
+        before, _, _ = encoder.encode_token_weights(tokens)
+        encoder.get_submodule(LAYER).weight[3] += 1
+        after, _, extra = encoder.encode_token_weights(tokens)
+    used = extra["attention_mask"].bool()
+    assert difference(after[used], before[used]) > 1e-3
+    assert difference(after[used], reference(clip, "a red cat")) < 1e-5
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_an_edit_after_unloading_and_loading_again_is_noticed(name):
+    clip = load_in_inference_mode()
     states(clip, "a red cat")
-    weight = clip.cond_stage_model.get_submodule(LAYER).weight
-    with torch.no_grad():
-        weight.mul_(1.5)
+    comfy.model_management.unload_all_models()  # outside inference mode, as after /free
+    states(clip, "a red cat")
+    edit(clip, name)
     assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["moved back outside", "still there"])
+def test_weights_moved_in_inference_mode_count_their_edits(back, positions):
+    clip = load_in_inference_mode()
+    with torch.inference_mode():
+        clip.cond_stage_model.to(torch.bfloat16)
+    if back:
+        clip.cond_stage_model.to(torch.float32)
+    states(clip, "a red cat")
+    positions.clear()
+    states(clip, "a red cat")
+    assert max(positions) < 10
+    edit(clip, "matrix")
+    assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
+
+
+def test_weights_made_in_inference_mode_by_another_loader_get_counters(positions):
+    """The host's own way to build a CLIP, moved outside inference mode: reading their counters raises."""
+    clip = bench.load_gemma(str(bench.folder() / "sana"))
+    with torch.inference_mode():
+        for module in clip.cond_stage_model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(parameter.double(), requires_grad=False)
+    clip.cond_stage_model.to(torch.float32)
+    with pytest.raises(RuntimeError, match="Inference tensors do not track version counter"):
+        assert clip.cond_stage_model.get_submodule(LAYER).weight._version
+    for name in (None, "matrix", "norm"):
+        if name:
+            edit(clip, name)
+        states(clip, "a red cat")
+        positions.clear()
+        assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
+        assert positions[0] < 10
+
+
+@pytest.fixture
+def streamed(clip, monkeypatch):
+    """The encoder as where the host streams weights: at every load the small ones are copied anew, from a backup."""
+    patcher = clip.patcher
+    saved = collections.namedtuple("Saved", ["weight"])
+
+    def load(self, _, force_patch_weights=False):  # noqa: ARG001 - the host's signature
+        for key, entry in patcher.backup.items():
+            comfy.utils.set_attr_param(patcher.model, key, entry.weight)
+        for key, weight in list(patcher.model.named_parameters()):
+            if key.endswith("norm.weight"):
+                patcher.backup[key] = saved(weight)
+                comfy.utils.set_attr_param(patcher.model, key, weight.to(torch.float32, copy=True))
+        for callback in patcher.get_all_callbacks(CallbacksMP.ON_LOAD):
+            callback(patcher, None, 0, False, False)
+
+    monkeypatch.setattr(patcher, "is_dynamic", lambda: True)
+    monkeypatch.setattr(comfy.model_management.LoadedModel, "model_use_more_vram", load)
+    yield clip
+    monkeypatch.undo()
+    patcher.backup.clear()
+    comfy.model_management.unload_all_models()
+
+
+def test_copies_that_streaming_makes_at_every_load_keep_the_cache_valid(streamed, positions):
+    norm = "gemma2_2b.transformer.model.layers.0.input_layernorm.weight"
+    states(streamed, "a red cat")
+    made = streamed.cond_stage_model.get_parameter(norm)
+    positions.clear()
+    states(streamed, "a dog")
+    assert streamed.cond_stage_model.get_parameter(norm) is not made and max(positions) < 10
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_an_edit_of_what_is_streamed_is_noticed(streamed, name):
+    key = f"{EDITED[name]}.weight"
+    before = states(streamed, "a red cat")
+    saved = streamed.patcher.backup.get(key)
+    weight = saved.weight if saved else streamed.cond_stage_model.get_parameter(key)
+    with torch.inference_mode():
+        weight.mul_(1.5)
+    after = states(streamed, "a red cat")
+    assert difference(after, before) > 1e-3
+    assert difference(after, reference(streamed, "a red cat")) < 1e-5
+
+
+def test_an_edit_of_a_streamed_copy_is_noticed_until_the_host_copies_anew(streamed):
+    before = states(streamed, "a red cat")
+    tokens = streamed.tokenize("a red cat")
+    with torch.inference_mode():
+        streamed.cond_stage_model.get_submodule(EDITED["norm"]).weight.mul_(1.5)
+        context, mask = streamed.cond_stage_model.encode_tokens([token for token, _ in tokens[CLIP_NAME][0]])
+    assert difference(context[mask.bool()], before) > 1e-3
+    assert torch.equal(states(streamed, "a red cat"), before)
 
 
 def test_weights_that_are_replaced_are_noticed(clip):
@@ -244,30 +388,58 @@ def test_another_format_is_noticed(clip):
     assert difference(after, reference(clip, "a red cat")) < 1e-5
 
 
-def test_two_encoders_do_not_share_what_they_keep(clip, tmp_path):
-    words = tiny.tokenizer(tmp_path / "tokenizer")
-    tiny.gemma(len(words), seed=5).save_pretrained(tmp_path / "text_encoder")
+def test_two_encoders_do_not_share_a_cache(clip, tmp_path):
+    tokenizer = tiny.tokenizer(tmp_path / "tokenizer")
+    tiny.gemma(len(tokenizer), seed=5).save_pretrained(tmp_path / "text_encoder")
     other = bench.load_gemma(str(tmp_path))
     for _ in range(2):
         for each in (clip, other):
             assert difference(states(each, "a red cat"), reference(each, "a red cat")) < 1e-5
 
 
-def test_nothing_is_kept_for_an_encoder_in_training(clip):
+def test_nothing_is_cached_for_an_encoder_in_training(clip):
     clip.cond_stage_model.get_submodule(LAYER).weight.requires_grad_(True)
     context, _, _ = clip.load_model().model.encode_token_weights(clip.tokenize("a red cat"))
-    assert context.requires_grad and clip.cond_stage_model.kept.prefix is None
+    assert context.requires_grad and clip.cond_stage_model.prefix_cache.prefix is None
 
 
-def test_unloading_frees_what_is_kept(clip):
+def test_unloading_frees_the_cache(clip):
     states(clip, "a red cat")
-    assert clip.cond_stage_model.kept.prefix is not None
+    assert clip.cond_stage_model.prefix_cache.prefix is not None
     comfy.model_management.unload_all_models()
-    assert clip.cond_stage_model.kept.prefix is None
+    assert clip.cond_stage_model.prefix_cache.prefix is None
     assert difference(states(clip, "a red cat"), reference(clip, "a red cat")) < 1e-5
 
 
-def test_a_clone_of_the_clip_uses_what_is_kept(clip, positions):
+def test_a_cached_prefix_is_used_where_it_lies(clip):
+    """Nothing of it is copied for a prompt: on a GPU that would be an upload per layer."""
+    states(clip, "a red cat")
+    prefix = clip.cond_stage_model.prefix_cache.prefix
+    lengths = {keys.shape[2] for keys, _ in prefix.keys_values}
+    copied = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            copies = operation in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+            copied.extend(
+                one.shape
+                for one in args
+                if copies and isinstance(one, torch.Tensor) and one.ndim == 4 and one.shape[2] in lengths
+            )
+            return operation(*args, **(kwargs or {}))
+
+    with Copies():
+        states(clip, "a dog")
+    assert clip.cond_stage_model.prefix_cache.prefix is prefix and lengths and not copied
+
+
+def test_a_copy_of_the_model_has_a_cache_of_its_own(clip):
+    states(clip, "a red cat")
+    other = copy.deepcopy(clip.cond_stage_model)
+    assert other.prefix_cache.prefix is None and clip.cond_stage_model.prefix_cache.prefix is not None
+
+
+def test_a_clone_of_the_clip_uses_the_cache(clip, positions):
     states(clip, "a red cat")
     positions.clear()
     states(clip.clone(), "a dog")
@@ -277,12 +449,12 @@ def test_a_clone_of_the_clip_uses_what_is_kept(clip, positions):
 # Products in strips
 
 
-@pytest.mark.parametrize("rows", [1, ROWS - 1, ROWS, 2 * ROWS, 3 * ROWS + 5])
+@pytest.mark.parametrize("rows", [1, KERNEL_ROWS - 1, KERNEL_ROWS, 2 * KERNEL_ROWS, 3 * KERNEL_ROWS + 5])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_product_in_strips_is_that_of_the_wide_weight(rows, dtype, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(gemma_operations, "STRIP", 1)
+    monkeypatch.setattr(linear_ops, "STRIP_ELEMENTS", 1)
     layer = TextOperations.Linear(48, rows, bias=False)
     layer.weight = torch.nn.Parameter(torch.randn(rows, 48).to(dtype), requires_grad=False)
     x = torch.randn(2, 7, 48)

@@ -85,7 +85,7 @@ def test_scores_of_the_next_token_are_bent_as_in_gemma(clip, reference):
 
 
 def test_question_is_a_turn_with_the_trained_instruction(clip):
-    words = clip.tokenizer.words
+    words = clip.tokenizer.sentencepiece
     ids = ask(clip, " a cat sleeping ", template=True)
     assert ids[0] == words.bos_id() and words.decode(ids[1:]) == TURN
     assert [words.id_to_piece(ids[1]), ids.count(words.piece_to_id(START_OF_TURN))] == [START_OF_TURN, 2]
@@ -100,7 +100,7 @@ def test_tokens_of_a_turn_equal_transformers_chat_template(clip, folder):
 def test_text_with_turns_of_its_own_is_asked_as_it_stands(clip):
     own = f"{START_OF_TURN}user\na poem{END_OF_TURN}\n{START_OF_TURN}model\n"
     assert ask(clip, own, template=True) == ask(clip, own, template=False)
-    assert clip.tokenizer.words.decode(ask(clip, own)[1:]) == own
+    assert clip.tokenizer.sentencepiece.decode(ask(clip, own)[1:]) == own
 
 
 def test_a_prompt_cannot_end_its_own_turn(clip):
@@ -126,21 +126,21 @@ def test_answer_ends_with_the_turn_and_shows_no_mark(folder, tmp_path, reference
 
 def test_clone_of_the_clip_stops_at_the_same_tokens(clip):
     """A LoRA or Set Last Layer between loader and node works on a clone."""
-    words = clip.tokenizer.words
+    words = clip.tokenizer.sentencepiece
     stops = clip.clone().cond_stage_model.gemma2_2b.transformer.model.config.stop_tokens
     assert stops == [words.eos_id(), words.piece_to_id(END_OF_TURN)]
 
 
 def test_vocabulary_without_turns_spells_their_marks(tmp_path):
     clip = load_gemma(str(save_encoder(tmp_path / "plain", marks="")))
-    assert clip.tokenizer.words.decode(ask(clip, "a cat sleeping", template=True)[1:]) == TURN
+    assert clip.tokenizer.sentencepiece.decode(ask(clip, "a cat sleeping", template=True)[1:]) == TURN
     assert clip.cond_stage_model.gemma2_2b.transformer.model.config.stop_tokens == [1]
 
 
 def test_marks_are_one_token_each_where_the_vocabulary_keeps_them_from_plain_text(tmp_path):
     """SentencePiece spells out its control symbols when a text names them."""
     clip = load_gemma(str(save_encoder(tmp_path / "control", marks="control_symbols")))
-    words = clip.tokenizer.words
+    words = clip.tokenizer.sentencepiece
     ids = ask(clip, "a cat sleeping", template=True)
     assert [ids.count(words.piece_to_id(mark)) for mark in (START_OF_TURN, END_OF_TURN)] == [2, 1]
     assert clip.decode([*ids, words.piece_to_id(END_OF_TURN)]) == f"user\n{INSTRUCTION}a cat sleeping\nmodel\n"
