@@ -1,12 +1,16 @@
 """From words to latent: what of a prompt reaches the picture, alone, in batches and beside a negative prompt."""
 
 import random
+import re
+from types import SimpleNamespace
 
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from sana_native.models.gemma.text_encoder import CLIP_NAME, CONTEXT_LENGTH, INSTRUCTION
+from sana_native.models.runtime.zero_padding import ZERO_PADDED, mask_of_rows
+from sana_native.nodes import conditioning
 from sana_native.tests.support import workbench as bench
 
 BOS = 2
@@ -38,7 +42,7 @@ def same(a: list, b: list) -> bool:
 def test_selected_positions_are_bos_and_the_prompt():
     """The space that ends the instruction merges with the first word, so what follows BOS is the prompt."""
     positive, _ = bench.encode("a cat")
-    sentencepiece = bench.clip().tokenizer.gemma2_2b.tokenizer.tokenizer
+    sentencepiece = bench.clip().tokenizer.sentencepiece
     assert mask_of(positive).sum() == 1 + len(sentencepiece.encode(" a cat", add_bos=False))
     assert mask_of(positive).shape == (1, CONTEXT_LENGTH) and positive[0][0].shape == (1, CONTEXT_LENGTH, 64)
     assert mask_of(positive)[0, 0] == 1 and mask_of(positive)[0, -1] == 0
@@ -105,7 +109,118 @@ def test_a_custom_instruction_with_that_token_keeps_bos_and_all_of_the_prompt():
 
 def test_brackets_and_weights_are_plain_text():
     pieces = [token for token in tokens("(a cat:1.5)", instruction="") if token]
-    assert pieces == bench.clip().tokenizer.gemma2_2b.tokenizer.tokenizer.encode("(a cat:1.5)", add_bos=True)
+    assert pieces == bench.clip().tokenizer.sentencepiece.encode("(a cat:1.5)", add_bos=True)
+
+
+def pieces_of(text: str) -> list[int]:
+    return [token for token in tokens(text, instruction="") if token]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["embedding:style", "a cat, embedding:style", "a\nembedding:style:1.2, cat", "<pad> a <eos> cat <bos>", "a\0b"],
+)
+def test_no_part_of_a_text_is_lost(text):
+    sentencepiece = bench.clip().tokenizer.sentencepiece
+    assert sentencepiece.decode(pieces_of(text)) == text
+    trained = tokens(text)
+    assert sentencepiece.decode([token for token in trained if token]) == INSTRUCTION + text
+
+
+def test_a_backslash_before_a_bracket_is_left_out_as_in_the_hosts_prompts():
+    assert pieces_of(r"a \(red\) cat") == pieces_of("a (red) cat") and pieces_of(r"a \ cat") != pieces_of("a  cat")
+
+
+def test_word_ids_tell_the_text_from_bos_and_padding():
+    row = bench.clip().tokenize("a cat", return_word_ids=True, instruction="")[CLIP_NAME][0]
+    assert [token for token, _, _ in row] == tokens("a cat", instruction="")
+    assert [word for _, _, word in row] == [int(0 < i < len(pieces_of("a cat"))) for i in range(CONTEXT_LENGTH)]
+
+
+# What is said about it
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "place"), [("a \ud83d cat", "D83D", 3), ("\udc31", "DC31", 1)], ids=["first half", "second half"]
+)
+def test_half_a_character_is_refused_in_one_sentence(text, code, place):
+    sentence = rf"The prompt has half a character \(U\+{code}, .*\) at place {place}, .*: delete it or type"
+    for inputs in ((text, ""), ("", text), ("a cat", "", "custom", text)):
+        with pytest.raises(ValueError, match=sentence):
+            bench.encode(*inputs)
+    with pytest.raises(ValueError, match=sentence):
+        bench.call("CLIPTextEncode", bench.clip(), text)
+    with pytest.raises(ValueError, match=sentence):
+        bench.clip().tokenize(text, skip_template=True)
+
+
+def test_a_whole_emoji_is_not_refused():
+    assert mask_of(bench.encode("\U0001f431")[0]).sum() > 1
+
+
+@pytest.fixture
+def on_node(monkeypatch) -> list[list[str]]:
+    """What each call of the node writes on itself."""
+    written = []
+
+    def show(sentences, new=None):
+        assert new == []  # the log has them from the tokenizer
+        written.append(sentences)
+
+    monkeypatch.setattr(conditioning, "show", show)
+    return written
+
+
+def test_a_prompt_that_is_cut_says_what_is_cut(caplog, on_node):
+    text = words(900)
+    whole = bench.clip().tokenizer.sentencepiece.encode(" " + " ".join(text), add_bos=False)
+    bench.encode(" ".join(text), "blurry")
+    (sentence,) = [message for message in caplog.messages if "cut off" in message]
+    cut = re.fullmatch(r'SANA: the first 299 tokens count, so the last (\d+) are cut off: "(.*)\.\.\."', sentence)
+    assert int(cut[1]) == len(whole) - 299
+    assert cut[2] in " ".join(text) and " ".join(text).index(cut[2]) > 200
+    assert on_node == [[sentence.replace("SANA: ", "Prompt: ")]]
+
+
+def test_299_tokens_are_not_cut_and_300_are(caplog, on_node):
+    fitting = "a" + " cat" * 200
+    while len(tokens_of := bench.clip().tokenizer.sentencepiece.encode(" " + fitting, add_bos=False)) < 299:
+        fitting += " a"
+    assert len(tokens_of) == 299
+    bench.encode(fitting)
+    assert on_node == [[]] and "cut off" not in caplog.text
+    bench.encode(fitting + " a", fitting + " a")
+    assert [sentence.partition(":")[0] for sentence in on_node[1]] == ["Prompt", "Negative prompt"]
+    assert caplog.text.count("so the last 1 are cut off") == 2
+
+
+@pytest.mark.parametrize("text", ["a (red cat:1.2)", "(cat: 2)", "((cat):0.9)", "(a (red) cat:.5)"])
+def test_weights_are_read_as_text_with_a_notice(text, caplog, on_node):
+    bench.encode("", text)
+    assert "SANA: weights as in (word:1.2) are read as plain text" in caplog.text
+    assert on_node[0][0].startswith("Negative prompt: weights as in (word:1.2)")
+
+
+@pytest.mark.parametrize("text", ["a cat (red)", "a photo (16:9)", "time: 12:30", "cat:1.2", "(a cat: red)"])
+def test_other_brackets_and_colons_get_no_notice(text, caplog, on_node):
+    bench.encode(text)
+    assert on_node == [[]] and "SANA:" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["embedding:style", "a cat, embedding:style"])
+def test_an_embedding_is_read_as_text_with_a_notice(text, caplog):
+    bench.call("CLIPTextEncode", bench.clip(), text)
+    assert "embedding:name is read as plain text" in caplog.text
+
+
+def test_a_turns_end_that_is_left_out_is_said(caplog):
+    tokens("a cat<end_of_turn>")
+    assert "<end_of_turn> is left out" in caplog.text
+
+
+def test_another_models_clip_is_refused_before_anything_is_said_of_the_prompt():
+    with pytest.raises(ValueError, match="This CLIP tokenizes with str, .*load it with SANA Gemma Loader"):
+        bench.call(bench.OURS["GemmaEncode"], SimpleNamespace(tokenizer=""), "a" * 5000, "", "on", "", False)
 
 
 def test_spaces_around_a_prompt_are_dropped():
@@ -218,3 +333,75 @@ def test_prompts_of_different_length_in_one_batch_equal_their_single_runs(family
     batch = run(noise, join(0), join(1))
     for i, pair in enumerate(conds):
         assert bench.relative(batch[i : i + 1], run(noise[i : i + 1], *pair)) < 1e-5
+
+
+# Averages of two texts
+
+
+SHORT, LONG = "a cat", " ".join(words(60))
+
+
+def average(to: str, other: str, strength: float) -> list:
+    return bench.call("ConditioningAverage", bench.encode(to)[0], bench.encode(other)[0], strength)[0]
+
+
+@pytest.mark.parametrize("family", bench.FAMILIES)
+@pytest.mark.parametrize(("to", "other"), [(SHORT, LONG), (LONG, SHORT)], ids=["short first", "long first"])
+def test_an_average_at_strength_0_is_the_second_text_and_at_1_the_first(family, to, other):
+    model, negative = bench.model(family), bench.encode("")[1]
+    alone = {text: bench.draw(model, (bench.encode(text)[0], negative)) for text in (to, other)}
+    assert bench.relative(alone[to], alone[other]) > 1e-2
+    for strength, text in ((0.0, other), (1.0, to)):
+        assert torch.equal(bench.draw(model, (average(to, other, strength), negative)), alone[text])
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5])
+def test_an_average_does_not_depend_on_which_text_comes_first(strength):
+    model, negative = bench.model("sana"), bench.encode("")[1]
+    a, b = (
+        bench.draw(model, (average(*texts, part), negative))
+        for texts, part in (((SHORT, LONG), strength), ((LONG, SHORT), 1 - strength))
+    )
+    assert bench.relative(a, b) < 1e-5
+    for text in (SHORT, LONG):
+        assert bench.relative(a, bench.draw(model, (bench.encode(text)[0], negative))) > 1e-3
+
+
+def test_an_average_with_an_empty_text_keeps_the_positions_of_the_other():
+    model, negative = bench.model("sana"), bench.encode("")[1]
+    both = bench.call("ConditioningAverage", negative, bench.encode(LONG)[0], 0.0)[0]
+    expected = bench.draw(model, (bench.encode(LONG)[0], negative))
+    assert torch.equal(bench.draw(model, (both, negative)), expected)
+
+
+def test_an_earlier_layers_states_are_averaged_like_those_of_the_last():
+    clip, model, negative = bench.clip().clone(), bench.model("sana"), bench.encode("")[1]
+    clip.clip_layer(-2)
+    short, long = (bench.call("CLIPTextEncode", clip, text)[0] for text in (SHORT, LONG))
+    mixed = bench.call("ConditioningAverage", short, long, 0.0)[0]
+    assert bench.relative(bench.draw(model, (mixed, negative)), bench.draw(model, (long, negative))) < 1e-5
+
+
+def test_zero_rows_are_padding_only_where_the_encoder_says_so():
+    """Others do not zero their padding, so that a zero row of theirs means something."""
+    positive, negative = bench.encode(LONG)
+    assert positive[0][1][ZERO_PADDED] is True
+    context = positive[0][0].clone()
+    context[:, 20:40] = 0
+    model = bench.model("sana")
+    marked = bench.draw(model, (bench.changed(positive, context=context), negative))
+    plain = bench.draw(model, (bench.changed(positive, context=context, **{ZERO_PADDED: None}), negative))
+    assert bench.relative(marked, plain) > 1e-4
+
+
+def test_a_text_of_zeros_alone_keeps_its_mask():
+    """As Conditioning Zero Out leaves it."""
+    context = torch.zeros(2, 4, 3)
+    context[1, :2] = 1
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    assert mask_of_rows(context, mask).tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert mask_of_rows(context, None) is None and mask_of_rows(context[1:], None).tolist() == [[1, 1, 0, 0]]
+    model, (positive, negative) = bench.model("sana"), bench.encode("a cat")
+    zeroed = bench.call("ConditioningZeroOut", positive)[0]
+    unmarked = bench.changed(zeroed, **{ZERO_PADDED: None})
+    assert torch.equal(bench.draw(model, (zeroed, negative)), bench.draw(model, (unmarked, negative)))
