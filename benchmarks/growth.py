@@ -5,8 +5,8 @@
 
 Only ours, with random weights. All sizes take turns in one process, small ones several times to have about as many
 pixels as 1024 px, and the ratio to 1024 px is the median over the rounds. A step is one after the first of a run, but
-beyond 1024 px in the first round, where the difference is too small to measure. --thread counts the processor seconds of
-one thread, which a busy machine hardly changes.
+beyond 1024 px in the first round, where the difference is too small to measure. --thread counts the processor seconds
+of one thread, which a busy machine hardly changes.
 """
 
 from __future__ import annotations

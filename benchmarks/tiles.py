@@ -3,9 +3,9 @@
     python -m benchmarks.tiles [--stages decode encode] [--sizes 2048] [--tile-size 1024] [--dtype bfloat16]
 
 Random weights of the released size. "latent" cuts the latent into parts of 1024 px that overlap by 128 and are blended,
-as diffusers and the host do; part of DC-AE attends to the whole image, so that gives another image. Each row is a process of
-its own. The error is relative to the whole, in decibels below it. `--no-whole` is for sizes that do not fit as a whole,
-and leaves out the errors too.
+as diffusers and the host do; part of DC-AE attends to the whole image, so that gives another image. Each row
+is a process of its own. The error is relative to the whole, in decibels below it. `--no-whole` is for sizes that do not
+fit as a whole, and leaves out the errors too.
 """
 
 from __future__ import annotations

@@ -180,6 +180,39 @@ def test_a_dc_ae_that_is_gone_leaves_what_was_fitted_before(demo_loaded, demo_ma
     assert demo_loaded.current is demo_map
 
 
+def test_reading_the_colors_computes_nothing(memory, monkeypatch):
+    """No encode, no model on the device, and no decomposition while the host asks for them or shows a latent."""
+    vae = load_dc_ae(str(bench.folder() / "sana"))
+    calls, solved = count_encodings(monkeypatch, vae), []
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    memory.remember(vae)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    assert latent_formats.SanaLatent().latent_rgb_factors is None and not calls
+    memory.prepare()
+    assert len(calls) == 1
+    monkeypatch.setattr(torch.linalg, "pinv", lambda *given: solved.append(given))
+    assert preview(torch.zeros(1, 32, 2, 2)).shape == (1, 3, 8, 8) and len(calls) == 1 and not solved
+
+
+@pytest.mark.parametrize("call", ["decode", "decode_tiled"])
+def test_previews_that_are_switched_on_later_come_with_the_next_use_of_the_dc_ae(memory, monkeypatch, call):
+    vae = load_dc_ae(str(bench.folder() / "sana"))
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    memory.remember(vae)
+    vae.decode(torch.zeros(1, 32, 1, 1))
+    assert memory.current is None
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    getattr(vae, call)(torch.zeros(1, 32, 1, 1))
+    assert memory.current is not None and previewer() is not None
+
+
+def test_a_color_map_is_copied_to_a_device_once(demo_map):
+    copied = demo_map.on(torch.device("meta"))
+    assert copied is demo_map.on(torch.device("meta")) and copied.inverse.device.type == "meta"
+    assert demo_map.on(torch.device("cpu")) is demo_map
+    assert torch.allclose(demo_map.inverse, torch.linalg.pinv(demo_map.factors), atol=1e-4)
+
+
 def test_a_fit_that_fails_is_said_once_and_stops_nothing(memory, monkeypatch, caplog):
     def fail(_):
         raise RuntimeError("out of memory")
