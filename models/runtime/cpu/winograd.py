@@ -1,10 +1,10 @@
 """Residual blocks on a CPU with fewer products: Winograd's convolutions, a few rows at a time.
 
-Squares, F(4x4, 3x3): squares of the input and the kernel, both transformed, are multiplied place by place, a quarter of
-the products of a sliding kernel. Rows, F(4, 3) along the columns: half of the products are left, and slide along the
-rows. Sums before and after cost little where they stay in the cache, so a block runs a few rows at a time, its second
-convolution one row behind the first. In bfloat16 squares round ten times as much as a sliding kernel, rows less than
-half as much as squares.
+Squares, F(4x4, 3x3): transformed squares of the input and of the kernel are multiplied element by element, a quarter of
+the products of a sliding kernel. Rows, F(4, 3) along the columns: half of the products, which slide along the rows. The
+transforms cost little while their data stays in the cache, so a block runs a few rows at a time, its second convolution
+one row after the first. In bfloat16 squares round ten times as much as a sliding kernel, rows less than half as much as
+squares.
 Source: Lavin and Gray, arXiv 1509.09308.
 """
 
@@ -29,10 +29,10 @@ from .winograd_transforms import (
     transform_output,
 )
 
-# Of the map in the rows worked on at once: bytes, and a share of the whole. `Rows` needs seven times as much for them,
-# `Squares` ten times, so either has a number of its own for what each thread's share of the cache is good for.
+# Limits of the rows that are computed at once: bytes of the map, and a share of the whole. `Rows` needs seven times as
+# much memory for them, `Squares` ten times, so each has its own number of bytes per thread that fits the cache.
 MOST, SHARE = 2**24, 1 / 8
-# From here on it is faster than the library's convolutions: below, transforms cost more than they save.
+# Below these, the transforms cost more than the products that they save.
 CHANNELS, POSITIONS = 128, 2**11
 ODD = 2**7 + 2**5  # elements between slices; see `padded_slices`
 
@@ -53,7 +53,7 @@ def view(memory: Tensor, *shape: int) -> Tensor:
 
 
 def padded_slices(like: Tensor, *shape: int) -> Tensor:
-    """Zeros whose outermost slices lie apart by no power of two: equal places of them all would share a cache set."""
+    """Zeros whose outermost slices are no power of two apart: otherwise equal places of all would share a cache set."""
     size = torch.Size(shape[1:]).numel()
     return like.new_zeros(shape[0], size + ODD)[:, :size].unflatten(1, shape[1:])
 
@@ -110,7 +110,7 @@ class Squares:
 
     def __init__(self, like: Tensor, channels: int, count: int, columns: int):
         fours = -(-columns // RESULTS)
-        # With zeros before and behind the rows.
+        # With zeros before and after the rows.
         self.values = padded_slices(like, PLACES, count, RESULTS * fours + 2, channels)
         self.squares, self.products = (like.new_empty(PLACES**2 * count * fours * channels) for _ in range(2))
         self.scratch = like.new_empty(2 * PLACES * count * fours * channels)

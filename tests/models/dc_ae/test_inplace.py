@@ -269,8 +269,8 @@ def test_tiles_equal_the_whole(reference, half, tile_size, monkeypatch):
     model, x = network(reference), sample(half)
     assert error(fast(model, half, x, tile_size), fast(model, half, x)) < 1e-6
     model, x = model.to(torch.bfloat16), x.to(torch.bfloat16)
-    # Winograd's convolutions, which the encoder does not use, round values near a tile's edge differently. In so small a
-    # network they do so most: at released widths `benchmarks/tiles.py` finds 64 dB.
+    # Winograd's convolutions, which the encoder does not use, round values near a tile's edge differently, most of all
+    # in so small a network: at released widths `benchmarks/tiles.py` finds 64 dB.
     assert error(fast(model, half, x, tile_size), fast(model, half, x)) < (8e-3 if half == "decode" else 1e-3)
     monkeypatch.setattr(winograd, "is_faster", lambda _: False)
     assert error(fast(model, half, x, tile_size), fast(model, half, x)) < 1e-3  # 60 dB

@@ -46,7 +46,7 @@ def previewer():
 
 
 def preview(x0: Tensor) -> Tensor:
-    """The picture that the host would send, (1, 3, H, W) in [0, 1]."""
+    """The image that the host would send, (1, 3, H, W) in [0, 1]."""
     _, image, _ = previewer().decode_latent_to_preview_image("JPEG", x0)
     return (
         torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -95,18 +95,18 @@ def test_the_loader_node_makes_previews_possible(memory):
 
 
 @pytest.mark.usefixtures("demo_loaded")
-def test_previews_of_drawn_pictures_have_the_colors_of_the_pictures(demo):
+def test_previews_have_the_colors_of_the_images(demo):
     model, clip, vae = demo
-    shown, drawn = [], []
+    shown, decoded = [], []
     for seed, prompt in enumerate(PROMPTS):
         conds = bench.call(bench.OURS["GemmaEncode"], clip, prompt, "", "on", "", False)
         latent = bench.draw(model, conds, bench.empty(128, 128), seed=seed, steps=6)
         shown.append(preview(latent * 0.41407))
-        drawn.append(bench.call(bench.OURS["DCAEDecode"], vae, {"samples": latent}, "off", 128, 0)[0].movedim(-1, 1))
-    shown, drawn = torch.cat(shown), torch.cat(drawn)
+        decoded.append(bench.call(bench.OURS["DCAEDecode"], vae, {"samples": latent}, "off", 128, 0)[0].movedim(-1, 1))
+    shown, decoded = torch.cat(shown), torch.cat(decoded)
     assert shown.shape == (len(PROMPTS), 3, 16, 16)  # 8 px a dot: four a side of a latent position
-    assert correlation(F.avg_pool2d(shown, 4), F.avg_pool2d(drawn, 32)) > SQUARES_CORRELATION
-    assert correlation(shown, F.avg_pool2d(drawn, 8)) > DOTS_CORRELATION
+    assert correlation(F.avg_pool2d(shown, 4), F.avg_pool2d(decoded, 32)) > SQUARES_CORRELATION
+    assert correlation(shown, F.avg_pool2d(decoded, 8)) > DOTS_CORRELATION
 
 
 @pytest.mark.usefixtures("demo_loaded")
@@ -129,7 +129,7 @@ def test_whoever_leaves_the_hook_out_gets_coarser_but_true_colors(demo):
 
 
 @pytest.mark.usefixtures("demo_loaded")
-def test_only_the_first_picture_of_a_batch_is_shown():
+def test_only_the_first_image_of_a_batch_is_shown():
     x0 = torch.randn(3, 32, 5, 7, generator=torch.Generator().manual_seed(1))
     assert preview(x0).shape == (1, 3, 20, 28)
     assert torch.equal(preview(x0), preview(x0[:1]))
@@ -268,7 +268,7 @@ def tiny_decoders_wanted(monkeypatch, memory):
 
 
 @pytest.mark.usefixtures("tiny_decoders_wanted")
-def test_a_tiny_decoder_shows_the_picture_at_full_size(vae_approx):
+def test_a_tiny_decoder_shows_the_image_at_full_size(vae_approx):
     decoder = taesana()
     torch.save(decoder.state_dict(), vae_approx / "taesana_decoder.pth")
     x0 = torch.randn(2, 32, 3, 2, generator=torch.Generator().manual_seed(1))
@@ -320,7 +320,7 @@ def test_the_hosts_own_tiny_decoder_would_not_take_the_file(tmp_path):
 
 
 async def frames_and_image(server, prompt: dict) -> tuple[list[Image.Image], Image.Image]:
-    """Preview frames of a run as a browser gets them, and the picture it saved."""
+    """Preview frames of a run as a browser gets them, and the image it saved."""
     client, frames = uuid.uuid4().hex, []
     body = {"prompt": prompt, "client_id": client, "extra_data": {"preview_method": "latent2rgb"}}
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
@@ -369,14 +369,14 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_frame_arrives_at_every_step_and_the_last_looks_like_the_picture(name, comfy_server):
+def test_a_frame_arrives_at_every_step_and_the_last_looks_like_the_image(name, comfy_server):
     model_name = "sana-native-demo-sprint/" if name == "Sprint" else "sana-native-demo/"
-    frames, picture = asyncio.run(frames_and_image(comfy_server(), graph(model_name, RUNS[name], 256)))
+    frames, final = asyncio.run(frames_and_image(comfy_server(), graph(model_name, RUNS[name], 256)))
     assert len(frames) == RUNS[name]["steps"]
     assert {frame.size for frame in frames} == {(512, 512)}  # the host scales them to --preview-size
     pixels = [
         torch.frombuffer(bytearray(image.resize((4, 4), Image.Resampling.BOX).tobytes()), dtype=torch.uint8).float()
-        for image in (*frames, picture)
+        for image in (*frames, final)
     ]
     assert correlation(pixels[-2], pixels[-1]) > 0.7
     assert correlation(pixels[-2], pixels[-1]) >= correlation(pixels[0], pixels[-1])
