@@ -15,8 +15,8 @@ def tiling_inputs() -> list:
             options=TILING,
             default="auto",
             tooltip="auto: in one piece, or in exact tiles when memory is insufficient; the result is the same. off: "
-            "exact tiles only after memory has run out. on: always in ComfyUI's own tiles, which differ slightly from the "
-            "whole, because part of DC-AE attends to the full image.",
+            "exact tiles only after memory has run out. on: always in ComfyUI's own tiles, which differ slightly from "
+            "the whole, because part of DC-AE attends to the full image.",
         ),
         io.Int.Input(
             "tile_size",
