@@ -206,6 +206,19 @@ def test_previews_that_are_switched_on_later_come_with_the_next_use_of_the_dc_ae
     assert memory.current is not None and previewer() is not None
 
 
+def test_the_sana_sampler_fits_before_its_run_when_previews_were_switched_on_later(memory, monkeypatch):
+    vae = load_dc_ae(str(bench.folder() / "sana"))
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    memory.remember(vae)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    previewers, get_previewer = [], latent_preview.get_previewer
+    monkeypatch.setattr(
+        latent_preview, "get_previewer", lambda *given: previewers.append(get_previewer(*given)) or previewers[-1]
+    )
+    bench.call(bench.OURS["Sampler"], bench.model("sana"), *bench.encoded(), bench.empty(), 1, 2, 4.5, 1.0)
+    assert [type(one) for one in previewers] == [latent_preview.Latent2RGBPreviewer]
+
+
 def test_a_color_map_is_copied_to_a_device_once(demo_map):
     copied = demo_map.on(torch.device("meta"))
     assert copied is demo_map.on(torch.device("meta")) and copied.inverse.device.type == "meta"
