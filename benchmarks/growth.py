@@ -1,12 +1,12 @@
-"""How the cost of a pixel grows with the picture: 1.00 at every size would be exactly linear.
+"""How the cost per pixel grows with the image: 1.00 at every size would be exactly linear.
 
     python -m benchmarks.growth [--stages step decode encode] [--sizes 256 512 1024 2048 4096] [--dtype bfloat16]
         [--model 0.6B] [--blocks 2] [--pairs 3] [--thread]
 
 Only ours, with random weights. All sizes take turns in one process, small ones several times to have about as many
 pixels as 1024 px, and the ratio to 1024 px is the median over the rounds. A step is one after the first of a run, but
-beyond 1024 px in the first round, where the difference is too small to see. --thread counts the processor seconds of
-one thread, which a busy machine hardly changes.
+beyond 1024 px in the first round, where the difference is too small to measure. --thread counts the processor seconds
+of one thread, which a busy machine hardly changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from demo.train.pack import prepare_imports
 
 SIZES = (256, 512, 1024, 2048, 4096)
 REFERENCE = 1024  # px, and the size of a megapixel
-COLUMNS = ("stage", "px", "dtype", "seconds", "a megapixel", f"cost of a pixel / {REFERENCE} px")
+COLUMNS = ("stage", "px", "dtype", "seconds", "per megapixel", f"cost per pixel / {REFERENCE} px")
 
 
 def processor_seconds(run: Callable, _device: str) -> float:
@@ -33,7 +33,7 @@ def processor_seconds(run: Callable, _device: str) -> float:
 def measure(
     stage: str, sizes: list[int], pairs: int, model: str, dtype, clock: Callable, blocks: int | None
 ) -> list[dict]:
-    """Rounds of "seconds" and "cost", seconds a megapixel, by size."""
+    """Rounds of "seconds" and "cost", seconds per megapixel, by size."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

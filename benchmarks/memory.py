@@ -1,12 +1,12 @@
 """Peak memory of single passes against what the host is told to keep free for them.
 
     python -m benchmarks.memory [--stages step decode encode text] [--sizes 512 1024 2048]
-    python -m benchmarks.memory --stages decode --sizes 1024 --dtype bfloat16 --side 512 --threads 2
+    python -m benchmarks.memory --stages decode --sizes 1024 --dtype bfloat16 --tile-size 512 --threads 2
 
 Networks have the released widths and random weights, the transformer and the text encoder only two blocks, because
 their peak is that of one. Each figure comes from a process of its own and is resident memory above what it had before
-the pass, which is the second one; the allocator is told to give back at once what is freed. The estimate is asked of
-the code that answers the host. --dtype and --side (of exact tiles, in px) are for decode and encode.
+the pass, which is the second one; the allocator is told to return freed memory at once. The estimate is asked of
+the code that answers the host. --dtype and --tile-size (of exact tiles, in px) are for decode and encode.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENS = 850  # of a text encode: the instruction and 300 positions
 
 
 def transformer_pass(size: int):
-    """One step of a picture of the 1.6B's width, and the estimate for it."""
+    """One step of an image at the 1.6B's width, and the estimate for it."""
     import comfy.ops
     import torch
     from sana_native.models.sana.config import SanaConfig
@@ -32,22 +32,23 @@ def transformer_pass(size: int):
     config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
     network = choose_network(torch.device("cpu"))
     model = randomise(network(config, operations=comfy.ops.disable_weight_init)).eval()
-    side = size // 32
+    positions = size // 32  # a side
     inputs = {
-        "x": torch.randn(1, 32, side, side),
+        "x": torch.randn(1, 32, positions, positions),
         "timesteps": torch.full((1,), 547.0),
         "context": torch.randn(1, 300, 2304),
         "attention_mask": torch.ones(1, 300),
     }
     # The host's formula for its memory-efficient attention; that for the others is 15 / bytes times as much.
-    return lambda: model(**inputs), side * side * 4 * 0.01 * MEMORY_FACTOR_AT_2240 * 2**20
+    return lambda: model(**inputs), positions**2 * 4 * 0.01 * MEMORY_FACTOR_AT_2240 * 2**20
 
 
-def autoencoder_pass(stage: str, size: int, dtype, side: int | None):
-    from sana_native.models.dc_ae.memory_estimate import Pass
+def autoencoder_pass(stage: str, size: int, dtype, tile_size: int | None):
+    from sana_native.models.dc_ae.memory_estimate import Workload
 
     model = build(stage, "ours", dtype)
-    return call(stage, "ours", model, size, dtype, side=side), Pass(size, size, dtype, "cpu").memory(side)
+    told = Workload(size, size, dtype, "cpu").memory(tile_size)
+    return call(stage, "ours", model, size, dtype, tile_size=tile_size), told
 
 
 def text_pass():
@@ -74,7 +75,7 @@ def measure(stage: str, size: int, given: argparse.Namespace) -> dict:
         elif stage == "text":
             run, told = text_pass()
         else:
-            run, told = autoencoder_pass(stage, size, getattr(torch, given.dtype), given.side)
+            run, told = autoencoder_pass(stage, size, getattr(torch, given.dtype), given.tile_size)
         run()
         start_peak()
         before = memory("VmRSS")
@@ -84,7 +85,13 @@ def measure(stage: str, size: int, given: argparse.Namespace) -> dict:
 
 def peak_and_told(stage: str, size: int, given: argparse.Namespace) -> tuple[int, float]:
     """Bytes one pass needs at most, and what the host is told, from a process of its own."""
-    options = ["--dtype", given.dtype, "--threads", given.threads, *(["--side", given.side] if given.side else [])]
+    options = [
+        "--dtype",
+        given.dtype,
+        "--threads",
+        given.threads,
+        *(["--tile-size", given.tile_size] if given.tile_size else []),
+    ]
     found = in_a_process("memory", "--measure", stage, size, *options, environment=ALLOCATOR)
     return found["peak"], found["told"]
 
@@ -94,7 +101,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024, 2048])
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--side", type=int)
+    parser.add_argument("--tile-size", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()

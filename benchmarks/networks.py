@@ -1,6 +1,6 @@
 """The networks that are measured, at released sizes with random weights, and one pass of each.
 
-A stage is one part of making a picture; the implementations of a stage get inputs of the same shape.
+A stage is one part of generating an image; the implementations of a stage get inputs of the same shape.
 """
 
 from __future__ import annotations
@@ -83,17 +83,18 @@ def transformer(implementation: str, model: str, blocks: int | None = None, **op
         return choose_network(torch.device("cpu"))(config, operations=comfy.ops.disable_weight_init)
 
 
-def autoencoder(implementation: str):
-    """On "meta"."""
+def autoencoder(implementation: str, device: str):
+    """On "meta", the network that ours would be on this device."""
     import torch
 
     config = dc_ae_config()
     if implementation == "ours":
         import comfy.ops
-        from sana_native.models.dc_ae.model import AutoencoderDC
+        from sana_native.models.dc_ae.inplace import choose_network
 
+        network = choose_network(torch.device(device))
         with torch.device("meta"):
-            return AutoencoderDC(config, operations=comfy.ops.disable_weight_init)
+            return network(config, operations=comfy.ops.disable_weight_init)
     if implementation == "host":
         from comfy.ldm.ace.vae.autoencoder_dc import AutoencoderDC
     else:
@@ -141,7 +142,7 @@ def build(stage: str, implementation: str, dtype, device: str = "cpu", model: st
     if stage == "text":
         network = text_encoder(implementation, dtype, device, blocks)
     else:
-        network = transformer(implementation, model, blocks) if stage == "step" else autoencoder(implementation)
+        network = transformer(implementation, model, blocks) if stage == "step" else autoencoder(implementation, device)
         for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
             setattr(network, unused, None)
         network = network.to(dtype).to_empty(device=device)
@@ -192,25 +193,26 @@ def call(
     dtype,
     device: str = "cpu",
     tokens: int = PROMPT_TOKENS,
-    side: int | None = None,
+    tile_size: int | None = None,
 ) -> Callable:
-    """A function of no arguments that runs the stage once for one picture, `step` with both passes of cfg.
+    """A function of no arguments that runs the stage once for one image, `step` with both passes of cfg.
 
-    size: of the picture in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`. side: of exact
-    tiles in px, for our `decode` and `encode`; None for the whole.
+    size: of the image in px, unused by `text`. tokens: of the prompt, unused by `decode` and `encode`. tile_size: of
+    exact tiles in px, for our `decode` and `encode`; None for the whole.
     """
     import torch
 
     if stage == "text":
         return encoding(implementation, network, device, tokens)
     kw, columns = {"dtype": dtype, "device": device}, size // 32
-    tiles = () if side is None else (side,)
+    if tile_size is not None:
+        network.tile_size = tile_size
     if stage == "encode":
         image = torch.rand(1, 3, size, size, **kw) * 2 - 1
-        return lambda: network.encode(image, *tiles)
+        return lambda: network.encode(image)
     if stage == "decode":
         latent = torch.randn(1, 32, columns, columns, **kw)
-        return lambda: network.decode(latent, *tiles)
+        return lambda: network.decode(latent)
     latent = torch.randn(2, 32, columns, columns, **kw)
     context = torch.randn(2, POSITIONS, CAPTION_CHANNELS, **kw)
     mask = torch.arange(POSITIONS) < torch.tensor([[1], [tokens]])

@@ -1,11 +1,11 @@
 """Decoding and encoding in exact tiles against the whole, and against tiles of the latent: time, peak memory and error.
 
-    python -m benchmarks.tiles [--stages decode encode] [--sizes 2048] [--side 1024] [--dtype bfloat16]
+    python -m benchmarks.tiles [--stages decode encode] [--sizes 2048] [--tile-size 1024] [--dtype bfloat16]
 
 Random weights of the released size. "latent" cuts the latent into parts of 1024 px that overlap by 128 and are blended,
-as diffusers and the host do; part of DC-AE sees the whole picture, so that is another picture. Each row is a process of
-its own. The error is relative to the whole, in decibels below it. `--no-whole` is for sizes that do not fit as a whole,
-and leaves out the errors too.
+as diffusers and the host do; part of DC-AE attends to the whole image, so that gives another image. Each row
+is a process of its own. The error is relative to the whole, in decibels below it. `--no-whole` is for sizes that do not
+fit as a whole, and leaves out the errors too.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def measure(stage: str, method: str, size: int, given: argparse.Namespace) -> di
         if method == "latent":
             seconds, peak = timed_with_peak(lambda: outs.append(in_latent_tiles(network, stage, x)), device)
         else:
-            side = given.side if method == "exact" else None
-            seconds, peak = timed_with_peak(lambda: outs.append(run(x, side)), device)
+            network.tile_size = given.tile_size if method == "exact" else None
+            seconds, peak = timed_with_peak(lambda: outs.append(run(x)), device)
         torch.save(outs[0].cpu(), Path(given.folder) / f"{method}.pt")
     return {"seconds": seconds, "peak": peak - loaded}
 
@@ -70,10 +70,10 @@ def compare(stage: str, size: int, given: argparse.Namespace) -> None:
     methods = ["exact", "latent"] if given.no_whole else ["whole", "exact", "latent"]
     with tempfile.TemporaryDirectory() as folder:
         for method in methods:
-            options = ["--side", given.side, "--dtype", given.dtype, "--folder", folder]
+            options = ["--tile-size", given.tile_size, "--dtype", given.dtype, "--folder", folder]
             found = in_a_process("tiles", "--measure", stage, method, size, *options)
             error = "" if given.no_whole or method == "whole" else decibels(Path(folder), method)
-            name = f"exact, {given.side} px" if method == "exact" else method
+            name = f"exact, {given.tile_size} px" if method == "exact" else method
             cells = (stage, size, given.dtype, name, f"{found['seconds']:.3g}", f"{found['peak'] / 2**30:.2f}", error)
             write(row(cells))
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=["decode", "encode"], choices=["decode", "encode"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[2048])
-    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--tile-size", type=int, default=1024)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--no-whole", action="store_true")
     parser.add_argument("--folder", help=argparse.SUPPRESS)

@@ -4,6 +4,7 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
+from ..models.dc_ae.previews import MEMORY
 from ..models.sana.model_sampling import require_flow
 from ..samplers.flow_dpm import sample_flow_dpm
 from ..samplers.registration import flow_shift_of
@@ -248,6 +249,7 @@ class SanaNativeSampler(io.ComfyNode):
         cfg: float = 4.5,
         denoise: float = 1.0,
     ) -> io.NodeOutput:
+        MEMORY.prepare()  # previews may have been switched on after the DC-AE was loaded
         sampler, sigmas = solver_for(model, steps, denoise, latent_image.get("batch_index"))
         output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
         return io.NodeOutput(output.result[0])

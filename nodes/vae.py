@@ -1,4 +1,4 @@
-"""Image <-> latent through DC-AE, with tiles when they are wanted or needed."""
+"""Image <-> latent through DC-AE, in tiles when they are asked for or needed."""
 
 from comfy_api.latest import io
 
@@ -14,9 +14,9 @@ def tiling_inputs() -> list:
             "tiling",
             options=TILING,
             default="auto",
-            tooltip="auto: in one piece, or in exact tiles when the memory would not do; the result is the same. off: "
+            tooltip="auto: in one piece, or in exact tiles when memory is insufficient; the result is the same. off: "
             "exact tiles only after memory has run out. on: always in ComfyUI's own tiles, which differ slightly from "
-            "the whole, because part of DC-AE sees the full image.",
+            "the whole, because part of DC-AE attends to the full image.",
         ),
         io.Int.Input(
             "tile_size",
@@ -34,7 +34,7 @@ def tiling_inputs() -> list:
             max=4096,
             step=32,
             advanced=True,
-            tooltip="Pixels that neighbouring tiles share and blend.",
+            tooltip="Pixels that neighboring tiles share and blend.",
         ),
     ]
 

@@ -12,9 +12,9 @@ from .tiny_decoder import TINY_DECODER
 class SanaLatent(comfy.latent_formats.LatentFormat):
     """DC-AE f32c32: 32 channels at 1/32 of the image; the model sees them scaled to unit variance.
 
-    The three `latent_rgb_factors` are what the host's preview by latent2rgb asks for at the start of a run: None, for
-    no preview, until a DC-AE was loaded. TAESANA comes by them as well, because the host's own tiny decoder is an 8x
-    one: a file for 32x would not load into it and stop the run.
+    The host's latent2rgb preview reads the three `latent_rgb_factors` at the start of a run: None, for no preview,
+    until colors were fitted to a DC-AE. Reading them computes nothing. TAESANA is handed over by them as well, because
+    the host's own tiny decoder is an 8x one: a file for 32x would not load into it and would stop the run.
     """
 
     latent_channels = 32
@@ -23,7 +23,7 @@ class SanaLatent(comfy.latent_formats.LatentFormat):
 
     @property
     def taesd_decoder_name(self) -> str | None:
-        """Only where there is no such file, for the host to say which one is missed."""
+        """Only where there is no such file, so that the host names the missing one."""
         return TINY_DECODER if MEMORY.find_tiny is not None and MEMORY.find_tiny() is None else None
 
     @property

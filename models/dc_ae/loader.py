@@ -14,6 +14,7 @@ from ..runtime.precision import Precision, dc_ae_precision
 from . import detection as dc_ae_detection
 from .config import LATENT_CHANNELS, SANA_LATENT_SCALE, DCAEConfig, describe_dc_ae
 from .convert import convert_original_dc_ae
+from .inplace import choose_network
 from .model import AutoencoderDC
 from .vae import SanaVAE
 
@@ -42,7 +43,7 @@ def configure(checkpoint: Checkpoint) -> DCAEConfig:
 
 def build(config: DCAEConfig, precision: Precision, state_dict: StateDict, device: torch.device) -> SanaVAE:
     """The host's VAE of a configuration with these tensors in it."""
-    return SanaVAE(config, state_dict, precision.weights, device)
+    return SanaVAE(choose_network(device), config, state_dict, precision.weights, device)
 
 
 def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool, device=None) -> SanaVAE:  # noqa: ARG001 - every family's

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 TINY_DECODER = "taesana_decoder"  # what the file's name begins with
 CHANNELS = 32
-WIDTHS = (256, 128, 64, 64, 64, 64)  # from the latent up, each after the first at twice the size of the one before
+WIDTHS = (256, 128, 64, 64, 64, 64)  # from the latent up, each at twice the size of the one before
 
 
 class TinyDecoder(nn.Sequential):
@@ -25,7 +25,7 @@ class TinyDecoder(nn.Sequential):
 
 
 class TinyPreview:
-    """A tiny decoder where the host asks for colours: the hook before them decodes, and they are left as they are."""
+    """A tiny decoder in the place of the host's colors: the hook before them decodes, and they are the identity."""
 
     factors, bias = torch.eye(3), torch.zeros(3)
 
@@ -35,5 +35,5 @@ class TinyPreview:
         self.decoder.load_state_dict(comfy.utils.load_torch_file(path, safe_load=True))
 
     def refine(self, x0: Tensor) -> Tensor:
-        """(B, 32, h, w) -> (1, 3, 32h, 32w) in about [-1, 1], of the first picture."""
+        """(B, 32, h, w) -> (1, 3, 32h, 32w) in about [-1, 1], of the first image."""
         return self.decoder.to(x0.device)(x0[:1].float()) * 2 - 1

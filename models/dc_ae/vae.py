@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import comfy.model_management
 import comfy.model_patcher
@@ -10,90 +10,71 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.precision import require_finite
 from .config import DCAEConfig
-from .memory_estimate import SIDES, Pass
-from .model import AutoencoderDC
+from .memory_estimate import Workload
+from .previews import MEMORY
 
 logger = logging.getLogger(__name__)
 
 RATIO = 32
+IMAGE_CHANNELS = (3, 4)  # RGB, and with alpha, which is left out
 # 1024 px tiles with 128 px overlap: in 512 px ones the attention, global per tile, leaves visible seams in plain areas.
 TILE = 32
 OVERLAP = 4
 
+LATENT_CURE = "look for the stage that made it, often a float16 model; use bfloat16 there"
 DECODE_CURE = "load the autoencoder in bfloat16 or float32"
 ENCODE_CURE = "check the node that made the image, and load the autoencoder in float32"
+DC_AE_CURE = "connect the VAE of SANA DC-AE Loader, which loads dc-ae-f32c32-sana-1.0 or 1.1"
+# Latent channels and pixels per latent position of the host's other VAEs -> whose it likely is.
+OTHER_VAES = {
+    (4, 8): "Stable Diffusion 1.5 or SDXL",
+    (16, 8): "SD3, FLUX, Qwen-Image or Wan 2.1",
+    (128, 16): "FLUX.2",
+    (48, 16): "Wan 2.2",
+    (64, 32): "HunyuanImage",
+    (128, 32): "LTX-Video",
+}
 
 
-@contextmanager
-def muted(message: str):
-    """Drops one message of the host's root logger."""
-    root = logging.getLogger()
-
-    def keep(record: logging.LogRecord) -> bool:
-        return message not in record.getMessage()
-
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
-
-
-class TiledAutoencoderDC(AutoencoderDC):
-    """DC-AE that takes the exact tiles it is told to, and smaller ones when memory runs out.
-
-    side: of the tiles in px; None for the whole.
-    """
-
-    side: int | None = None
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.shrinking(super().encode, x, max(x.shape[2:]))
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.shrinking(super().decode, z, RATIO * max(z.shape[2:]))
-
-    def shrinking(self, run: Callable[[Tensor, int | None], Tensor], x: Tensor, size: int) -> Tensor:
-        """run(x, side) with the first side that does not run out of memory. Raises what the smallest one raises."""
-        smaller = [side for side in SIDES if side < (self.side or size)]
-        for side in (self.side, *smaller):
-            try:
-                return run(x, side)
-            except Exception as error:
-                comfy.model_management.raise_non_oom(error)
-                if not smaller or side == smaller[-1]:
-                    raise
-            # Out of the except block, where the error no longer holds the tensors of its frames.
-            comfy.model_management.soft_empty_cache()
-            logger.info(
-                "SANA: out of memory %s, so smaller tiles are tried", "whole" if side is None else f"at {side} px"
-            )
+def is_finite(tensor: Tensor) -> Tensor:
+    """A scalar that is finite when all values are, for `require_finite`: one pass, without a map of booleans."""
+    return tensor.sum(dtype=torch.float32)
 
 
 class SanaVAE(comfy.sd.VAE):
     """The host's VAE around DC-AE. Latents are raw, as in the host's other families: the model applies the scale.
 
     encode: image (B, H, W, 3) in [0, 1] -> (B, 32, H/32, W/32), cropped to a multiple of 32. decode: the reverse.
+    network: the class of DC-AE to build, with `tile_size` in px as `InplaceAutoencoderDC` has it.
     """
 
-    def __init__(self, config: DCAEConfig, state_dict: dict, dtype: torch.dtype | None = None, device=None):
-        with muted("No VAE weights detected"):
-            super().__init__(sd={})  # the host fills in its own defaults and stops for want of weights it knows
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        config: DCAEConfig,
+        state_dict: dict,
+        dtype: torch.dtype | None = None,
+        device=None,
+    ):
+        # The host sets its defaults, looks the parameters of its own network up in this config and finds none.
+        with suppress(KeyError):
+            super().__init__(sd={}, config={})
+        # Instances have their own by then; those of the class hold no reference to the instance.
+        del self.memory_used_decode, self.memory_used_encode
         self.latent_channels = config.latent_channels
         self.downscale_ratio = self.upscale_ratio = RATIO
         self.working_dtypes = [torch.bfloat16, torch.float32]
-        self.memory_used_decode = lambda shape, dtype: self.needed(decoding(shape, dtype, self.device))
-        self.memory_used_encode = lambda shape, dtype: self.needed(Pass(*shape[-2:], dtype, self.device.type))
 
         self.device = comfy.model_management.vae_device() if device is None else device
         offload_device = comfy.model_management.vae_offload_device()
         dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
         self.vae_dtype = dtype if dtype in self.working_dtypes else torch.float32  # DC-AE overflows in float16
-        self.first_stage_model = self.network(config, self.vae_dtype).eval().to(self.vae_dtype)
+        model = network(config, dtype=self.vae_dtype, operations=comfy.ops.manual_cast)
+        self.first_stage_model = model.eval().to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.output_device = comfy.model_management.intermediate_device()
         self.patcher = comfy.model_patcher.CoreModelPatcher(
@@ -102,21 +83,25 @@ class SanaVAE(comfy.sd.VAE):
         self.first_stage_model.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
         self.model_size()
 
-    @staticmethod
-    def network(config: DCAEConfig, dtype: torch.dtype | None = None) -> AutoencoderDC:
-        return TiledAutoencoderDC(config, dtype=dtype, operations=comfy.ops.manual_cast)
+    def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        """Peak bytes for a latent (B, 32, h, w); the host's name."""
+        return self.needed(decoding(shape, dtype, self.device))
 
-    def room(self, memory: float) -> float:
-        """What is left of it for a pass when the host has kept its reserve."""
+    def memory_used_encode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        """Peak bytes for an image (B, 3, H, W); the host's name."""
+        return self.needed(Workload(*shape[-2:], dtype, self.device.type))
+
+    def free_memory(self, memory: float) -> float:
+        """What is left of it for a pass beside the host's reserve."""
         return memory - comfy.model_management.extra_reserved_memory()
 
-    def most_room(self) -> float:
+    def most_free_memory(self) -> float:
         """Bytes for a pass when only the autoencoder is on the device."""
-        return self.room(comfy.model_management.get_total_memory(self.device) - self.model_size())
+        return self.free_memory(comfy.model_management.get_total_memory(self.device) - self.model_size())
 
-    def needed(self, one: Pass) -> float:
+    def needed(self, workload: Workload) -> float:
         """Peak bytes of the whole or, if that cannot fit, of the exact tiles that can."""
-        return one.memory(one.choose(self.most_room()))
+        return workload.memory(workload.choose_tile_size(self.most_free_memory()))
 
     def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
         return super().decode_tiled_(samples, *tile_arguments(tile_x, tile_y, overlap, 1))
@@ -130,109 +115,134 @@ class SanaVAE(comfy.sd.VAE):
     ) -> Tensor:
         return super().encode_tiled_(pixel_samples, *tile_arguments(tile_x, tile_y, overlap, RATIO))
 
-    def fits(self, one: Pass) -> bool:
-        """Whether the device has room for one picture, if only in the smallest exact tiles."""
-        smallest = one.memory(one.choose(0))
-        fits = smallest <= self.most_room()
+    def fits(self, workload: Workload) -> bool:
+        """Whether the device has memory for one image, if only in the smallest exact tiles."""
+        smallest = workload.memory(workload.choose_tile_size(0))
+        fits = smallest <= self.most_free_memory()
         if not fits:
             logger.warning(
                 "SANA: %d x %d px take %.1f GB even in exact tiles, more than there is; ComfyUI's tiles take their "
                 "place, which blend parts that differ slightly from the whole",
-                *(one.width, one.height, smallest / 2**30),
+                *(workload.width, workload.height, smallest / 2**30),
             )
         return fits
 
     @contextmanager
-    def tiles(self, one: Pass):
-        """Within it the network works in exact tiles, if those are what there is room for now."""
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=self.needed(one))
-        free = self.room(self.patcher.get_free_memory(self.device))
-        side = one.choose(free)
-        if side is not None:
+    def exact_tiles(self, workload: Workload):
+        """Within it the network works in exact tiles, if the whole does not fit the memory that is free now."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=self.needed(workload))
+        free = self.free_memory(self.patcher.get_free_memory(self.device))
+        tile_size = workload.choose_tile_size(free)
+        if tile_size is not None:
             logger.info(
                 "SANA: %d x %d px in tiles of %d px, exactly as the whole, which takes %.1f GB where %.1f are free",
-                *(one.width, one.height, side, one.memory() / 2**30, max(free, 0) / 2**30),
+                *(workload.width, workload.height, tile_size, workload.memory() / 2**30, max(free, 0) / 2**30),
             )
-        self.first_stage_model.side = side
+        self.first_stage_model.tile_size = tile_size
         try:
             yield
         finally:
-            self.first_stage_model.side = None
+            self.first_stage_model.tile_size = None
 
     def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
         self.check_latent(samples_in)
-        one = decoding(samples_in.shape, self.vae_dtype, self.device)
-        if not self.fits(one):
-            return self.decode_tiled(samples_in)
-        with self.tiles(one):
-            return self.decode_whole(samples_in, vae_options)
+        workload = decoding(samples_in.shape, self.vae_dtype, self.device)
+        if not self.fits(workload):
+            return self.decode_checked(super().decode_tiled, samples_in)
+        with self.exact_tiles(workload):
+            return self.decode_checked(super().decode, samples_in, vae_options)
 
-    def decode_whole(self, samples: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006 - the host's signature
+    def decode_whole(self, samples: Tensor) -> Tensor:
+        """decode, in tiles only after memory has run out."""
         self.check_latent(samples)
-        images = super().decode(samples, vae_options)
-        require_finite(images, "The image decoded by DC-AE", DECODE_CURE)
-        return images
+        return self.decode_checked(super().decode, samples)
 
     def decode_tiled(
         self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
     ) -> Tensor:
         self.check_latent(samples)
-        images = super().decode_tiled(samples, tile_x, tile_y, overlap, tile_t, overlap_t)
-        require_finite(images, "The image decoded by DC-AE", DECODE_CURE)
+        return self.decode_checked(super().decode_tiled, samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+
+    def decode_checked(self, decode: Callable[..., Tensor], samples: Tensor, *args) -> Tensor:
+        MEMORY.prepare()
+        images = decode(samples, *args)
+        require_finite(is_finite(images), "The image decoded by DC-AE", DECODE_CURE)
         return images
 
     def check_latent(self, samples: Tensor) -> None:
+        """Raises ValueError for a latent of another model, or with values that are not finite."""
+        if samples.ndim == 5 and samples.shape[2] != 1:
+            raise ValueError(
+                f"This latent holds {samples.shape[2]} frames of a video, where DC-AE decodes images: "
+                "it comes from a video model, so use that model's VAE."
+            )
         if samples.shape[1] != self.latent_channels:
             raise ValueError(
                 f"This latent has {samples.shape[1]} channels where DC-AE decodes {self.latent_channels}: "
                 "it comes from another model, so use that model's VAE."
             )
-        require_finite(
-            samples,
-            "The latent to decode",
-            "look for the stage that made it, often a float16 model; use bfloat16 there",
-        )
+        require_finite(is_finite(samples), "The latent to decode", LATENT_CURE)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        self.check_size(pixel_samples)
-        one = Pass(*pixel_samples.shape[1:3], self.vae_dtype, self.device.type)
-        if not self.fits(one):
-            return self.encode_tiled(pixel_samples)
-        with self.tiles(one):
-            return self.encode_whole(pixel_samples)
+        self.check_image(pixel_samples)
+        workload = Workload(*pixel_samples.shape[1:3], self.vae_dtype, self.device.type)
+        if not self.fits(workload):
+            return self.encode_checked(super().encode_tiled, pixel_samples)
+        with self.exact_tiles(workload):
+            return self.encode_checked(super().encode, pixel_samples)
 
     def encode_whole(self, pixels: Tensor) -> Tensor:
-        self.check_size(pixels)
-        latent = super().encode(pixels)
-        require_finite(latent, "The latent encoded by DC-AE", ENCODE_CURE)
-        return latent
+        """encode, in tiles only after memory has run out."""
+        self.check_image(pixels)
+        return self.encode_checked(super().encode, pixels)
 
     def encode_tiled(
         self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
     ) -> Tensor:
-        self.check_size(pixel_samples)
-        latent = super().encode_tiled(pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
-        require_finite(latent, "The latent encoded by DC-AE", ENCODE_CURE)
+        self.check_image(pixel_samples)
+        return self.encode_checked(super().encode_tiled, pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
+
+    def encode_checked(self, encode: Callable[..., Tensor], pixels: Tensor, *args) -> Tensor:
+        MEMORY.prepare()
+        latent = encode(pixels, *args)
+        require_finite(is_finite(latent), "The latent encoded by DC-AE", ENCODE_CURE)
         return latent
 
-    def check_size(self, pixels: Tensor) -> None:
-        if min(pixels.shape[1:3]) < RATIO:
+    def check_image(self, pixels: Tensor) -> None:
+        """Raises ValueError for what is no RGB image or too small; the log says what is cropped."""
+        if pixels.ndim != 4 or pixels.shape[-1] not in IMAGE_CHANNELS:
+            found = f"has {pixels.shape[-1]} channels" if pixels.ndim == 4 else f"is of shape {tuple(pixels.shape)}"
             raise ValueError(
-                f"This image is {pixels.shape[2]} x {pixels.shape[1]} px; DC-AE needs at least {RATIO} px a side: "
-                "scale it up."
+                f"This image {found}, where DC-AE encodes images of 3 channels (RGB): convert it to RGB first, a mask "
+                "or a one-channel image with Convert Mask to Image."
+            )
+        height, width = pixels.shape[1:3]
+        if min(height, width) < RATIO:
+            raise ValueError(
+                f"This image is {width} x {height} px; DC-AE needs at least {RATIO} px a side: scale it up."
+            )
+        if height % RATIO or width % RATIO:
+            cropped = width // RATIO * RATIO, height // RATIO * RATIO
+            logger.info(
+                "SANA: the image of %d x %d px is cropped to %d x %d px, because DC-AE encodes multiples of %d",
+                *(width, height, *cropped, RATIO),
             )
 
 
-def decoding(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Pass:
+def decoding(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Workload:
     """Of a latent (B, 32, h, w)."""
-    return Pass(RATIO * shape[-2], RATIO * shape[-1], dtype, device.type)
+    return Workload(RATIO * shape[-2], RATIO * shape[-1], dtype, device.type)
 
 
 def require_dc_ae(vae: comfy.sd.VAE) -> None:
-    if not isinstance(vae, SanaVAE):
-        raise ValueError(
-            f"This VAE is {type(vae).__name__}, not DC-AE: load SANA's autoencoder with SANA DC-AE Loader."
-        )
+    """Raises ValueError that says whose VAE it likely is."""
+    if isinstance(vae, SanaVAE):
+        return
+    family = None
+    if isinstance(vae, comfy.sd.VAE):
+        family = OTHER_VAES.get((vae.latent_channels, vae.spacial_compression_encode()))
+    likely = f"likely that of {family}" if family else "that of another model"
+    raise ValueError(f"This VAE is {likely}, not SANA's DC-AE: {DC_AE_CURE}.")
 
 
 def tile_arguments(tile_x: int, tile_y: int, overlap: int, unit: int) -> tuple[int, int, int]:
@@ -249,7 +259,7 @@ def decode_image(
 ) -> Tensor:
     """Latent (B, 32, h, w) -> image (B, 32h, 32w, 3) in [0, 1].
 
-    tiling: "auto" tiles when the device's memory would not do, "on" always, "off" only after it has run out.
+    tiling: "auto" tiles when the device's memory is insufficient, "on" always, "off" only after it has run out.
     Raises ValueError for a VAE or latent of another family and for values that are not finite.
     """
     require_dc_ae(vae)

@@ -14,7 +14,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
-from sana_native.models.dc_ae.memory_estimate import Pass
+from sana_native.models.dc_ae.memory_estimate import Workload
 from sana_native.models.runtime.precision import Request, sana_precision
 from sana_native.models.sana.resolution import bin_size
 from sana_native.nodes import NODES
@@ -293,9 +293,9 @@ def test_sizes_on_the_page_are_the_trained_ones(language):
 @pytest.mark.parametrize("node_id", ["SanaNativeDCAEDecode", "SanaNativeDCAEEncode"])
 def test_memory_on_the_page_is_what_the_host_is_told(node_id, language):
     told = re.findall(r"([\d.]+) GB", page(node_id, language))
-    whole = [Pass(side, side, torch.bfloat16, "cpu").memory() for side in (1024, 2048, 4096)]
-    tiles = Pass(4096, 4096, torch.bfloat16, "cpu").memory(1024)
-    more = Pass(4096, 4096, torch.bfloat16, "cuda").memory(1024) - tiles
+    whole = [Workload(side, side, torch.bfloat16, "cpu").memory() for side in (1024, 2048, 4096)]
+    tiles = Workload(4096, 4096, torch.bfloat16, "cpu").memory(1024)
+    more = Workload(4096, 4096, torch.bfloat16, "cuda").memory(1024) - tiles
     assert told == [f"{memory / 1e9:.1f}" for memory in (*whole, tiles, more)]
 
 

@@ -1,10 +1,10 @@
 """Residual blocks on a CPU with fewer products: Winograd's convolutions, a few rows at a time.
 
-Squares, F(4x4, 3x3): squares of the input and the kernel, both transformed, are multiplied place by place, a quarter of
-the products of a sliding kernel. Rows, F(4, 3) along the columns: half of the products are left, and slide along the
-rows. Sums before and after cost little where they stay in the cache, so a block runs a few rows at a time, its second
-convolution one row behind the first. In bfloat16 squares round ten times as much as a sliding kernel, rows less than
-half as much as squares.
+Squares, F(4x4, 3x3): transformed squares of the input and of the kernel are multiplied element by element, a quarter of
+the products of a sliding kernel. Rows, F(4, 3) along the columns: half of the products, which slide along the rows. The
+transforms cost little while their data stays in the cache, so a block runs a few rows at a time, its second convolution
+one row after the first. In bfloat16 squares round ten times as much as a sliding kernel, rows less than half as much as
+squares.
 Source: Lavin and Gray, arXiv 1509.09308.
 """
 
@@ -29,15 +29,15 @@ from .winograd_transforms import (
     transform_output,
 )
 
-# Of the map in the rows worked on at once: bytes, and a share of the whole. `Rows` needs seven times as much for them,
-# `Squares` ten times, so either has a number of its own for what each thread's share of the cache is good for.
+# Limits of the rows that are computed at once: bytes of the map, and a share of the whole. `Rows` needs seven times as
+# much memory for them, `Squares` ten times, so each has its own number of bytes per thread that fits the cache.
 MOST, SHARE = 2**24, 1 / 8
-# From here on it is faster than the library's convolutions: below, transforms cost more than they save.
+# Below these, the transforms cost more than the products that they save.
 CHANNELS, POSITIONS = 128, 2**11
-ODD = 2**7 + 2**5  # elements between slices; see `apart`
+ODD = 2**7 + 2**5  # elements between slices; see `padded_slices`
 
 
-def pays(x: Tensor) -> bool:
+def is_faster(x: Tensor) -> bool:
     """Whether a residual block on x (B, C, H, W) is faster with these convolutions than with the library's.
 
     AMX multiplies bfloat16 so fast that the sums would take longer than the products that they save.
@@ -52,8 +52,8 @@ def view(memory: Tensor, *shape: int) -> Tensor:
     return memory[: torch.Size(shape).numel()].view(shape)
 
 
-def apart(like: Tensor, *shape: int) -> Tensor:
-    """Zeros whose outermost slices lie apart by no power of two: equal places of them all would share a cache set."""
+def padded_slices(like: Tensor, *shape: int) -> Tensor:
+    """Zeros whose outermost slices are no power of two apart: otherwise equal places of all would share a cache set."""
     size = torch.Size(shape[1:]).numel()
     return like.new_zeros(shape[0], size + ODD)[:, :size].unflatten(1, shape[1:])
 
@@ -68,7 +68,7 @@ def transform_rows(x: Tensor, out: Tensor) -> None:
 class Rows:
     """F(4, 3) along the columns, with memory for `count` fours of rows of so many columns and channels."""
 
-    BYTES_A_THREAD = 2**23
+    BYTES_PER_THREAD = 2**23
 
     @staticmethod
     def transformed(weight: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Rows:
         return rows.transpose(2, 3).unsqueeze(3)
 
     def __init__(self, like: Tensor, channels: int, count: int, columns: int):
-        self.values = apart(like, PLACES, count, columns + 2, channels)
+        self.values = padded_slices(like, PLACES, count, columns + 2, channels)
         self.scratch = like.new_empty(2 * count * columns * channels)
 
     def __call__(self, x: Tensor, out: Tensor, kernel: Tensor) -> None:
@@ -86,8 +86,8 @@ class Rows:
         n = out.shape[0] // RESULTS
         values = self.values[:, :n]
         transform_rows(x, values[:, :, 1:-1])
-        pictures = (place.permute(2, 0, 1)[None] for place in values)
-        products = [F.conv2d(x, weight)[0].permute(1, 2, 0) for x, weight in zip(pictures, kernel, strict=True)]
+        images = (place.permute(2, 0, 1)[None] for place in values)
+        products = [F.conv2d(x, weight)[0].permute(1, 2, 0) for x, weight in zip(images, kernel, strict=True)]
         results = [out[k::RESULTS] for k in range(RESULTS)]
         transform_output(products, results, view(self.scratch, 2, *products[0].shape))
 
@@ -95,7 +95,7 @@ class Rows:
 class Squares:
     """F(4x4, 3x3), with memory as for `Rows`."""
 
-    BYTES_A_THREAD = 2**21
+    BYTES_PER_THREAD = 2**21
 
     @staticmethod
     def transformed(weight: Tensor) -> Tensor:
@@ -110,7 +110,8 @@ class Squares:
 
     def __init__(self, like: Tensor, channels: int, count: int, columns: int):
         fours = -(-columns // RESULTS)
-        self.values = apart(like, PLACES, count, RESULTS * fours + 2, channels)  # with zeros before and behind the rows
+        # With zeros before and after the rows.
+        self.values = padded_slices(like, PLACES, count, RESULTS * fours + 2, channels)
         self.squares, self.products = (like.new_empty(PLACES**2 * count * fours * channels) for _ in range(2))
         self.scratch = like.new_empty(2 * PLACES * count * fours * channels)
 
@@ -133,13 +134,13 @@ class Squares:
             out.copy_(whole[:, :width])
 
 
-def rows_around(picture: Tensor, start: int, count: int, memory: Tensor) -> Tensor:
-    """Rows start - 1 to start + count of the picture (H, W, C): itself or, with zeros around it, a copy in memory."""
-    height, stop = len(picture), start + count + 1
+def rows_around(image: Tensor, start: int, count: int, memory: Tensor) -> Tensor:
+    """Rows start - 1 to start + count of the image (H, W, C): itself or, with zeros around it, a copy in memory."""
+    height, stop = len(image), start + count + 1
     if start > 0 and stop <= height:
-        return picture[start - 1 : stop]
+        return image[start - 1 : stop]
     rows = memory[: count + 2].zero_()
-    rows[int(start == 0) : height - start + 1] = picture[max(start - 1, 0) : stop]
+    rows[int(start == 0) : height - start + 1] = image[max(start - 1, 0) : stop]
     return rows
 
 
@@ -156,23 +157,23 @@ def res_block_(
     for all rows in turn and works in place.
     """
     channels, height, width = x.shape[1:]
-    most = min(convolution.BYTES_A_THREAD * torch.get_num_threads(), MOST, int(x.nbytes * SHARE))
+    most = min(convolution.BYTES_PER_THREAD * torch.get_num_threads(), MOST, int(x.nbytes * SHARE))
     n = max(most // (RESULTS * width * channels * x.element_size()), 1)
     band = RESULTS * n
     convolve = convolution(x, channels, n, width)
     first, second = (partial(convolve, kernel=convolution.transformed(weight)) for weight in weights)
-    read, hidden, branch = (apart(x, band + 2, width, channels) for _ in range(3))
-    picture = x[0].permute(1, 2, 0)
+    read, hidden, branch = (padded_slices(x, band + 2, width, channels) for _ in range(3))
+    image = x[0].permute(1, 2, 0)
     for start in range(0, height + 1, band):
         # The first convolution's rows from `start` on, and the second's from one above, for which all is known then.
         rows = min(band, height - start)
         hidden[:2] = hidden[band:].clone()
         if rows:
             fours = -(-rows // RESULTS) * RESULTS
-            first(rows_around(picture, start, fours, read), hidden[2 : 2 + fours])
+            first(rows_around(image, start, fours, read), hidden[2 : 2 + fours])
             F.silu(add_bias_(hidden[2 : 2 + rows], biases[0]), inplace=True)
         hidden[2 + rows :] = 0
-        done = rows + (rows < band)  # the picture's last row has zeros below it
+        done = rows + (rows < band)  # the image's last row has zeros below it
         fours = -(-done // RESULTS) * RESULTS
         second(hidden[: fours + 2], branch[:fours])
         target = x[:, :, max(start - 1, 0) : start - 1 + done]

@@ -1,6 +1,6 @@
-"""Winograd's F(4, 3): what four results of a convolution by three weights read and add up, around six products.
+"""Winograd's F(4, 3): four results of a convolution by three weights, from six products.
 
-Six neighbours are transformed, multiplied by six transformed weights, and transformed to four results, each of which
+Six neighbors are transformed, multiplied by six transformed weights, and transformed to four results, each of which
 would have taken three products. A sliding kernel makes twelve of them.
 Source: Lavin and Gray, arXiv 1509.09308, section 4.3; for the points Alam et al., arXiv 2201.10369.
 """
@@ -34,7 +34,7 @@ INPUT_SCALE, OUTPUT_SCALE = (36, 12, 12, 18, 18, 36), (1, 18, 18, 18, 18, 1)  # 
 
 
 def transform_input(d: Sequence[Tensor], out: Sequence[Tensor], scratch: Tensor) -> None:
-    """Six neighbours to six values, as B of the paper does. scratch: two tensors like any of them."""
+    """Six neighbors to six values, as B of the paper does. scratch: two tensors like any of them."""
     even, odd = scratch
     torch.sub(d[4], d[2], alpha=PP, out=even)
     torch.sub(d[3], d[1], alpha=PP, out=odd)
@@ -51,7 +51,7 @@ def transform_input(d: Sequence[Tensor], out: Sequence[Tensor], scratch: Tensor)
 
 
 def transform_output(m: Sequence[Tensor], out: Sequence[Tensor], scratch: Tensor) -> None:
-    """Six values to four neighbours, as A of the paper does; m is spent. scratch: two tensors like one of m."""
+    """Six values to four neighbors, as A of the paper does; m is overwritten. scratch: two tensors like one of m."""
     near, far = scratch
     torch.add(m[1], m[2], out=near)
     m[1].sub_(m[2])

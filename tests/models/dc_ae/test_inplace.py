@@ -1,4 +1,4 @@
-"""DC-AE as nodes run it, in place, in bands and in exact tiles, against the plain network that training runs."""
+"""DC-AE as nodes run it, in place, in row bands and in exact tiles, against the plain network that training runs."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.ops
+import comfy.sd
 import comfy.utils
 import diffusers
 import numpy as np
@@ -16,16 +17,14 @@ import torch.nn.functional as F
 from comfy.model_management import InterruptProcessingException
 from PIL import Image
 from sana_native.benchmarks.networks import dc_ae_config
-from sana_native.models.dc_ae import exact_tiling as tiles
-from sana_native.models.dc_ae import layers as dc_ae_layers
-from sana_native.models.dc_ae import model as dc_ae
+from sana_native.models.dc_ae import exact_tiling, inplace, inplace_layers
 from sana_native.models.dc_ae.detection import detect_dc_ae
-from sana_native.models.dc_ae.memory_estimate import SIDES, Pass
-from sana_native.models.dc_ae.model import AutoencoderDC
+from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC
+from sana_native.models.dc_ae.memory_estimate import TILE_SIZES, Workload
 from sana_native.models.dc_ae.vae import SanaVAE
-from sana_native.models.runtime import row_bands as bands
+from sana_native.models.runtime import row_bands
 from sana_native.models.runtime.cpu import winograd
-from sana_native.models.runtime.cpu import winograd_transforms as winograd_sums
+from sana_native.models.runtime.cpu import winograd_transforms
 from sana_native.tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,20 +40,20 @@ def reference(request):
 
 
 @pytest.fixture(autouse=True)
-def short_bands(monkeypatch):
-    """Several bands and strips, sub-pixel and Winograd's convolutions, at sizes of a test."""
-    monkeypatch.setitem(bands.BAND, "cpu", 2**13)
-    monkeypatch.setitem(bands.STRIP, "cpu", 999)
-    monkeypatch.setattr(dc_ae_layers, "SUB_PIXEL_POSITIONS", 1)
+def short_row_bands(monkeypatch):
+    """Several row bands and strips, sub-pixel and Winograd's convolutions, at sizes of a test."""
+    monkeypatch.setitem(row_bands.BAND, "cpu", 2**13)
+    monkeypatch.setitem(row_bands.STRIP, "cpu", 999)
+    monkeypatch.setattr(inplace_layers, "SUB_PIXEL_POSITIONS", 1)
     monkeypatch.setattr(winograd, "CHANNELS", 1)
     monkeypatch.setattr(winograd, "POSITIONS", 1)
     monkeypatch.setattr(winograd, "MOST", 2**15)
-    monkeypatch.setattr(dc_ae, "SQUARES_CHANNELS", 1)
+    monkeypatch.setattr(inplace, "SQUARES_CHANNELS", 1)
     monkeypatch.setattr(winograd, "cpu_has", "avx512_bf16".__eq__)
 
 
-def network(reference, dtype=torch.float32) -> AutoencoderDC:
-    model = AutoencoderDC(detect_dc_ae(reference.state_dict()), operations=comfy.ops.manual_cast)
+def network(reference, dtype=torch.float32) -> InplaceAutoencoderDC:
+    model = InplaceAutoencoderDC(detect_dc_ae(reference.state_dict()), operations=comfy.ops.manual_cast)
     model.load_state_dict(reference.state_dict())
     return model.eval().to(dtype)
 
@@ -71,9 +70,10 @@ def plain(model, half: str, x) -> torch.Tensor:
         return getattr(model, half)(x.clone()).detach().float()
 
 
-def fast(model, half: str, x, *side) -> torch.Tensor:
+def fast(model, half: str, x, tile_size: int | None = None) -> torch.Tensor:
+    model.tile_size = tile_size
     with torch.inference_mode():
-        return getattr(model, half)(x, *side).float()
+        return getattr(model, half)(x).float()
 
 
 def error(ours, expected) -> float:
@@ -90,7 +90,7 @@ def test_fast_equals_plain(reference, half, size, count):
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
+def test_fast_equals_plain_in_one_row_band_too(reference, half, monkeypatch):
     monkeypatch.undo()
     model, x = network(reference), sample(half, count=2)
     assert error(fast(model, half, x), plain(model, half, x)) < 2e-6
@@ -98,7 +98,7 @@ def test_fast_equals_plain_in_one_band_too(reference, half, monkeypatch):
 
 @pytest.fixture
 def convolved(monkeypatch) -> list[int]:
-    """The larger number of elements, of what went in or came out, for every convolution of the library."""
+    """For every convolution of the library, the elements of its input or output, whichever has more."""
     sizes = []
     for name in ("conv2d", "conv_transpose2d"):
 
@@ -113,21 +113,19 @@ def convolved(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("half", HALVES)
-def test_no_convolution_meets_a_map_of_more_elements_than_a_library_counts(
-    reference, half, count, convolved, monkeypatch
-):
+def test_no_convolution_has_a_map_beyond_the_limit_of_the_library(reference, half, count, convolved, monkeypatch):
     model, x = network(reference), sample(half, count=count)
     expected, most = plain(model, half, x), 40_000
     assert max(convolved) >= most
-    monkeypatch.setattr(bands, "COUNTABLE", most)
-    monkeypatch.setattr(bands, "PART", most // 8)
+    monkeypatch.setattr(row_bands, "ONEDNN_INT32_LIMIT", most)
+    monkeypatch.setattr(row_bands, "PART", most // 8)
     convolved.clear()
     assert error(fast(model, half, x), expected) < 1e-5
     assert max(convolved) < most
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_what_hangs_around_a_convolution_acts_in_the_fast_network_too(reference, half):
+def test_a_hook_on_a_convolution_acts_in_the_fast_network_too(reference, half):
     model, x = network(reference), sample(half)
     before = plain(model, half, x)
     for module in model.modules():
@@ -139,27 +137,27 @@ def test_what_hangs_around_a_convolution_acts_in_the_fast_network_too(reference,
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 8, 13])
-@pytest.mark.parametrize("reach", [0, 1, 2, 3])
-def test_rows_that_bands_share_are_made_once(height, reach, monkeypatch):
-    monkeypatch.setattr(bands, "SHORTEST_BAND", 2)
+@pytest.mark.parametrize("halo", [0, 1, 2, 3])
+def test_rows_that_bands_share_are_computed_once(height, halo, monkeypatch):
+    monkeypatch.setattr(row_bands, "SHORTEST_BAND", 2)
     x, made = torch.randn(1, 3, height, 5), []
 
     def make(rows, out):
         made.append(rows.shape[2])
         out.copy_(2 * rows[0].permute(1, 2, 0))
 
-    seen = []
-    for start, stop, band, rows in bands.made_once(x, make, 3, reach, widest=2**13):
-        first, last = max(start - reach, 0), min(stop + reach, height)
+    covered = []
+    for start, stop, band, rows in row_bands.sliding_rows(x, make, 3, halo, widest=2**13):
+        first, last = max(start - halo, 0), min(stop + halo, height)
         assert torch.equal(rows, 2 * x[:, :, first:last])
         assert torch.equal(rows[:, :, band], 2 * x[:, :, start:stop])
-        seen += range(start, stop)
-    assert seen == list(range(height)) and sum(made) == height
+        covered += range(start, stop)
+    assert covered == list(range(height)) and sum(made) == height
 
 
-def res_block(channels: int, convolution: type = winograd.Rows) -> dc_ae_layers.ResBlock:
-    formats = dict.fromkeys((torch.float32, torch.bfloat16), convolution)
-    block = dc_ae_layers.ResBlock(channels, formats, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
+def res_block(channels: int, convolution: type = winograd.Rows) -> inplace.WinogradResBlock:
+    block = inplace.WinogradResBlock(channels, operations=comfy.ops.manual_cast).eval().requires_grad_(False)
+    block.winograds = dict.fromkeys((torch.float32, torch.bfloat16), convolution)
     generator = torch.Generator().manual_seed(5)
     for parameter in block.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
@@ -184,8 +182,16 @@ def test_winograds_convolutions_equal_sliding_ones(height, width, strip, convolu
 @pytest.mark.parametrize(
     ("transform", "matrix", "scale"),
     [
-        (winograd_sums.transform_input, winograd_sums.INPUT, torch.tensor(winograd_sums.INPUT_SCALE)[:, None]),
-        (winograd_sums.transform_output, winograd_sums.OUTPUT, torch.tensor(winograd_sums.OUTPUT_SCALE)),
+        (
+            winograd_transforms.transform_input,
+            winograd_transforms.INPUT,
+            torch.tensor(winograd_transforms.INPUT_SCALE)[:, None],
+        ),
+        (
+            winograd_transforms.transform_output,
+            winograd_transforms.OUTPUT,
+            torch.tensor(winograd_transforms.OUTPUT_SCALE),
+        ),
     ],
     ids=["input", "output"],
 )
@@ -221,36 +227,36 @@ def test_winograds_convolutions_are_used_where_they_are_faster(dtype, size, inst
 
 
 @pytest.mark.parametrize("attention", [True, False], ids=["DC-AE", "DC-AE-Lite"])
-def test_squares_are_for_wide_stages_behind_attention_and_the_decoder(attention, monkeypatch):
+def test_squares_are_for_wide_stages_after_attention_and_the_decoder(attention, monkeypatch):
     monkeypatch.undo()
     half = dc_ae_config().decoder
     half = half if attention else replace(half, block_types=("ResBlock",) * 6)
-    chosen = [dc_ae.decoder_winograds(half, stage)[torch.bfloat16] for stage in range(3)]
+    chosen = [inplace.decoder_winograds(half, stage)[torch.bfloat16] for stage in range(3)]
     assert chosen == [winograd.Rows] + [winograd.Squares if attention else winograd.Rows] * 2
-    assert torch.bfloat16 not in dc_ae.encoder_winograds()
+    assert torch.bfloat16 not in inplace.encoder_winograds()
 
 
 @pytest.mark.parametrize(
-    ("half", "pays", "factor"),
+    ("half", "is_faster", "factor"),
     [("encode", True, 1.05), ("decode", False, 1.05), ("decode", True, 1.7)],
     ids=["encode", "decode", "decode with Winograd's convolutions"],
 )
-def test_fast_bfloat16_is_little_further_from_float32_than_plain(reference, half, pays, factor, monkeypatch):
+def test_fast_bfloat16_is_little_further_from_float32_than_plain(reference, half, is_faster, factor, monkeypatch):
     exact = plain(network(reference), half, sample(half))
     model, x = network(reference, torch.bfloat16), sample(half, dtype=torch.bfloat16)
-    monkeypatch.setattr(winograd, "pays", lambda _: pays)
+    monkeypatch.setattr(winograd, "is_faster", lambda _: is_faster)
     assert 0 < error(fast(model, half, x), exact) < factor * error(plain(model, half, x), exact)
 
 
 @pytest.mark.parametrize("convolution", [winograd.Squares, winograd.Rows])
 def test_a_decode_of_trained_weights_in_bfloat16_is_nearer_to_float32_than_diffusers_is(convolution, monkeypatch):
     theirs = diffusers.AutoencoderDC.from_pretrained(CHECKPOINT, subfolder="vae").eval().requires_grad_(False)
-    picture = np.array(Image.open(ROOT / "docs" / "demo.png").convert("RGB"))
-    latent = theirs.encode(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1).latent
+    image = np.array(Image.open(ROOT / "docs" / "demo.png").convert("RGB"))
+    latent = theirs.encode(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1).latent
     exact = plain(network(theirs), "decode", latent)
     called, convolve = [], convolution.__call__
     monkeypatch.setattr(convolution, "__call__", lambda *args, **kwargs: called.append(1) or convolve(*args, **kwargs))
-    monkeypatch.setattr(dc_ae, "decoder_winograds", lambda *_: {torch.bfloat16: convolution})
+    monkeypatch.setattr(inplace, "decoder_winograds", lambda *_: {torch.bfloat16: convolution})
     latent = latent.to(torch.bfloat16)
     ours = fast(network(theirs, torch.bfloat16), "decode", latent)
     assert error(ours, exact) < error(theirs.to(torch.bfloat16).decode(latent).sample.float(), exact)
@@ -258,49 +264,50 @@ def test_a_decode_of_trained_weights_in_bfloat16_is_nearer_to_float32_than_diffu
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("side", [40, 96])
-def test_tiles_equal_the_whole(reference, half, side, monkeypatch):
+@pytest.mark.parametrize("tile_size", [40, 96])
+def test_tiles_equal_the_whole(reference, half, tile_size, monkeypatch):
     model, x = network(reference), sample(half)
-    assert error(fast(model, half, x, side), fast(model, half, x)) < 1e-6
+    assert error(fast(model, half, x, tile_size), fast(model, half, x)) < 1e-6
     model, x = model.to(torch.bfloat16), x.to(torch.bfloat16)
-    # Winograd's convolutions, which the encoder does not use, round what is near a tile's edge otherwise; more so in so
-    # small a network: at released widths `benchmarks/tiles.py` finds 64 dB.
-    assert error(fast(model, half, x, side), fast(model, half, x)) < (8e-3 if half == "decode" else 1e-3)
-    monkeypatch.setattr(winograd, "pays", lambda _: False)
-    assert error(fast(model, half, x, side), fast(model, half, x)) < 1e-3  # 60 dB
+    # Winograd's convolutions, which the encoder does not use, round values near a tile's edge differently, most of all
+    # in so small a network: at released widths `benchmarks/tiles.py` finds 64 dB.
+    assert error(fast(model, half, x, tile_size), fast(model, half, x)) < (8e-3 if half == "decode" else 1e-3)
+    monkeypatch.setattr(winograd, "is_faster", lambda _: False)
+    assert error(fast(model, half, x, tile_size), fast(model, half, x)) < 1e-3  # 60 dB
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_tiles_that_read_nothing_of_their_neighbours_differ(reference, half, monkeypatch):
-    def shortsighted(x, out, stages, side, upwards):
-        return tiles.run_in_tiles(x, out, [stage._replace(reach=0) for stage in stages], side, upwards)
+def test_tiles_without_a_halo_differ(reference, half, monkeypatch):
+    def without_halo(x, out, stages, tile_size, upwards):
+        stages = [stage._replace(halo=0) for stage in stages]
+        return exact_tiling.run_in_tiles(x, out, stages, tile_size, upwards)
 
     model, x = network(reference), sample(half)
     whole = fast(model, half, x)
-    monkeypatch.setattr("sana_native.models.dc_ae.model.run_in_tiles", shortsighted)
+    monkeypatch.setattr(inplace, "run_in_tiles", without_halo)
     assert error(fast(model, half, x, 32), whole) > 1e-3
 
 
-@pytest.mark.parametrize("reach", [1, 2, 3, 7])
+@pytest.mark.parametrize("halo", [1, 2, 3, 7])
 @pytest.mark.parametrize("result", [(0, 8), (5, 6), (16, 40), (39, 48)], ids=str)
-def test_each_stage_reads_what_the_next_one_wants_and_its_own_reach(reach, result):
-    stages, size = [tiles.Stage(None, reach)] * 3, 48
+def test_each_stage_reads_what_the_next_one_needs_and_its_own_halo(halo, result):
+    stages, size = [exact_tiling.Stage(None, halo, 4)] * 3, 48
 
-    wanted, fine = tiles.Span(*result), size
-    for span in reversed(tiles.read_upwards(wanted, size, stages)):
-        assert 2 * span.start <= max(wanted.start - reach, 0) and 2 * span.stop >= min(wanted.stop + reach, fine)
+    wanted, fine = exact_tiling.Span(*result), size
+    for span in reversed(exact_tiling.read_upwards(wanted, size, stages)):
+        assert 2 * span.start <= max(wanted.start - halo, 0) and 2 * span.stop >= min(wanted.stop + halo, fine)
         assert span.start % 2 == span.stop % 2 == 0  # of fours at the finer resolution
         wanted, fine = span, fine // 2
 
-    wanted, fine = tiles.Span(*result), 2 * size
-    for span in reversed(tiles.read_downwards(wanted, size, stages)):
-        assert span.start <= max(2 * wanted.start - reach, 0) and span.stop >= min(2 * wanted.stop + reach, fine)
+    wanted, fine = exact_tiling.Span(*result), 2 * size
+    for span in reversed(exact_tiling.read_downwards(wanted, size, stages)):
+        assert span.start <= max(2 * wanted.start - halo, 0) and span.stop >= min(2 * wanted.stop + halo, fine)
         assert span.start % 4 == span.stop % 4 == 0
         wanted, fine = span, 2 * fine
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_changed_weights_and_functions_on_them_are_seen(reference, half):
+def test_changed_weights_and_functions_on_them_act(reference, half):
     model, x = network(reference), sample(half)
     before = fast(model, half, x)
     with torch.no_grad():
@@ -342,12 +349,14 @@ def test_a_compiler_follows_without_a_break(reference, half):
 @pytest.fixture(scope="module")
 def vae():
     reference = tiny.dc_ae(**WIDTHS)
-    return SanaVAE(detect_dc_ae(reference.state_dict()), reference.state_dict(), dtype=torch.float32)
+    return SanaVAE(
+        InplaceAutoencoderDC, detect_dc_ae(reference.state_dict()), reference.state_dict(), dtype=torch.float32
+    )
 
 
 @torch.inference_mode()
 def through(vae, half: str) -> torch.Tensor:
-    """A picture of 288 x 384 px."""
+    """An image of 288 x 384 px."""
     if half == "decode":
         return vae.decode(sample("decode", (12, 9)))
     return vae.encode(torch.rand(1, 384, 288, 3, generator=torch.Generator().manual_seed(8)))
@@ -368,43 +377,44 @@ def test_little_free_memory_is_met_with_exact_tiles_and_a_line_in_the_log(vae, h
     assert error(through(vae, half), expected) < 1e-5
     lines = [record.getMessage() for record in caplog.records if "exactly as the whole" in record.getMessage()]
     assert len(lines) == 1 and lines[0].startswith("SANA: 288 x 384 px in tiles of 256 px")
-    assert vae.first_stage_model.side is None
+    assert vae.first_stage_model.tile_size is None
 
 
 @pytest.mark.parametrize("half", HALVES)
 def test_when_memory_runs_out_smaller_exact_tiles_are_tried(vae, half, monkeypatch, caplog):
     expected = through(vae, half)
-    original, sides = getattr(AutoencoderDC, half), []
+    kind, tried = type(getattr(vae.first_stage_model, half.replace("code", "coder"))), []
+    original = kind.forward
 
-    def fails_twice(self, x, side=None):
-        sides.append(side)
-        if len(sides) < 3:
+    def fails_twice(self, x, tile_size=None):
+        tried.append(tile_size)
+        if len(tried) < 3:
             raise torch.OutOfMemoryError("simulated")
         return original(self, x, 128)
 
-    monkeypatch.setattr(AutoencoderDC, half, fails_twice)
-    monkeypatch.setattr("sana_native.models.dc_ae.vae.SIDES", (256, 192, 128))
+    monkeypatch.setattr(kind, "forward", fails_twice)
+    monkeypatch.setattr(inplace, "TILE_SIZES", (256, 192, 128))
     caplog.set_level("INFO")
     assert error(through(vae, half), expected) < 1e-5
-    assert sides == [None, 256, 192]
+    assert tried == [None, 256, 192]
     assert [line for line in caplog.messages if "out of memory" in line][1].startswith("SANA: out of memory at 256 px")
 
 
 def test_without_memory_for_any_exact_tile_the_hosts_tiles_are_taken_with_a_warning(vae, monkeypatch, caplog):
-    calls, original = [], vae.decode_tiled
-    monkeypatch.setattr(vae, "most_room", lambda: 1e6)
-    monkeypatch.setattr(vae, "decode_tiled", lambda samples: calls.append(samples) or original(samples))
+    calls, original = [], comfy.sd.VAE.decode_tiled
+    monkeypatch.setattr(vae, "most_free_memory", lambda: 1e6)
+    monkeypatch.setattr(comfy.sd.VAE, "decode_tiled", lambda *args: calls.append(args) or original(*args))
     assert through(vae, "decode").shape == (1, 384, 288, 3) and len(calls) == 1
     assert [line.split(",")[0] for line in caplog.messages] == ["SANA: 288 x 384 px take 0.1 GB even in exact tiles"]
 
 
 @pytest.mark.parametrize("half", HALVES)
 def test_tiles_are_counted_and_cancelled_between(vae, half, free, monkeypatch):
-    expected, seen = through(vae, half), []
+    expected, counted = through(vae, half), []
     free(0.0)
 
     def hook(done, total, *_, **__):
-        seen.append((done, total))
+        counted.append((done, total))
         if done == 1:
             comfy.model_management.interrupt_current_processing()
 
@@ -413,7 +423,7 @@ def test_tiles_are_counted_and_cancelled_between(vae, half, free, monkeypatch):
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
     with pytest.raises(InterruptProcessingException):
         through(vae, half)
-    assert seen == [(1, 4)] and vae.first_stage_model.side is None
+    assert counted == [(1, 4)] and vae.first_stage_model.tile_size is None
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
     assert error(through(vae, half), expected) < 1e-5
 
@@ -422,26 +432,26 @@ def test_tiles_are_counted_and_cancelled_between(vae, half, free, monkeypatch):
 
 
 def test_smaller_tiles_need_less_and_the_largest_that_fit_are_chosen():
-    one = Pass(4096, 4096, torch.bfloat16, "cpu")
-    needs = [one.memory()] + [one.memory(side) for side in SIDES if side < 4096]
-    assert needs == sorted(needs, reverse=True) and one.memory(1024) < 2e9 < 8e9 > needs[0]
-    assert one.choose(needs[0]) is None and one.choose(needs[0] - 1) == 3072
-    assert one.memory(one.choose(2e9)) <= 2e9 < one.memory(2048)
-    assert one.choose(0) == SIDES[-1]
-    assert Pass(256, 256, torch.bfloat16, "cpu").choose(0) is None
+    workload = Workload(4096, 4096, torch.bfloat16, "cpu")
+    needs = [workload.memory()] + [workload.memory(size) for size in TILE_SIZES if size < 4096]
+    assert needs == sorted(needs, reverse=True) and workload.memory(1024) < 2e9 < 8e9 > needs[0]
+    assert workload.choose_tile_size(needs[0]) is None and workload.choose_tile_size(needs[0] - 1) == 3072
+    assert workload.memory(workload.choose_tile_size(2e9)) <= 2e9 < workload.memory(2048)
+    assert workload.choose_tile_size(0) == TILE_SIZES[-1]
+    assert Workload(256, 256, torch.bfloat16, "cpu").choose_tile_size(0) is None
 
 
 def test_the_host_is_told_of_the_path_that_will_be_taken(vae, monkeypatch):
-    whole, tiled = (Pass(2048, 1024, torch.float32, "cpu").memory(side) for side in (None, 1024))
+    whole, tiled = (Workload(2048, 1024, torch.float32, "cpu").memory(size) for size in (None, 1024))
     assert vae.memory_used_decode((1, 32, 64, 32), torch.float32) == whole
     assert vae.memory_used_encode((1, 3, 2048, 1024), torch.float32) == whole
-    monkeypatch.setattr(vae, "most_room", lambda: tiled)
+    monkeypatch.setattr(vae, "most_free_memory", lambda: tiled)
     assert vae.memory_used_decode((1, 32, 64, 32), torch.float32) <= tiled
 
 
 def at_released_widths(half: str, dtype: str) -> list[list[str]]:
     """Seconds, GiB and decibels: of the whole, of exact tiles, of tiles of the latent; a process each."""
-    options = ["--stages", half, "--sizes", "512", "--side", "160", "--dtype", dtype]
+    options = ["--stages", half, "--sizes", "512", "--tile-size", "160", "--dtype", dtype]
     command = [sys.executable, "-m", "benchmarks.tiles", *options]
     lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     return [[cell.strip() for cell in line.split("|")[5:8]] for line in lines[2:]]

@@ -1,4 +1,4 @@
-"""Previews of DC-AE latents: the host's own previewer, true colours from whichever DC-AE is loaded, a frame a step."""
+"""Previews of DC-AE latents: the host's own previewer, true colors from whichever DC-AE is loaded, a frame a step."""
 
 import asyncio
 import gc
@@ -46,7 +46,7 @@ def previewer():
 
 
 def preview(x0: Tensor) -> Tensor:
-    """The picture that the host would send, (1, 3, H, W) in [0, 1]."""
+    """The image that the host would send, (1, 3, H, W) in [0, 1]."""
     _, image, _ = previewer().decode_latent_to_preview_image("JPEG", x0)
     return (
         torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -60,9 +60,9 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
-def encoded_colour(vae, colour: list[float]) -> Tensor:
+def encoded_color(vae, color: list[float]) -> Tensor:
     with torch.inference_mode():
-        return vae.encode(torch.tensor(colour).expand(1, 128, 128, 3)) * 0.41407
+        return vae.encode(torch.tensor(color).expand(1, 128, 128, 3)) * 0.41407
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def demo():
 
 
 @pytest.fixture(scope="module")
-def demo_map(demo) -> previews.ColourMap:
+def demo_map(demo) -> previews.ColorMap:
     with torch.inference_mode():
         return previews.fit(demo[2])
 
@@ -90,46 +90,46 @@ def test_without_a_loaded_dc_ae_there_is_no_preview():
 
 def test_the_loader_node_makes_previews_possible(memory):
     (vae,) = bench.call(bench.OURS["DCAELoader"], "sana-native-demo/", "auto")
+    assert memory.vae() is None and vae is not None  # fitted at once, and not referred to
     assert isinstance(previewer(), latent_preview.Latent2RGBPreviewer)
-    assert memory.vae() is None and vae is not None  # asked once, not kept alive
 
 
 @pytest.mark.usefixtures("demo_loaded")
-def test_previews_of_drawn_pictures_have_the_colours_of_the_pictures(demo):
+def test_previews_have_the_colors_of_the_images(demo):
     model, clip, vae = demo
-    shown, drawn = [], []
+    shown, decoded = [], []
     for seed, prompt in enumerate(PROMPTS):
         conds = bench.call(bench.OURS["GemmaEncode"], clip, prompt, "", "on", "", False)
         latent = bench.draw(model, conds, bench.empty(128, 128), seed=seed, steps=6)
         shown.append(preview(latent * 0.41407))
-        drawn.append(bench.call(bench.OURS["DCAEDecode"], vae, {"samples": latent}, "off", 128, 0)[0].movedim(-1, 1))
-    shown, drawn = torch.cat(shown), torch.cat(drawn)
+        decoded.append(bench.call(bench.OURS["DCAEDecode"], vae, {"samples": latent}, "off", 128, 0)[0].movedim(-1, 1))
+    shown, decoded = torch.cat(shown), torch.cat(decoded)
     assert shown.shape == (len(PROMPTS), 3, 16, 16)  # 8 px a dot: four a side of a latent position
-    assert correlation(F.avg_pool2d(shown, 4), F.avg_pool2d(drawn, 32)) > SQUARES_CORRELATION
-    assert correlation(shown, F.avg_pool2d(drawn, 8)) > DOTS_CORRELATION
+    assert correlation(F.avg_pool2d(shown, 4), F.avg_pool2d(decoded, 32)) > SQUARES_CORRELATION
+    assert correlation(shown, F.avg_pool2d(decoded, 8)) > DOTS_CORRELATION
 
 
 @pytest.mark.usefixtures("demo_loaded")
-def test_a_plain_colour_is_shown_as_that_colour(demo):
-    for colour in ([0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.1, 0.2, 0.9], [0.9, 0.9, 0.9], [0.1, 0.1, 0.1]):
-        mean = preview(encoded_colour(demo[2], colour)).mean(dim=(0, 2, 3))
-        assert (mean - torch.tensor(colour)).abs().max() < 0.2
+def test_a_plain_color_is_shown_as_that_color(demo):
+    for color in ([0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.1, 0.2, 0.9], [0.9, 0.9, 0.9], [0.1, 0.1, 0.1]):
+        mean = preview(encoded_color(demo[2], color)).mean(dim=(0, 2, 3))
+        assert (mean - torch.tensor(color)).abs().max() < 0.2
 
 
 @pytest.mark.usefixtures("demo_loaded")
-def test_whoever_leaves_the_hook_out_gets_coarser_but_true_colours(demo):
+def test_whoever_leaves_the_hook_out_gets_coarser_but_true_colors(demo):
     latent_format = latent_formats.SanaLatent()
     factors, bias = torch.tensor(latent_format.latent_rgb_factors), torch.tensor(latent_format.latent_rgb_factors_bias)
     assert factors.shape == (32, 3) and bias.shape == (3,)
     red, blue = (
-        (encoded_colour(demo[2], colour).movedim(1, -1) @ factors + bias).mean(dim=(0, 1, 2))
-        for colour in ([0.9, 0.1, 0.1], [0.1, 0.2, 0.9])
+        (encoded_color(demo[2], color).movedim(1, -1) @ factors + bias).mean(dim=(0, 1, 2))
+        for color in ([0.9, 0.1, 0.1], [0.1, 0.2, 0.9])
     )
     assert red[0] > red[2] + 0.5 and blue[2] > blue[0] + 0.5
 
 
 @pytest.mark.usefixtures("demo_loaded")
-def test_only_the_first_picture_of_a_batch_is_shown():
+def test_only_the_first_image_of_a_batch_is_shown():
     x0 = torch.randn(3, 32, 5, 7, generator=torch.Generator().manual_seed(1))
     assert preview(x0).shape == (1, 3, 20, 28)
     assert torch.equal(preview(x0), preview(x0[:1]))
@@ -146,33 +146,84 @@ def test_fitted_once_per_encoder_and_never_while_previews_are_off(memory, monkey
     calls, more = count_encodings(monkeypatch, vae), count_encodings(monkeypatch, again)
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
     memory.remember(vae)
+    memory.prepare()
     assert previewer() is None and not calls
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    memory.prepare()
     first, second = previewer(), previewer()
     memory.remember(again)
     third = previewer()
-    assert calls == [(previews.PICTURES, previews.SIDE, previews.SIDE, 3)] and not more
+    assert calls == [(previews.IMAGES, previews.IMAGE_SIZE, previews.IMAGE_SIZE, 3)] and not more
     assert first.latent_rgb_factors.equal(second.latent_rgb_factors) and first.latent_rgb_factors.equal(
         third.latent_rgb_factors
     )
 
 
-def test_the_dc_ae_that_was_loaded_last_gives_the_colours(demo_loaded, demo, tmp_path):
+def test_the_dc_ae_that_was_loaded_last_gives_the_colors(demo_loaded, demo, tmp_path):
     tiny.dc_ae(seed=9).save_pretrained(tmp_path / "vae")
     maps = []
     for vae in (demo[2], load_dc_ae(str(tmp_path)), demo[2]):
         demo_loaded.remember(vae)
         with torch.inference_mode():
-            maps.append(demo_loaded.colour_map())
+            maps.append(demo_loaded.current)
     assert maps[0] is maps[2] and maps[0].factors.shape == maps[1].factors.shape
     assert not torch.equal(maps[0].factors, maps[1].factors)
 
 
-def test_a_dc_ae_that_is_gone_leaves_what_was_fitted_before(demo_loaded, demo_map):
-    assert demo_loaded.colour_map() is demo_map
+def test_a_dc_ae_that_is_gone_leaves_what_was_fitted_before(demo_loaded, demo_map, monkeypatch):
+    assert demo_loaded.current is demo_map
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
     demo_loaded.remember(load_dc_ae(str(bench.folder() / "sana")))
     gc.collect()
-    assert demo_loaded.colour_map() is demo_map
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    demo_loaded.prepare()
+    assert demo_loaded.current is demo_map
+
+
+def test_reading_the_colors_computes_nothing(memory, monkeypatch):
+    """No encode, no model on the device, and no decomposition while the host asks for them or shows a latent."""
+    vae = load_dc_ae(str(bench.folder() / "sana"))
+    calls, solved = count_encodings(monkeypatch, vae), []
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    memory.remember(vae)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    assert latent_formats.SanaLatent().latent_rgb_factors is None and not calls
+    memory.prepare()
+    assert len(calls) == 1
+    monkeypatch.setattr(torch.linalg, "pinv", lambda *given: solved.append(given))
+    assert preview(torch.zeros(1, 32, 2, 2)).shape == (1, 3, 8, 8) and len(calls) == 1 and not solved
+
+
+@pytest.mark.parametrize("call", ["decode", "decode_tiled"])
+def test_previews_that_are_switched_on_later_come_with_the_next_use_of_the_dc_ae(memory, monkeypatch, call):
+    vae = load_dc_ae(str(bench.folder() / "sana"))
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    memory.remember(vae)
+    vae.decode(torch.zeros(1, 32, 1, 1))
+    assert memory.current is None
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    getattr(vae, call)(torch.zeros(1, 32, 1, 1))
+    assert memory.current is not None and previewer() is not None
+
+
+def test_the_sana_sampler_fits_before_its_run_when_previews_were_switched_on_later(memory, monkeypatch):
+    vae = load_dc_ae(str(bench.folder() / "sana"))
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    memory.remember(vae)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    previewers, get_previewer = [], latent_preview.get_previewer
+    monkeypatch.setattr(
+        latent_preview, "get_previewer", lambda *given: previewers.append(get_previewer(*given)) or previewers[-1]
+    )
+    bench.call(bench.OURS["Sampler"], bench.model("sana"), *bench.encoded(), bench.empty(), 1, 2, 4.5, 1.0)
+    assert [type(one) for one in previewers] == [latent_preview.Latent2RGBPreviewer]
+
+
+def test_a_color_map_is_copied_to_a_device_once(demo_map):
+    copied = demo_map.on(torch.device("meta"))
+    assert copied is demo_map.on(torch.device("meta")) and copied.inverse.device.type == "meta"
+    assert demo_map.on(torch.device("cpu")) is demo_map
+    assert torch.allclose(demo_map.inverse, torch.linalg.pinv(demo_map.factors), atol=1e-4)
 
 
 def test_a_fit_that_fails_is_said_once_and_stops_nothing(memory, monkeypatch, caplog):
@@ -185,7 +236,7 @@ def test_a_fit_that_fails_is_said_once_and_stops_nothing(memory, monkeypatch, ca
     for _ in range(2):
         assert torch.isfinite(bench.draw(bench.model("sana"), bench.encoded())).all()
     said = [record.message for record in caplog.records if "previews" in record.message]
-    assert said == ["SANA: no previews, because fitting their colours to the DC-AE failed: out of memory"]
+    assert said == ["SANA: no previews, because fitting their colors to the DC-AE failed: out of memory"]
 
 
 def test_previews_change_no_bit_of_the_latent(memory):
@@ -230,7 +281,7 @@ def tiny_decoders_wanted(monkeypatch, memory):
 
 
 @pytest.mark.usefixtures("tiny_decoders_wanted")
-def test_a_tiny_decoder_shows_the_picture_at_full_size(vae_approx):
+def test_a_tiny_decoder_shows_the_image_at_full_size(vae_approx):
     decoder = taesana()
     torch.save(decoder.state_dict(), vae_approx / "taesana_decoder.pth")
     x0 = torch.randn(2, 32, 3, 2, generator=torch.Generator().manual_seed(1))
@@ -243,13 +294,13 @@ def test_a_tiny_decoder_shows_the_picture_at_full_size(vae_approx):
 
 def test_a_tiny_decoder_is_used_only_where_the_host_is_set_to_those(demo_loaded, vae_approx):
     torch.save(taesana().state_dict(), vae_approx / "taesana_decoder.pth")
-    assert isinstance(demo_loaded.preview(), previews.ColourMap)
+    assert isinstance(demo_loaded.preview(), previews.ColorMap)
 
 
-def test_without_a_tiny_decoder_the_fitted_colours_are_shown(demo_loaded, vae_approx, monkeypatch, caplog):
+def test_without_a_tiny_decoder_the_fitted_colors_are_shown(demo_loaded, vae_approx, monkeypatch, caplog):
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.TAESD)
     (vae_approx / "taesd_decoder.pth").touch()
-    assert isinstance(demo_loaded.preview(), previews.ColourMap) and isinstance(
+    assert isinstance(demo_loaded.preview(), previews.ColorMap) and isinstance(
         previewer(), latent_preview.Latent2RGBPreviewer
     )
     assert caplog.messages == [
@@ -266,9 +317,7 @@ def test_a_file_that_is_no_tiny_decoder_is_said_once_and_done_without(
     path.write_bytes(b"damaged")
     if content == "other":
         safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
-    assert isinstance(demo_loaded.preview(), previews.ColourMap) and isinstance(
-        demo_loaded.preview(), previews.ColourMap
-    )
+    assert isinstance(demo_loaded.preview(), previews.ColorMap) and isinstance(demo_loaded.preview(), previews.ColorMap)
     (said,) = caplog.messages
     assert said.startswith("SANA: ") and "taesana_decoder.safetensors is no TAESANA decoder" in said
 
@@ -284,7 +333,7 @@ def test_the_hosts_own_tiny_decoder_would_not_take_the_file(tmp_path):
 
 
 async def frames_and_image(server, prompt: dict) -> tuple[list[Image.Image], Image.Image]:
-    """Preview frames of a run as a browser gets them, and the picture it saved."""
+    """Preview frames of a run as a browser gets them, and the image it saved."""
     client, frames = uuid.uuid4().hex, []
     body = {"prompt": prompt, "client_id": client, "extra_data": {"preview_method": "latent2rgb"}}
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
@@ -333,14 +382,14 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_frame_arrives_at_every_step_and_the_last_looks_like_the_picture(name, comfy_server):
+def test_a_frame_arrives_at_every_step_and_the_last_looks_like_the_image(name, comfy_server):
     model_name = "sana-native-demo-sprint/" if name == "Sprint" else "sana-native-demo/"
-    frames, picture = asyncio.run(frames_and_image(comfy_server(), graph(model_name, RUNS[name], 256)))
+    frames, final = asyncio.run(frames_and_image(comfy_server(), graph(model_name, RUNS[name], 256)))
     assert len(frames) == RUNS[name]["steps"]
     assert {frame.size for frame in frames} == {(512, 512)}  # the host scales them to --preview-size
     pixels = [
         torch.frombuffer(bytearray(image.resize((4, 4), Image.Resampling.BOX).tobytes()), dtype=torch.uint8).float()
-        for image in (*frames, picture)
+        for image in (*frames, final)
     ]
     assert correlation(pixels[-2], pixels[-1]) > 0.7
     assert correlation(pixels[-2], pixels[-1]) >= correlation(pixels[0], pixels[-1])

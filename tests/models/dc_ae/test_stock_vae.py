@@ -26,7 +26,7 @@ def test_stock_and_our_nodes_encode_and_decode_alike(width, height):
     assert torch.equal(image, bench.call(bench.OURS["DCAEDecode"], vae, {"samples": latent}, "auto", 1024, 128)[0])
 
 
-def test_an_image_with_alpha_is_encoded_by_its_colours():
+def test_an_image_with_alpha_is_encoded_by_its_colors():
     pixels = bench.picture()
     alpha = torch.cat([pixels, torch.zeros_like(pixels[..., :1])], dim=-1)
     assert torch.equal(bench.vae().encode(alpha), bench.vae().encode(pixels))
@@ -107,7 +107,7 @@ def test_the_fallback_takes_tiles_of_1024_px(monkeypatch, tiling):
 
 def test_what_cannot_fit_is_tiled_without_being_tried(monkeypatch):
     vae, calls = bench.vae(), []
-    monkeypatch.setattr(vae, "most_room", lambda: 0.0)
+    monkeypatch.setattr(vae, "most_free_memory", lambda: 0.0)
     for name in ("decode_tiled_", "encode_tiled_"):
         original = getattr(vae, name)
         monkeypatch.setattr(
