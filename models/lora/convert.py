@@ -128,6 +128,11 @@ def find_foreign(keys: LoraKeys) -> str | None:
     return next((model for pattern, model in FOREIGN if any(re.search(pattern, stem) for stem in stems)), None)
 
 
+def layer_of(key: str) -> str:
+    """The layer of a host's key: `diffusion_model.<layer>.weight` -> `<layer>`."""
+    return key.removeprefix(TARGET).rpartition(".")[0]
+
+
 def flatten(name: str) -> str:
     return name.replace(".", "_")
 

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from .convert import TARGET
-
 BRANCH = "depthwise_lora"  # attribute of the Mix-FFN that the network adds to its depthwise convolution
 
 
@@ -58,21 +56,21 @@ def find_depthwise_lora(patch, weight: Tensor, strength: float) -> DepthwiseLoRA
     return DepthwiseLoRA(strength, down, up, alpha)
 
 
-def branch_key(layer: str) -> str:
-    """Where the branch of a convolution's LoRA belongs: `transformer_blocks.N.ff.conv_depth` -> its object patch."""
-    return f"{TARGET}{layer.rpartition('.')[0]}.{BRANCH}"
+def branch_key(weight_key: str) -> str:
+    """Object patch of the branch beside a convolution, by the key of its weight: `<Mix-FFN>.conv_depth.weight`."""
+    return f"{weight_key.rsplit('.', 2)[0]}.{BRANCH}"
 
 
-def add_depthwise_lora(patcher: comfy.model_patcher.ModelPatcher, layer: str, lora: DepthwiseLoRA) -> None:
-    """Adds the branch to those that the patcher has for the layer already; other clones keep theirs."""
-    before = patcher.object_patches.get(branch_key(layer), ())
-    patcher.add_object_patch(branch_key(layer), Branches([*before, lora]))
+def add_depthwise_lora(patcher: comfy.model_patcher.ModelPatcher, weight_key: str, lora: DepthwiseLoRA) -> None:
+    """Adds the branch to those that the patcher has for the convolution already; other clones keep theirs."""
+    before = patcher.object_patches.get(branch_key(weight_key), ())
+    patcher.add_object_patch(branch_key(weight_key), Branches([*before, lora]))
 
 
-def set_latest_alpha(patcher: comfy.model_patcher.ModelPatcher, layer: str, alpha: float) -> None:
+def set_latest_alpha(patcher: comfy.model_patcher.ModelPatcher, weight_key: str, alpha: float) -> None:
     """Gives its alpha to the branch that was added last."""
-    *before, latest = patcher.object_patches[branch_key(layer)]
-    patcher.add_object_patch(branch_key(layer), Branches([*before, latest.with_alpha(alpha)]))
+    *before, latest = patcher.object_patches[branch_key(weight_key)]
+    patcher.add_object_patch(branch_key(weight_key), Branches([*before, latest.with_alpha(alpha)]))
 
 
 def without_branches(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

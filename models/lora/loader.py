@@ -20,6 +20,7 @@ from .convert import (
     convert_lora,
     describe_layout,
     find_foreign,
+    layer_of,
     read_adapter_config,
     sort_keys,
 )
@@ -69,7 +70,7 @@ def load_lora(
     # The host's own method: ours (`stock_nodes.py`) checks what stock nodes bring, which is done here already.
     comfy.model_patcher.ModelPatcher.add_patches(clone, plain, strength)
     for key, lora in depthwise.items():
-        add_depthwise_lora(clone, layer_of(key), lora)
+        add_depthwise_lora(clone, key, lora)
     return clone
 
 
@@ -86,10 +87,6 @@ def weights_of(network: torch.nn.Module) -> dict[str, Tensor]:
     """Weights and biases by the host's key; of modules, whose quantised weights tell their true shape."""
     parts = ((name, part, getattr(module, part, None)) for name, module in network.named_modules() for part in PARTS)
     return {f"{TARGET}{name}.{part}": value for name, part, value in parts if isinstance(value, Tensor)}
-
-
-def layer_of(key: str) -> str:
-    return key.removeprefix(TARGET).rpartition(".")[0]
 
 
 def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys, describe: Callable[[StateDict], str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from .convert import TARGET, adapter_alpha, read_adapter_config
+from .convert import adapter_alpha, layer_of, read_adapter_config
 from .depthwise import add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
     ALPHA,
@@ -27,10 +27,6 @@ from .weight_adapter import (
 logger = logging.getLogger(__name__)
 
 OWN_NODE = "load it with SANA LoRA Loader"
-
-
-def layer_of(key: str) -> str:
-    return key.removeprefix(TARGET).removesuffix(".weight")
 
 
 def drop_misfits(adapters: dict[str, WeightAdapterBase], weights: dict[str, Tensor]) -> dict[str, WeightAdapterBase]:
@@ -74,7 +70,7 @@ class StockLora:
         others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
         added = super().add_patches(others, strength_patch, strength_model)
         for key, lora in depthwise.items():
-            add_depthwise_lora(self, layer_of(key), lora)
+            add_depthwise_lora(self, key, lora)
         self.latest_lora = own | {key: adapters[key] for key in depthwise}
         if self.latest_lora:
             read = sum(part is not None for key in self.latest_lora for part in patches[key].weights)
@@ -108,7 +104,7 @@ class StockLora:
             if alpha is None or adapter.weights[ALPHA] is not None:
                 continue
             if find_depthwise_lora(adapter, self.find_weight(key), 1.0) is not None:
-                set_latest_alpha(self, layer, alpha)
+                set_latest_alpha(self, key, alpha)
             else:
                 *before, (strength, _, *rest) = self.patches[key]
                 self.patches[key] = [*before, (strength, with_alpha(adapter, alpha), *rest)]
