@@ -32,8 +32,3 @@ class DCAEConfig:
     encoder: DCAEHalfConfig
     decoder: DCAEHalfConfig  # no layers in the first stage: the last convolution upsamples in its place
     out_activation: str = "relu"  # before the last convolution: "relu", or "silu" in DC-AE-Lite
-
-
-def describe_dc_ae(config: DCAEConfig, layout: str) -> str:
-    ratio = 2 ** (len(config.encoder.widths) - 1)
-    return f"DC-AE f{ratio}c{config.latent_channels} ({layout} layout)"

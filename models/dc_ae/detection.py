@@ -115,3 +115,8 @@ def detect_dc_ae(
                     "not divide: download it again."
                 )
     return config
+
+
+def describe_dc_ae(config: DCAEConfig, layout: str) -> str:
+    ratio = 2 ** (len(config.encoder.widths) - 1)
+    return f"DC-AE f{ratio}c{config.latent_channels} ({layout} layout)"

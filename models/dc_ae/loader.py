@@ -12,7 +12,7 @@ from ..files.validation import check_tensors, log_loaded, own_config, reading_co
 from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, dc_ae_precision
 from . import detection as dc_ae_detection
-from .config import LATENT_CHANNELS, SANA_LATENT_SCALE, DCAEConfig, describe_dc_ae
+from .config import LATENT_CHANNELS, SANA_LATENT_SCALE, DCAEConfig
 from .convert import convert_original_dc_ae
 from .inplace import choose_network
 from .model import AutoencoderDC
@@ -53,7 +53,7 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool,
     precision = dc_ae_precision(requested(options.get("dtype"), "dtype", "vae"), describe_device(device))
     vae = build(config, precision, checkpoint.state_dict, device)
     vae.patcher.cached_patcher_init = (load_dc_ae_patcher, (checkpoint.source, options))
-    log_loaded(checkpoint, describe_dc_ae(config, checkpoint.layout), precision)
+    log_loaded(checkpoint, dc_ae_detection.describe_dc_ae(config, checkpoint.layout), precision)
     return vae
 
 

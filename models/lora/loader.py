@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..files import foreign_files
 from ..files.reader import Checkpoint, read_json
+from ..sana.config import releases_of_width
 from .convert import (
     TARGET,
     ConvertedLora,
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model", "adapter_config.json"  # as PEFT names them in an adapter's folder
 PARTS = ("weight", "bias")
-SIZES = {1152: "0.6B", 2240: "1.6B or 4.8B"}  # by width
 
 
 def load_lora(
@@ -182,8 +182,8 @@ def report(
 
 
 def size_hint(change: tuple[int, int]) -> str:
-    sizes = [SIZES[width] for width in change if width in SIZES]
-    return f" ({sizes[0]}, by its width)" if sizes else ""
+    names = [release.name for width in change for release in releases_of_width(width)]
+    return f" ({' or '.join(dict.fromkeys(names))}, by its width)" if names else ""
 
 
 def depth_hint(left: list[str], depth: int) -> str:

@@ -43,6 +43,17 @@ def drop_misfits(adapters: dict[str, WeightAdapterBase], weights: dict[str, Tens
     return {key: adapter for key, adapter in adapters.items() if key not in misfits}
 
 
+def require_finite_factors(adapters: dict[str, WeightAdapterBase]) -> None:
+    """Raises ValueError naming the first layer that a LoRA would change by NaN or infinity."""
+    for key, adapter in adapters.items():
+        for part in adapter.weights:
+            if isinstance(part, Tensor) and not torch.isfinite(part.float()).all():  # float8 too
+                raise ValueError(
+                    f"This LoRA holds NaN or infinity in what it adds to {layer_of(key)}, so its training failed: take "
+                    "an earlier save."
+                )
+
+
 class StockLora:
     """What the host's LoRA nodes call on a patcher, with the checks that they lack; mixed into the host's class.
 
@@ -60,6 +71,7 @@ class StockLora:
             )
         patches = {key: in_network_shape(patch, self.find_weight(key)) for key, patch in patches.items()}
         adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
+        require_finite_factors(adapters)
         weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
         depthwise = {
             key: lora

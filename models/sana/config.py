@@ -6,13 +6,24 @@ Not here: how the numbers are read off a file (`detection.py`).
 
 from dataclasses import dataclass
 
-from ..runtime.precision import count
-
 SELF_ATTENTION_HEAD_DIM = 32
 
-# Cross-attention heads cannot be read off any tensor shape; these are the released widths (0.6B; 1.6B and 4.8B).
-CROSS_ATTENTION_HEADS = {1152: 16, 2240: 20}
-DEPTHS = {1152: (28,), 2240: (20, 60)}  # of the released models of a width
+
+@dataclass(frozen=True)
+class Release:
+    """A size that NVIDIA has released: no tensor's shape tells its name or its cross-attention heads."""
+
+    name: str
+    hidden_size: int
+    depth: int
+    num_cross_attention_heads: int
+
+
+RELEASES = (Release("0.6B", 1152, 28, 16), Release("1.6B", 2240, 20, 20), Release("4.8B", 2240, 60, 20))
+
+
+def releases_of_width(hidden_size: int) -> tuple[Release, ...]:
+    return tuple(release for release in RELEASES if release.hidden_size == hidden_size)
 
 
 @dataclass(frozen=True)
@@ -34,14 +45,3 @@ class SanaConfig:
     shift: float  # flow shift of the noise schedule
     clamp_attention: bool | None  # saturate self-attention at +-65504; None: only when computing in float16
     trained_in: str | None = None  # "float16" or "bfloat16"; None: nothing tells
-
-
-RELEASED = {(1152, 28): "0.6B", (2240, 20): "1.6B", (2240, 60): "4.8B"}  # width and depth -> the name of the size
-
-
-def describe_sana(config: SanaConfig, parameters: int, layout: str) -> str:
-    family = "SANA-Sprint" if config.guidance_embeds else "SANA-1.5" if config.qk_norm else "SANA"
-    size = RELEASED.get((config.hidden_size, config.depth), f"{config.hidden_size} wide, {config.depth} deep")
-    trained = f"trained in {config.trained_in}" if config.trained_in else "training format unknown"
-    native = 32 * config.sample_size
-    return f"{family} {size} ({count(parameters)} parameters, {layout} layout), {trained}, native {native} px"

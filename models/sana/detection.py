@@ -8,13 +8,14 @@ from typing import Any
 
 from ..files.config_values import check_numbers, check_shapes
 from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
-from .config import CROSS_ATTENTION_HEADS, DEPTHS, SELF_ATTENTION_HEAD_DIM, SanaConfig
+from ..runtime.precision import count
+from .config import RELEASES, SELF_ATTENTION_HEAD_DIM, SanaConfig, releases_of_width
 from .filename_hints import native_sample_size, release_shift, telling_names, training_format
 
 
 def check_depth(name: str, width: int, depth: int) -> None:
     """Raises ValueError for a depth that no release of a released width has: blocks are lost, or somebody pruned it."""
-    known = DEPTHS.get(width, (depth,))
+    known = tuple(release.depth for release in releases_of_width(width)) or (depth,)
     if depth not in known:
         raise ValueError(
             f"{name} has {depth} blocks, but SANA models of width {width} have {' or '.join(map(str, known))}: "
@@ -47,7 +48,6 @@ SANA_MARKS = (
     "attention_y_norm.weight",
 )
 INTERPOLATION_SCALES = {64: 1.0, 128: 2.0}  # by sample size; 512 and 1024 px models have no positional embedding
-SMALL_WIDTH = 1152  # of the 0.6B
 
 
 def is_sana(state_dict: StateDict) -> bool:
@@ -102,7 +102,8 @@ def detect_sana(
     check_shapes(name, source, shapes_of(state_dict))
     if "num_layers" not in source:
         check_depth(name, size, depth)
-    heads = source.get("num_cross_attention_heads", CROSS_ATTENTION_HEADS.get(size))
+    known = releases_of_width(size)  # all of a width have as many
+    heads = source.get("num_cross_attention_heads", known[0].num_cross_attention_heads if known else None)
     if heads is None:
         raise ValueError(
             f"{name} is a SANA transformer of width {size}, whose number of cross-attention heads no tensor tells: "
@@ -115,7 +116,7 @@ def detect_sana(
     else:
         interpolation = INTERPOLATION_SCALES.get(sample_size)
     qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in state_dict
-    small = size == SMALL_WIDTH and not qk_norm
+    small = size == RELEASES[0].hidden_size and not qk_norm
     trained_in = source.get("trained_in") or training_format(names, qk_norm, sample_size)
     return SanaConfig(
         hidden_size=size,
@@ -149,3 +150,12 @@ def chosen_config(native_size: int | None, trained_in_float16: bool | None) -> d
         chosen["clamp_attention"] = True if trained_in_float16 else None
         chosen["trained_in"] = "float16" if trained_in_float16 else "bfloat16"
     return chosen
+
+
+def describe_sana(config: SanaConfig, parameters: int, layout: str) -> str:
+    family = "SANA-Sprint" if config.guidance_embeds else "SANA-1.5" if config.qk_norm else "SANA"
+    names = [release.name for release in releases_of_width(config.hidden_size) if release.depth == config.depth]
+    size = names[0] if names else f"{config.hidden_size} wide, {config.depth} deep"
+    trained = f"trained in {config.trained_in}" if config.trained_in else "training format unknown"
+    native = 32 * config.sample_size
+    return f"{family} {size} ({count(parameters)} parameters, {layout} layout), {trained}, native {native} px"

@@ -24,7 +24,7 @@ from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, sana_precision
 from . import convert as sana_convert
 from . import detection as sana_detection
-from .config import SanaConfig, describe_sana
+from .config import SanaConfig
 from .cpu import choose_network
 from .model import Sana
 from .supported_models import CONFIG_KEY, SanaSupported, read_config_tensor
@@ -106,7 +106,7 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
         config = dataclasses.replace(config, clamp_attention=precision.clamp)
     patcher = build(config, precision, checkpoint.state_dict, device, disable_dynamic)
     patcher.cached_patcher_init = (load_sana, (checkpoint.source, options))
-    log_loaded(checkpoint, describe_sana(config, parameters, checkpoint.layout), precision)
+    log_loaded(checkpoint, sana_detection.describe_sana(config, parameters, checkpoint.layout), precision)
     return patcher
 
 

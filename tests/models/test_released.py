@@ -13,8 +13,8 @@ from sana_native.models.dc_ae.config import DCAEConfig, DCAEHalfConfig
 from sana_native.models.dc_ae.detection import detect_dc_ae, is_dc_ae
 from sana_native.models.dc_ae.model import AutoencoderDC
 from sana_native.models.files import layout
-from sana_native.models.registry import describe_file
 from sana_native.models.gemma.detection import detect_gemma2, is_gemma2
+from sana_native.models.registry import describe_file
 from sana_native.models.sana import convert as sana_convert
 from sana_native.models.sana.config import SanaConfig
 from sana_native.models.sana.detection import chosen_config, detect_sana, is_sana

@@ -27,7 +27,7 @@ SHARED = "layers"  # the plain layers of the networks, beside the rooms
 BETWEEN_FAMILIES = (
     (r"models/\w+/supported_models\.py", r"models\.dc_ae\.latent_formats"),
     (r"models/\w+/(loader|supported_models)\.py", r"models\.lora\.(stock_nodes|depthwise)"),
-    (r"models/lora/convert\.py", r"models\.\w+\.convert"),  # trainers write every family's layouts
+    (r"models/lora/\w+\.py", r"models\.\w+\.(convert|config)"),  # trainers write every family's layouts
 )
 NETWORKS = re.compile(r"models/(\w+/)?(model|layers)\.py")
 FAST_PATHS = "models.runtime.cpu"

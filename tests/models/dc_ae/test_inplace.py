@@ -23,8 +23,7 @@ from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC
 from sana_native.models.dc_ae.memory_estimate import TILE_SIZES, Workload
 from sana_native.models.dc_ae.vae import SanaVAE
 from sana_native.models.runtime import row_bands
-from sana_native.models.runtime.cpu import winograd
-from sana_native.models.runtime.cpu import winograd_transforms
+from sana_native.models.runtime.cpu import winograd, winograd_transforms
 from sana_native.tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -2,7 +2,6 @@
 
 import errno
 import gc
-from functools import partial
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ import re
 import shutil
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management

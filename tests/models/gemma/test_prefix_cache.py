@@ -13,13 +13,13 @@ import pytest
 import torch
 from comfy.patcher_extension import CallbacksMP
 from comfy_extras.nodes_hooks import SetClipHooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from sana_native.models.gemma import text_encoder as gemma
 from sana_native.models.gemma.text_encoder import CLIP_NAME, CONTEXT_LENGTH
 from sana_native.models.runtime.cpu import linear_ops
 from sana_native.models.runtime.cpu.linear_ops import KERNEL_ROWS, TextOperations
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PROMPTS = ["a red cat, on the moon", "", "7 dogs", "word " * 900, "一只猫"]
 LAYER = "gemma2_2b.transformer.model.layers.0.self_attn.q_proj"

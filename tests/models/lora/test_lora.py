@@ -733,6 +733,15 @@ def test_a_lora_for_another_model_is_refused(loras, model, other):
         own(model, loras / "style.safetensors")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_stock_node_refuses_a_lora_whose_training_failed(loras, model, value):
+    tensors = LAYOUTS["diffusers"](layouts.make_lora(weights_of(model), [TO_Q]))
+    tensors[f"transformer.{TO_Q}.lora_B.weight"][1, 2] = value
+    save_file(tensors, loras / "style.safetensors")
+    with pytest.raises(ValueError, match=rf"NaN or infinity in what it adds to {re.escape(TO_Q)}, so its training"):
+        stock(model, "style.safetensors")
+
+
 def test_none_of_our_own_layers_is_taken_for_another_models(model):
     lora = layouts.make_lora({name: weight for name, weight in weights_of(model).items() if weight.ndim > 1}, [
         name for name, weight in weights_of(model).items() if weight.ndim > 1])  # fmt: skip
