@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.measuring import ALLOCATOR, give_back, heading, in_a_process, memory, row, start_peak, write
-from benchmarks.networks import GEMMA, VOCABULARY, build, call, randomise
+from benchmarks.networks import GEMMA, VOCABULARY, build, call, randomize
 from demo.train.pack import prepare_imports
 
 STAGES = ("step", "decode", "encode", "text")
@@ -31,7 +31,7 @@ def transformer_pass(size: int):
 
     config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
     network = choose_network(torch.device("cpu"))
-    model = randomise(network(config, operations=comfy.ops.disable_weight_init)).eval()
+    model = randomize(network(config, operations=comfy.ops.disable_weight_init)).eval()
     positions = size // 32  # a side
     inputs = {
         "x": torch.randn(1, 32, positions, positions),
@@ -59,7 +59,7 @@ def text_pass():
     from sana_native.models.runtime.cpu.linear_ops import TextOperations
 
     sizes = GEMMA | {"vocab_size": VOCABULARY, "num_hidden_layers": 2}
-    model = randomise(Gemma2(sizes, torch.bfloat16, "cpu", TextOperations)).eval()
+    model = randomize(Gemma2(sizes, torch.bfloat16, "cpu", TextOperations)).eval()
     tokens = torch.randint(0, VOCABULARY, (1, TOKENS))
     return lambda: model(tokens, dtype=torch.float32), comfy.model_management.minimum_inference_memory()
 

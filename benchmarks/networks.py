@@ -127,7 +127,7 @@ def bound(shape) -> float:
     return 0.5 if len(shape) < 2 else (3 / shape[1:].numel()) ** 0.5
 
 
-def randomise(network):
+def randomize(network):
     import torch
 
     for parameter in network.parameters():
@@ -146,7 +146,7 @@ def build(stage: str, implementation: str, dtype, device: str = "cpu", model: st
         for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
             setattr(network, unused, None)
         network = network.to(dtype).to_empty(device=device)
-    return (network if device == "meta" else randomise(network)).eval().requires_grad_(False)
+    return (network if device == "meta" else randomize(network)).eval().requires_grad_(False)
 
 
 def batched_text(context, mask) -> tuple:

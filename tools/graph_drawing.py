@@ -1,4 +1,4 @@
-"""A workflow as a small picture of its graph: frames, nodes and coloured links, under two lines of words."""
+"""A workflow as a small picture of its graph: frames, nodes and colored links, under two lines of words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIDE, OVERSAMPLING, MARGIN, TOP = 384, 3, 18, 112
 CORNER, LINE = 2 * OVERSAMPLING, 4
 BACKGROUND, NODE, TITLE_BAR, BYPASSED_NODE = "#1b1d22", "#353535", "#5c5c5c", "#5a2f68"
 WORDS, FAINT_WORDS, OTHER_LINK = "#f2f2f2", "#b9bec9", "#9a9a9a"
-# The canvas's own colours.
+# The canvas's own colors.
 LINKS = {
     "MODEL": "#b39ddb",
     "CLIP": "#ffd500",

@@ -49,9 +49,9 @@ def noise(width: int, height: int, cell: int, reach: float) -> str:
         for left in range(0, width, cell):
             density = 1 - (left + cell / 2) / (width * reach)
             if rng.random() < density * 1.15:
-                colour, opacity = rng.choice(NOISE), 0.25 + 0.65 * max(density, 0) * rng.random()
+                color, opacity = rng.choice(NOISE), 0.25 + 0.65 * max(density, 0) * rng.random()
                 squares.append(
-                    f'<rect x="{left}" y="{top}" width="{cell}" height="{cell}" fill="{colour}" '
+                    f'<rect x="{left}" y="{top}" width="{cell}" height="{cell}" fill="{color}" '
                     f'opacity="{opacity:.2f}"/>'
                 )
     return "\n".join(squares)
@@ -70,11 +70,11 @@ def word(text: str, left: float, top: float, unit: float) -> str:
 
 def picture(width: int, height: int, corner: int, sun: tuple[float, float, float], cell: int, reach: float, front: str):
     """The landscape; `sun` is its centre and radius in pixels, `front` is drawn over everything."""
-    stops = "".join(f'<stop offset="{i / 2 * 0.75}" stop-color="{colour}"/>' for i, colour in enumerate(SKY))
+    stops = "".join(f'<stop offset="{i / 2 * 0.75}" stop-color="{color}"/>' for i, color in enumerate(SKY))
     x, y, radius = sun
     hills = "".join(
-        f'<path d="{hill(width, height, 0.66 + 0.11 * i, 0.06, 0.6 + 2.1 * i)}" fill="{colour}"/>'
-        for i, colour in enumerate(HILLS)
+        f'<path d="{hill(width, height, 0.66 + 0.11 * i, 0.06, 0.6 + 2.1 * i)}" fill="{color}"/>'
+        for i, color in enumerate(HILLS)
     )
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">
 <defs>

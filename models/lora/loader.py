@@ -84,7 +84,7 @@ def sana_network(patcher: comfy.model_patcher.ModelPatcher) -> torch.nn.Module:
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, Tensor]:
-    """Weights and biases by the host's key; of modules, whose quantised weights tell their true shape."""
+    """Weights and biases by the host's key; of modules, whose quantized weights tell their true shape."""
     parts = ((name, part, getattr(module, part, None)) for name, module in network.named_modules() for part in PARTS)
     return {f"{TARGET}{name}.{part}": value for name, part, value in parts if isinstance(value, Tensor)}
 

@@ -116,7 +116,7 @@ def prepare(patch):
 
 
 class ExactMagnitude:
-    """DoRA as trainers apply it: the changed weight is normalised, then scaled, along the axis of the magnitude.
+    """DoRA as trainers apply it: the changed weight is normalized, then scaled, along the axis of the magnitude.
 
     The host divides by the norm of the unchanged weight when the magnitude is one per output, as PEFT's is.
     """

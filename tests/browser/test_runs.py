@@ -1,4 +1,4 @@
-"""Pressing Run: the picture is on the canvas, previews form in its colours, cancel works, a shared file says it all."""
+"""Pressing Run: the picture is on the canvas, previews form in its colors, cancel works, a shared file says it all."""
 
 import io
 
@@ -21,7 +21,7 @@ def pixels(file: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.BOX) if size else image, dtype=np.float32)
 
 
-def colourful(file: bytes) -> float:
+def colorful(file: bytes) -> float:
     """The share of a picture's pixels that are far from grey."""
     image = pixels(file)
     return float((image.max(axis=-1) - image.min(axis=-1) > 60).mean())
@@ -48,9 +48,9 @@ def test_a_demo_template_runs_to_a_picture_on_the_canvas(tab, web_server, tmp_pa
         in_node = tab.node_image(node_id)
         file = web_server.fetch_image(images[shown.index(node_id)])
         assert (in_node["height"], in_node["width"]) == pixels(file).shape[:2]
-        assert colourful(file) > 0.05
+        assert colorful(file) > 0.05
         tab.settle()
-        assert colourful(tab.screenshot(tmp_path / "node.png", clip=tab.box(node_id))) > 0.01
+        assert colorful(tab.screenshot(tmp_path / "node.png", clip=tab.box(node_id))) > 0.01
 
 
 def test_the_pages_new_nodes_show_preview_and_picture_too(open_tab):
@@ -66,11 +66,11 @@ def test_the_pages_new_nodes_show_preview_and_picture_too(open_tab):
     assert shown["SanaNativeSampler"].startswith("blob:") and image["filename"] in shown["SaveImage"]
 
 
-def test_a_node_without_a_picture_has_no_colour(tab, tmp_path):
+def test_a_node_without_a_picture_has_no_color(tab, tmp_path):
     """What the test above sees on the canvas is not the node itself."""
     open_demo(tab)
     tab.fit()
-    assert colourful(tab.screenshot(tmp_path / "node.png", clip=tab.box(tab.node_id("SaveImage")))) < 0.005
+    assert colorful(tab.screenshot(tmp_path / "node.png", clip=tab.box(tab.node_id("SaveImage")))) < 0.005
 
 
 def test_json_and_png_dropped_elsewhere_give_the_same_prompt_and_the_same_picture(open_tab, web_server):
@@ -92,7 +92,7 @@ def test_json_and_png_dropped_elsewhere_give_the_same_prompt_and_the_same_pictur
     assert (pixels(web_server.fetch_image(again)) == pixels(picture)).all()
 
 
-def test_a_preview_comes_at_every_step_and_ends_in_the_colours_of_the_picture(tab, web_server):
+def test_a_preview_comes_at_every_step_and_ends_in_the_colors_of_the_picture(tab, web_server):
     open_demo(tab, seed=3, steps=8)
     sampler = tab.node_id("SanaNativeSampler")
     (image,) = tab.run()

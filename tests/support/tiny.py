@@ -17,7 +17,7 @@ DC_AE_KERNELS = ((), (), (), (5,), (5,), (5,))
 
 
 @torch.no_grad()
-def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, seed: int, gain: float = 1.0) -> torch.nn.Module:
     """Weights of about unit gain and vectors around their usual value, so that errors show in the output."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -42,7 +42,7 @@ def transformer(sprint: bool = False, seed: int = 0, **overrides) -> diffusers.S
         "guidance_embeds": sprint,
         "qk_norm": "rms_norm_across_heads" if sprint else None,
     }
-    return randomise(diffusers.SanaTransformer2DModel(**config | overrides), seed)
+    return randomize(diffusers.SanaTransformer2DModel(**config | overrides), seed)
 
 
 def dc_ae(seed: int = 1, **overrides) -> diffusers.AutoencoderDC:
@@ -64,7 +64,7 @@ def dc_ae(seed: int = 1, **overrides) -> diffusers.AutoencoderDC:
         decoder_act_fns="silu",
         scaling_factor=0.41407,
     )
-    return randomise(diffusers.AutoencoderDC(**config | overrides), seed, gain=0.7)
+    return randomize(diffusers.AutoencoderDC(**config | overrides), seed, gain=0.7)
 
 
 def dc_ae_lite(**overrides) -> diffusers.AutoencoderDC:
@@ -117,7 +117,7 @@ def gemma(vocab_size: int, seed: int = 2, gain: float = 1.0) -> transformers.Gem
         query_pre_attn_scalar=256,
         attn_implementation="eager",
     )
-    model = randomise(transformers.Gemma2Model(config), seed, gain)
+    model = randomize(transformers.Gemma2Model(config), seed, gain)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -261,7 +261,7 @@ def taesana(seed: int = 0) -> torch.nn.Sequential:
     layers = [Clamp(), conv(32, 256), torch.nn.ReLU()]
     layers += [*blocks(256), *up(256, 128), *blocks(128), *up(128, 64), *blocks(64), *up(64, 64)]
     layers += [*blocks(64), *up(64, 64), *blocks(64), *up(64, 64), *blocks(64, 1), conv(64, 3)]
-    return tiny.randomise(torch.nn.Sequential(*layers), seed, gain=1.2)
+    return tiny.randomize(torch.nn.Sequential(*layers), seed, gain=1.2)
 
 
 @pytest.fixture

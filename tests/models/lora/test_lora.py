@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import BaseModel
+from comfy_extras.nodes_model_merging import ModelSave
 from comfy_extras.nodes_train import LoraModelLoader
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sana_native.models.lora.convert import find_foreign, layer_aliases, sort_keys
 from sana_native.models.lora.loader import load_lora
 from sana_native.models.sana import convert as sana_convert
@@ -453,6 +454,37 @@ def test_a_dense_lora_on_a_depthwise_convolution_acts_as_it_was_trained(loras, m
         < 1e-5
     )
     assert torch.equal(bench.draw(model, bench.encoded()), plain)
+
+
+def branches_of(network) -> set[str]:
+    return {name for name, _ in network.named_parameters() if ".depthwise_lora." in name}
+
+
+def test_the_host_moves_and_counts_such_factors_and_takes_them_off_again(loras, model):
+    """They are parameters of the network while the model is loaded with the LoRA, and of no other clone."""
+    layouts.save_with_header(loras / "style.safetensors", {DEPTHWISE: dense_pair("peft")}, lora_alpha=160.0)
+    network, changed = model.model.diffusion_model, own(model, loras / "style.safetensors")
+    size = comfy.model_management.module_size(network)
+    bench.draw(changed, bench.encoded())
+    names = {f"{DEPTHWISE.rpartition('.')[0]}.depthwise_lora.0.{factor}" for factor in ("down", "up")}
+    assert branches_of(network) == names
+    walked = {f"{name}.{part}" for *_, name, _, parameters in changed._load_list() for part in parameters}
+    assert {f"diffusion_model.{name}" for name in names} <= walked
+    factors = dict(network.named_parameters())
+    assert comfy.model_management.module_size(network) == size + sum(factors[name].nbytes for name in names)
+    bench.draw(model, bench.encoded())
+    assert branches_of(network) == set()
+
+
+def test_a_saved_model_has_no_keys_of_such_factors(loras, model, tmp_path, monkeypatch):
+    layouts.save_with_header(loras / "style.safetensors", {DEPTHWISE: dense_pair("peft")}, lora_alpha=160.0)
+    changed = own(model, loras / "style.safetensors")
+    bench.draw(changed, bench.encoded())
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    with torch.inference_mode():
+        ModelSave().save(changed, "saved")
+    (path,) = (tmp_path / "output").rglob("*.safetensors")
+    assert not [key for key in load_file(path) if "depthwise_lora" in key]
 
 
 @pytest.mark.parametrize("four_dimensions", [True, False], ids=["(N, K, 1, 1)", "(N, K)"])

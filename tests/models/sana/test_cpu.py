@@ -144,7 +144,7 @@ def test_the_velocity_is_that_of_the_plain_network(variant):
 
 @pytest.mark.parametrize("with_lora", [False, True], ids=["plain", "with a LoRA beside the depthwise convolution"])
 def test_mix_ffn_is_the_same_with_and_without_gradients(with_lora):
-    ffn = tiny.randomise(CpuGLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
+    ffn = tiny.randomize(CpuGLUMBConv(16, 24, operations=comfy.ops.disable_weight_init), seed=3)
     if with_lora:
         ffn.depthwise_lora = Branches([DepthwiseLoRA(0.5, torch.randn(4, 48, 3, 3), torch.randn(48, 4, 1, 1))])
     x = torch.randn(2, 63, 16)

@@ -58,7 +58,7 @@ def test_the_network_is_chosen_by_the_device_and_malloc_changed_once_for_a_cpu(m
     assert calls == []
     network = choose_network(torch.device("cpu"))
     assert network is CpuSana and calls == [1]
-    built = tiny.randomise(network(SANA_2K, operations=comfy.ops.disable_weight_init), seed=1)
+    built = tiny.randomize(network(SANA_2K, operations=comfy.ops.disable_weight_init), seed=1)
     with torch.inference_mode():
         for _ in range(3):
             built(torch.zeros(1, 32, 4, 4), torch.ones(1), torch.zeros(1, 16, 64))
