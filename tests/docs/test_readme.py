@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from sana_native.models.registry import FAMILIES, describe_file
 from sana_native.tools.workflow_files import DC_AE, GEMMA, SANA, SPRINT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,5 +171,6 @@ def test_messages_that_are_explained_are_those_of_the_pack():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
+    texts += [describe_file(dict.fromkeys(family.marks)) for family in FAMILIES]
     pieces = re.findall(r"`([^`]+)`", "\n".join(ours))
     assert len(pieces) > 8 and not [piece for piece in pieces if not any(piece in text for text in texts)]
