@@ -47,7 +47,7 @@ ELEMENT_HEIGHT = {
     "VAEDecode": 54,
 }
 ERROR_STRIP = 24
-NOTE_LINE, NOTE_LETTER, NOTE_GAP = 18, 6.6, 15
+NOTE_LINE, NOTE_LETTER, NOTE_GAP, NOTE_LEAST = 18, 6.6, 15, 88
 
 
 @dataclass(eq=False)
@@ -286,7 +286,7 @@ def _place_notes(entries: Sequence[dict], frames: Sequence[dict]) -> None:
     for note in notes:
         paragraphs = re.sub(r"\]\(.+?\)", "]", note["widgets_values"][0]).split("\n\n")  # a link shows its words alone
         lines = sum(1 + int(len(line) * NOTE_LETTER / width) for text in paragraphs for line in text.splitlines())
-        note["size"] = [width, 40 + NOTE_LINE * lines + (len(paragraphs) - 1) * NOTE_LINE // 2]
+        note["size"] = [width, max(NOTE_LEAST, 40 + NOTE_LINE * lines + (len(paragraphs) - 1) * NOTE_LINE // 2)]
         bottom -= note["size"][1]
         note["pos"] = [left, bottom]
         bottom -= TITLE_HEIGHT + NOTE_GAP
