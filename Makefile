@@ -7,30 +7,38 @@ DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
 $(foreach name,$(DEMO),$(eval override $(name) := $$(value $(name))))
 export $(DEMO)
 
-.PHONY: demo gallery train-demo test test-browser test-heavy bench screenshots lint clean prepare
+.DEFAULT_GOAL := help
+.PHONY: help demo gallery train-demo test test-browser test-heavy bench screenshots lint clean prepare
 
-demo:
+# The targets are those with a remark behind their name, in the order of this file.
+help: ## this list
+	@echo 'make TARGET; the first one that needs ComfyUI fetches it into .comfyui/ (7 GB), unless COMFYUI_PATH names a checkout.'
+	@echo
+	@sed -n 's/^\([a-z-]*\): ## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+		printf '%-14s %s\n' "$$name" "$$text"; done
+
+demo: ## generate an image with the demo model: PROMPT= MODEL= SEED= STEPS= CFG= SIZE= OUT=
 	@exec $(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
 		--size "$$SIZE" --out "$$OUT"
 
 # docs/gallery.jpg, gallery.md and solvers.jpg: held-out prompts, and the solvers and steps beside one another.
-gallery:
+gallery: ## generate docs/gallery.jpg and docs/solvers.jpg again
 	@exec $(RUN) --extra demo -- -m demo.gallery
 
-train-demo:
+train-demo: ## train the demo models from scratch (hours)
 	@exec $(RUN) --extra demo -- -m demo.train
 
-prepare:
+prepare: ## fetch ComfyUI and its environment only
 	@exec $(RUN)
 
-test:
+test: ## the tests, a few minutes on two cores
 	@exec $(RUN) --extra test -- -m pytest
 
 # Chromium or Chrome must be installed; every test leaves a screenshot in output/browser.
-test-browser:
+test-browser: ## ComfyUI's page in a Chromium, which must be installed
 	@exec $(RUN) --extra test --extra browser -- -m pytest -m browser
 
-test-heavy:
+test-heavy: ## the slow tests: a full-size step, a killed server, ComfyUI Manager
 	@exec $(RUN) --extra test -- -m pytest -m heavy
 
 STAGES ?= text step decode encode
@@ -40,18 +48,18 @@ PAIRS ?= 3
 DTYPE ?= bfloat16
 
 # benchmarks/stages.py says what each is; STAGES=picture measures whole pictures.
-bench:
+bench: ## speed and memory beside diffusers: STAGES= SIZES= DTYPE= MODEL=
 	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --tokens $(TOKENS) \
 		--pairs $(PAIRS) --dtype $(DTYPE) $(if $(MODEL),--model $(MODEL)) $(if $(COMPILE),--compile)
 
 # The pictures in docs/screenshots and in the nodes' help; needs a Chromium and a font with Chinese signs.
-screenshots:
+screenshots: ## the pictures in docs/screenshots and in the help pages (Chromium)
 	@$(RUN) --extra browser -- -m tools.browser_node_pictures
 	@exec $(RUN) --extra browser -- -m tools.browser_screenshots
 
-lint:
+lint: ## ruff over the whole tree
 	@exec $(RUN) --extra lint -- -m ruff check .
 
-clean:
+clean: ## remove .comfyui and all caches
 	rm -rf .comfyui .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,22 +41,22 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                 ),
                 io.String.Input(
                     "custom_instruction",
-                    multiline=True,
                     default="",
                     advanced=True,
-                    tooltip="Text put before the prompt when instruction is custom, without any separator added.",
+                    tooltip="Text put before the prompt when instruction is custom, without any separator added. Link "
+                    "a text node for more than one line.",
                 ),
                 io.Boolean.Input(
                     "lower_case",
                     default=False,
                     advanced=True,
-                    tooltip="Lowers the case of both prompts, as diffusers does; NVIDIA's own pipeline keeps it.",
+                    tooltip="Lowers the case of both prompts, as diffusers does; NVIDIA's own pipeline does not.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt's 300 positions with their mask."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt: 300 tokens with their mask."),
                 io.Conditioning.Output(
-                    display_name="negative", tooltip="The negative prompt's 300 positions with their mask."
+                    display_name="negative", tooltip="The negative prompt: 300 tokens with their mask."
                 ),
             ],
         )

@@ -54,8 +54,8 @@ class SanaNativeModelLoader(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0 takes the "
-                    "checkpoint's own (3, or 6 at 4K). Without effect on SANA-Sprint.",
+                    tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0.00 is "
+                    "automatic: the checkpoint's own (3, or 6 at 4K). Without effect on SANA-Sprint.",
                 ),
                 io.Combo.Input(
                     "clamp",
@@ -71,9 +71,9 @@ class SanaNativeModelLoader(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     optional=True,
-                    tooltip="Image size the checkpoint was trained at; 2K and 4K models know positions, others do "
-                    "not. auto: read from config.json, NVIDIA's position table or the file's name. Set it for a "
-                    "renamed 2K or 4K file without config.json.",
+                    tooltip="Image size the checkpoint was trained at; 2K and 4K models have positional "
+                    "embeddings, others do not. auto: read from config.json, NVIDIA's position table or the file's "
+                    "name. Set it for a renamed 2K or 4K file without config.json.",
                 ),
                 io.Combo.Input(
                     "trained_in",
@@ -132,7 +132,7 @@ class SanaNativeGemmaLoader(io.ComfyNode):
                     "dtype",
                     options=WIDE_DTYPES,
                     default="auto",
-                    tooltip="Number format of the weights; auto keeps the file's. Computation is in float32 either "
+                    tooltip="Number format of the weights; auto uses the file's. Computation is in float32 either "
                     "way, because Gemma overflows in float16.",
                 ),
             ],

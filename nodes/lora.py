@@ -21,7 +21,7 @@ class SanaNativeLoraLoader(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="File in models/loras. The console tells how many of its keys were applied.",
+                    tooltip="File in models/loras. The log says how many of its keys were applied.",
                 ),
                 io.Float.Input(
                     "strength_model",

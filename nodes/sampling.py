@@ -15,7 +15,7 @@ SCHEDULERS = "model/sampling/schedulers"
 SAMPLERS = "model/sampling/samplers"
 FLOW_GRIDS = {"flow_dpm": get_sigmas_flow_dpm, "flow_euler": get_sigmas_flow_euler}
 DENOISE_TOOLTIP = (
-    "Share of the schedule that is run: 1 starts from pure noise, less keeps that much of the given latent."
+    "Share of the schedule that is run: 1 starts from pure noise; below 1 part of the given latent is preserved."
 )
 
 
@@ -78,7 +78,8 @@ class SanaNativeFlowScheduler(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Flow shift; larger spends more steps on composition. 0 means auto: the model's own (3, or "
+                    tooltip="Flow shift; larger spends more steps on composition. 0.00 means auto: the model's own "
+                    "(3, or "
                     "6 at 4K).",
                 ),
                 denoise_input(),

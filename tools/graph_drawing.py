@@ -1,11 +1,12 @@
-"""A workflow as a small picture of its graph: frames, nodes and colored links, under two lines of words."""
+"""A workflow as a small picture of its graph: frames, nodes and colored links, under two lines of text."""
 
 from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .workflow import BYPASSED
-from .workflow_build import NOTES, TITLE_HEIGHT
+from .workflow_build import NOTES
+from .workflow_routes import TITLE_HEIGHT, drawn_paths
 
 SIDE, OVERSAMPLING, MARGIN, TOP = 384, 3, 18, 112
 CORNER, LINE = 2 * OVERSAMPLING, 4
@@ -21,7 +22,6 @@ LINKS = {
     "IMAGE": "#64b5f6",
     "STRING": "#77ff77",
 }
-SLOT, STEPS = 20, 24
 
 
 def draw_graph(workflow: dict, heading: str, words: str) -> Image.Image:
@@ -39,9 +39,10 @@ def draw_graph(workflow: dict, heading: str, words: str) -> Image.Image:
         body = BYPASSED_NODE if node["mode"] == BYPASSED else NODE
         pen.rounded_rectangle(view.box(x + 6, y - TITLE_HEIGHT, x + width - 6, y + height), CORNER, body)
         pen.rounded_rectangle(view.box(x + 6, y - TITLE_HEIGHT, x + width - 6, y), CORNER, TITLE_BAR)
+    paths = drawn_paths(workflow)
     for link in workflow["links"]:
-        curve = view.curve(nodes[link[1]], link[2], nodes[link[3]], link[4])
-        pen.line(curve, LINKS.get(link[5], OTHER_LINK), LINE, joint="curve")
+        points = [view.point(*place) for place in paths[link[0]]]
+        pen.line(points, LINKS.get(link[5], OTHER_LINK), LINE, joint="curve")
     left = MARGIN * OVERSAMPLING
     pen.text((left, left), heading, WORDS, _font(40))
     pen.text((left, left + 50 * OVERSAMPLING), words, FAINT_WORDS, _font(22))
@@ -65,20 +66,6 @@ class _View:
 
     def box(self, *corners: float) -> tuple[float, float, float, float]:
         return *self.point(*corners[:2]), *self.point(*corners[2:])
-
-    def curve(self, source: dict, source_slot: int, target: dict, target_slot: int) -> list[tuple[float, float]]:
-        """From the right edge of one node to the left edge of another."""
-        start = (source["pos"][0] + source["size"][0], source["pos"][1] + SLOT * (source_slot + 0.5))
-        end = (target["pos"][0], target["pos"][1] + SLOT * (target_slot + 0.5))
-        reach = max(abs(end[0] - start[0]) / 3, 40)
-        points = []
-        for step in range(STEPS + 1):
-            t = step / STEPS
-            weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
-            xs = (start[0], start[0] + reach, end[0] - reach, end[0])
-            ys = (start[1], start[1], end[1], end[1])
-            points.append(self.point(*(sum(w * v for w, v in zip(weights, axis, strict=True)) for axis in (xs, ys))))
-        return points
 
 
 def _font(height: int) -> ImageFont.FreeTypeFont:

@@ -2,6 +2,7 @@
 
     python -m tools.release_check [TAG]          names every obstacle, exit code 1 when there is one
     python -m tools.release_check --changes      prints the version's section of CHANGELOG.md, for the registry
+    python -m tools.release_check --fill         writes pyproject.toml's Repository into the READMEs' clone commands
 
 Standard library only, like everything the publishing job runs.
 """
@@ -19,6 +20,9 @@ from .build_archive import ROOT, ArchiveError, read_version
 PLACEHOLDERS = ("example.com", "no-publisher-yet")
 UNRELEASED = "(unreleased)"
 IMAGES = re.compile(r"Images change: (yes|no)\b")
+READMES = ("README.md", "README.zh.md")
+CLONE = re.compile(r"^git clone (\S+) (\S+)$", re.MULTILINE)
+REPOSITORY = re.compile(r'^Repository = "([^"]+)"', re.MULTILINE)
 
 
 def obstacles(root: Path = ROOT, tag: str | None = None) -> list[str]:
@@ -39,7 +43,30 @@ def obstacles(root: Path = ROOT, tag: str | None = None) -> list[str]:
         for word in PLACEHOLDERS
         if any(word in line for line in settings)
     ]
-    return found + _changelog_obstacles(root / "CHANGELOG.md", version)
+    return found + _clone_obstacles(root, pyproject) + _changelog_obstacles(root / "CHANGELOG.md", version)
+
+
+def fill_clone_commands(root: Path = ROOT) -> None:
+    """Write the address under `Repository` in pyproject.toml into the clone command of every README."""
+    (address,) = REPOSITORY.findall((root / "pyproject.toml").read_text(encoding="utf-8"))
+    for name in READMES:
+        text = (root / name).read_text(encoding="utf-8")
+        (root / name).write_text(CLONE.sub(rf"git clone {address} \2", text), encoding="utf-8")
+
+
+def _clone_obstacles(root: Path, pyproject: str) -> list[str]:
+    """A README whose clone command names another address than pyproject.toml."""
+    address = REPOSITORY.findall(pyproject)
+    wrong = [name for name in READMES if _clone_addresses(root / name) != address]
+    return [
+        f"{name} has no clone command with the Repository of pyproject.toml; run python -m tools.release_check --fill."
+        for name in wrong
+    ]
+
+
+def _clone_addresses(readme: Path) -> list[str]:
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    return [address for address, _ in CLONE.findall(text)]
 
 
 def changes(changelog: Path, version: str) -> str:
@@ -71,7 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.release_check", description="May this tree be published?")
     parser.add_argument("tag", nargs="?", help="the git tag that is about to be published, such as v1.2.3")
     parser.add_argument("--changes", action="store_true", help="print the version's section of CHANGELOG.md instead")
+    parser.add_argument("--fill", action="store_true", help="write Repository into the READMEs' clone commands instead")
     options = parser.parse_args(arguments)
+    if options.fill:
+        fill_clone_commands()
+        return 0
     if options.changes:
         sys.stdout.write(changes(ROOT / "CHANGELOG.md", read_version()) + "\n")
         return 0

@@ -14,18 +14,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .workflow_routes import TITLE_HEIGHT, reroute
 from .workflow import Spec, WorkflowError, chosen_specs, default, has_control, input_specs, is_widget, options
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST_VERSION = "0.30.0"
 NOTES = ("Note", "MarkdownNote")
-COLUMN_GAP, ROW_GAP, TITLE_HEIGHT = 60, 60, 30
-SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 140
-WIDTH, TEXT_WIDTH = 300, 420
+FRAME_GAP, COLUMN_GAP, ROW_GAP = 50, 36, 54
+FRAME_MARGIN, FRAME_TITLE = 15, 45
+SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 90
+DEFAULT_WIDTH = 210
 # What nodes draw below their widgets.
-PREVIEW_HEIGHT = {"SaveImage": 320, "PreviewImage": 320, "LoadImage": 270, "PreviewAny": 180}
+PREVIEW_HEIGHT = {"SaveImage": 260, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80}
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
 LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
+# What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.
+ELEMENT_HEIGHT = {
+    "SanaNativeGemmaLoader": 114,
+    "SanaNativeDCAELoader": 114,
+    "SanaNativeLoraLoader": 114,
+    "SanaNativeEmptyLatent": 198,
+    "SanaNativeDCAEDecode": 130,
+    "SanaNativeDCAEEncode": 130,
+    "LoadImage": 350,
+    "PreviewImage": 264,
+    "PreviewAny": 138,
+    "LatentFromBatch": 90,
+    "FluxGuidance": 62,
+    "CLIPTextEncode": 124,
+    "EmptyLatentImage": 118,
+    "ImageScaleToTotalPixels": 114,
+    "VAEDecode": 54,
+}
+ERROR_STRIP = 24
+NOTE_LINE, NOTE_LETTER, NOTE_GAP, NOTE_LEAST = 18, 6.6, 15, 88
 
 
 @dataclass(eq=False)
@@ -34,14 +56,14 @@ class Node:
 
     Without `pos` it is put into the column after the nodes it reads; `models` are the files to offer for download;
     `control` is what its seed does after a run; `mode` is as in `workflow.py` (bypassed, muted); a note's text is the
-    input `text`.
+    input `text`. `width`: the widest of a column gives its width to all of it.
     """
 
     type: str
     inputs: dict[str, object] = field(default_factory=dict)
     title: str = ""
     pos: tuple[float, float] | None = None
-    size: tuple[float, float] | None = None
+    width: float = 0
     models: Sequence[dict] = ()
     control: str = "randomize"
     color: str = ""
@@ -61,11 +83,15 @@ class Output:
 
 @dataclass
 class Group:
-    """A titled frame around some of the nodes."""
+    """A titled frame around some of the nodes, which stand in columns from left to right."""
 
     title: str
-    nodes: Sequence[Node]
+    columns: Sequence[Sequence[Node]]
     color: str = "#3f789e"
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [node for column in self.columns for node in column]
 
 
 def build(nodes: Sequence[Node], object_info: dict, *, name: str = "workflow", groups: Sequence[Group] = ()) -> dict:
@@ -79,6 +105,8 @@ def build(nodes: Sequence[Node], object_info: dict, *, name: str = "workflow", g
         entries.append(_note(node, ids) if node.type in NOTES else _entry(node, ids, object_info, links))
     _link_outputs(entries, links)
     _place(nodes, entries, groups)
+    frames = [_group(number, group, entries, ids) for number, group in enumerate(groups, 1)]
+    _place_notes(entries, frames)
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sana-native/{name}")),
         "revision": 0,
@@ -86,9 +114,9 @@ def build(nodes: Sequence[Node], object_info: dict, *, name: str = "workflow", g
         "last_link_id": len(links),
         "nodes": entries,
         "links": links,
-        "groups": [_group(number, group, entries, ids) for number, group in enumerate(groups, 1)],
+        "groups": frames,
         "config": {},
-        "extra": {},
+        "extra": reroute(entries, links),
         "version": 0.4,
     }
 
@@ -127,7 +155,10 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
     return _common(
         node,
         ids,
-        (TEXT_WIDTH if multiline or preview else WIDTH, height),
+        (
+            node.width or DEFAULT_WIDTH,
+            max(height, ELEMENT_HEIGHT.get(node.type, 0) + (ERROR_STRIP if node.models else 0)),
+        ),
         inputs=slots,
         outputs=outputs,
         properties=_properties(node, info),
@@ -171,11 +202,9 @@ def _slot(
 
 
 def _note(node: Node, ids: dict[Node, int]) -> dict:
+    """A note, whose size `_place_notes` finds."""
     text = str(node.inputs.get("text", ""))
-    shown = re.sub(r"\]\(.+?\)", "]", text)  # a link shows its words alone
-    lines = sum(1 + len(line) // 60 for line in shown.splitlines())
-    size = (TEXT_WIDTH, 60 + 18 * lines)
-    return _common(node, ids, size, inputs=[], outputs=[], properties={}, widgets_values=[text])
+    return _common(node, ids, (DEFAULT_WIDTH, 0), inputs=[], outputs=[], properties={}, widgets_values=[text])
 
 
 def _common(node: Node, ids: dict[Node, int], size: tuple[float, float], **parts: object) -> dict:
@@ -183,7 +212,7 @@ def _common(node: Node, ids: dict[Node, int], size: tuple[float, float], **parts
         "id": ids[node],
         "type": node.type,
         "pos": list(node.pos or (0, 0)),
-        "size": list(node.size or size),
+        "size": list(size),
         "flags": {},
         "order": ids[node] - 1,
         "mode": node.mode,
@@ -223,40 +252,55 @@ def _link_outputs(entries: list[dict], links: list[list]) -> None:
 
 
 def _place(nodes: Sequence[Node], entries: list[dict], groups: Sequence[Group]) -> None:
-    """Give nodes without a position a place: a column for each group, or for each step from the sources where groups
-    leave nodes out; notes left of all.
+    """Give nodes without a position a place: the columns of each group, or one for each step from the sources where
+    groups leave nodes out.
     """
     sizes = {node: entry["size"] for node, entry in zip(nodes, entries)}
-    column_of = {node: number for number, group in enumerate(groups) for node in group.nodes}
-    if any(node not in column_of and node.type not in NOTES for node in nodes):
-        column_of = {}
-    columns: dict[int, list[Node]] = {}
-    for node in nodes:
-        if node.pos is None:
-            columns.setdefault(column_of.get(node, _depth(node)), []).append(node)
+    placed = [node for node in nodes if node.pos is None and node.type not in NOTES]
+    framed = [group.columns for group in groups]
+    grouped = {node for group in groups for node in group.nodes}
+    if not grouped.issuperset(placed):
+        depths = sorted({_depth(node) for node in placed})
+        framed = [[[node for node in placed if _depth(node) == depth]] for depth in depths]
     places, x = {}, 0.0
-    for _, column in sorted(columns.items()):
-        y, width = 0.0, max(sizes[node][0] for node in column)
-        for node in column:
-            sizes[node][0] = node.size[0] if node.size else width
-            places[node] = [x, y]
-            y += sizes[node][1] + ROW_GAP
-        x += width + COLUMN_GAP
+    for columns in framed:
+        for column in columns:
+            y, width = 0.0, max(sizes[node][0] for node in column)
+            for node in column:
+                sizes[node][0] = width
+                places[node] = [x, y]
+                y += sizes[node][1] + ROW_GAP
+            x += width + COLUMN_GAP
+        x += FRAME_GAP - COLUMN_GAP
     for node, entry in zip(nodes, entries):
         entry["pos"] = places.get(node, entry["pos"])
 
 
+def _place_notes(entries: Sequence[dict], frames: Sequence[dict]) -> None:
+    """Notes lie above the frames, as wide as all of them, and as high as their text."""
+    notes = [entry for entry in entries if entry["type"] in NOTES and entry["pos"] == [0, 0]]
+    nodes = [entry for entry in entries if entry["type"] not in NOTES]
+    left = min((node["pos"][0] for node in nodes), default=0)
+    width = max((node["pos"][0] + node["size"][0] for node in nodes), default=4 * DEFAULT_WIDTH) - left
+    bottom = min((frame["bounding"][1] for frame in frames), default=-TITLE_HEIGHT) - NOTE_GAP
+    for note in notes:
+        paragraphs = re.sub(r"\]\(.+?\)", "]", note["widgets_values"][0]).split("\n\n")  # a link shows its words alone
+        lines = sum(1 + int(len(line) * NOTE_LETTER / width) for text in paragraphs for line in text.splitlines())
+        note["size"] = [width, max(NOTE_LEAST, 40 + NOTE_LINE * lines + (len(paragraphs) - 1) * NOTE_LINE // 2)]
+        bottom -= note["size"][1]
+        note["pos"] = [left, bottom]
+        bottom -= TITLE_HEIGHT + NOTE_GAP
+
+
 def _depth(node: Node) -> int:
-    if node.type in NOTES:
-        return -1
     sources = [value if isinstance(value, Node) else value.node for value in node.inputs.values() if _is_link(value)]
     return 1 + max(map(_depth, sources), default=-1)
 
 
 def _group(number: int, group: Group, entries: list[dict], ids: dict[Node, int]) -> dict:
     boxes = [(*entry["pos"], *entry["size"]) for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
-    left, top = min(box[0] for box in boxes) - 15, min(box[1] for box in boxes) - TITLE_HEIGHT - 45
-    right, bottom = max(box[0] + box[2] for box in boxes) + 15, max(box[1] + box[3] for box in boxes) + 15
+    left, top = min(box[0] for box in boxes) - FRAME_MARGIN, min(box[1] for box in boxes) - TITLE_HEIGHT - FRAME_TITLE
+    right, bottom = max(b[0] + b[2] for b in boxes) + FRAME_MARGIN, max(b[1] + b[3] for b in boxes) + FRAME_MARGIN
     return {
         "id": number,
         "title": group.title,

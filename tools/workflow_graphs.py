@@ -1,6 +1,9 @@
 """The graphs of `workflows/`, each one idea: which nodes in which frames, and the note that says what to change.
 
-Released models are drawn with the settings of their model cards; the demo's graphs need no download.
+Released models have the settings of their model cards; the demo's graphs need no download.
+
+Widths are such that a graph opens at a scale of 0.65 and more in a window of 1366 x 768 px, where text is readable,
+and that names of files are not cut.
 """
 
 from __future__ import annotations
@@ -26,9 +29,12 @@ DEMO_PROMPT = "a big strawberry top left and a small rocket bottom right on a ye
 DEMO_OTHER_PROMPT = "a red apple and a rocket on a yellow background"
 DEMO_SIZE, DEMO_SEED, DEMO_CFG = 256, 5, 4.5
 DEMO_REMARK = (
-    "Runs at once, on the small model that comes with the pack: one or two things on a plain background, {size} px.\n\n"
-    "Things, sizes, places and backgrounds it knows are listed in `demo/README.md`; it also reads Chinese and emoji."
-).format(size=DEMO_SIZE)
+    f"Needs no download: the demo model comes with the pack. It generates one or two things on a plain background, "
+    f"{DEMO_SIZE} px, from English, Chinese or emoji.\n\n"
+    "Try: a big cat in the center on a blue background. Other things: dog, fox, panda, penguin, fish, butterfly, tree, "
+    "sunflower, apple, lemon, pizza, cake, house, car, rocket, guitar, umbrella, star, moon, heart. Sizes: small, big. "
+    "Places: left, right, top left, bottom right, in the center. Colors are those of the background."
+)
 
 Model = dict | str
 """A released file, or the name of a model that comes with the pack."""
@@ -37,9 +43,14 @@ Model = dict | str
 SPRINT_GUIDANCE = 4.5
 
 
+# Columns of graphs with four of them, and of those with one more.
+LOADERS, TEXT, SAMPLER, IMAGE, SMALL = 370, 345, 300, 340, 210
+NARROW_LOADERS, NARROW_TEXT, NARROW_SAMPLER, NARROW_IMAGE = 325, 285, 260, 285
+
+
 @dataclass(frozen=True)
 class Graph:
-    """Frames from left to right, each a column of nodes, and the note beside them."""
+    """Frames from left to right, each of one or more columns of nodes, and the note above them."""
 
     groups: Sequence[Group]
     note: Node
@@ -48,11 +59,6 @@ class Graph:
     def nodes(self) -> list[Node]:
         return [*(node for group in self.groups for node in group.nodes), self.note]
 
-    @property
-    def runs_at_once(self) -> bool:
-        """Whether the pack brings every file the graph needs."""
-        return not any(node.models for node in self.nodes)
-
 
 def graphs() -> dict[str, Graph]:
     """Name of the file -> its graph."""
@@ -60,26 +66,29 @@ def graphs() -> dict[str, Graph]:
     sprint = {"guidance": SPRINT_GUIDANCE, "cfg": 1.0}
     return {
         "sana_txt2img": text_to_image(
-            SANA, PROMPT, 1024, "Write your prompt and press Run. 20 steps and cfg 4.5 are the model's own.", **steps
+            SANA,
+            PROMPT,
+            1024,
+            "Write your prompt and press Run. 20 steps and cfg 4.5 are the model's own settings.",
+            **steps,
         ),
         "sana_txt2img_ksampler": stock_nodes(),
         "sana_2k_txt2img": text_to_image(
             SANA_2K,
             WIDE_PROMPT,
             2048,
-            "The 2K model knows where in the picture it is, so draw at 2048 px; `aspect_ratio` gives the other shapes "
-            "it was trained on. Where the free memory would not do, decoding goes in exact tiles by itself: the "
-            "picture is the same.",
+            "The 2K model has positional embeddings, so generate at 2048 px; **aspect_ratio** offers the other shapes "
+            "it was trained on. When memory is insufficient, the image is decoded in exact tiles, with the same "
+            "result.",
             **steps,
         ),
         "sana_4k_txt2img": text_to_image(
             SANA_4K,
             WIDE_PROMPT,
             4096,
-            "Draws at 4096 px. The model takes its own flow shift, 6, by itself.\n\nWith `tiling` at "
-            "`auto`, where the free memory would not do for the whole picture, decoding goes in exact tiles, as large "
-            "as there is room for: the picture is the same, without seams. `tile_size` and `overlap` are for `on` "
-            "alone.",
+            "Generates at 4096 px. The model's own flow shift, 6, is set automatically.\n\nWith **tiling** at auto, "
+            "the image is decoded in exact tiles when memory is insufficient: the same image, without seams. "
+            "**tile_size** and **overlap** act with tiling on only.",
             **steps,
         ),
         "sana_img2img": image_to_image(),
@@ -90,7 +99,7 @@ def graphs() -> dict[str, Graph]:
             SPRINT,
             PROMPT,
             1024,
-            "`steps`: 1 to 4. Keep cfg at 1; how strongly the prompt counts is set in the Guidance node (4 to 5).",
+            "**steps**: 1 to 4. Keep cfg at 1; how strongly the prompt counts is set in the Guidance node (4 to 5).",
             steps=2,
             **sprint,
         ),
@@ -98,12 +107,12 @@ def graphs() -> dict[str, Graph]:
             SPRINT,
             PROMPT,
             1024,
-            "Draws while you type: open the arrow beside Run and choose **Run (On Change)**, then change the prompt. "
-            "The seed stays, so that the picture changes with the words alone.\n\nFor a stream of pictures choose "
-            "**Run (Instant)** and set `control after generate` to randomize. One step is the fastest, two look "
-            "better. Nothing is saved; put Save Image in place of Preview Image to keep what you see.",
+            "Generates while you type: open the arrow beside Run and choose **Run (On Change)**, then change the "
+            "prompt. The seed is fixed, so the image changes with the prompt alone.\n\nFor a stream of images choose "
+            "**Run (Instant)** and set **control after generate** to randomize. One step is fastest, two look better. "
+            "Nothing is saved; use Save Image instead of Preview Image for that.",
             control="fixed",
-            keep=False,
+            save_it=False,
             steps=1,
             **sprint,
         ),
@@ -114,8 +123,9 @@ def graphs() -> dict[str, Graph]:
             DEMO_SPRINT,
             DEMO_PROMPT,
             DEMO_SIZE,
-            DEMO_REMARK + "\n\nThis one is distilled to 1 to 4 steps. Keep cfg at 1; how strongly the prompt counts is "
-            "set in the Guidance node.",
+            DEMO_REMARK
+            + "\n\nDistilled to 1 to 4 **steps**. Keep cfg at 1; how strongly the prompt counts is set in the "
+            "Guidance node.",
             seed=DEMO_SEED,
             steps=2,
             **sprint,
@@ -128,11 +138,14 @@ def blueprints() -> dict[str, Blueprint]:
     """Name, as the list of nodes shows it -> blueprint."""
     return {
         "Text to Image (SANA)": text_to_image_block(
-            SANA, "Draws a picture with SANA from a prompt, at the sizes it was trained on.", steps=20, cfg=4.5
+            SANA,
+            "Generates an image with SANA from a prompt, at the sizes it was trained on or any other.",
+            steps=20,
+            cfg=4.5,
         ),
         "Text to Image (SANA-Sprint)": text_to_image_block(
             SPRINT,
-            "Draws a picture with SANA-Sprint from a prompt in 1 to 4 steps.",
+            "Generates an image with SANA-Sprint from a prompt in 1 to 4 steps.",
             guidance=SPRINT_GUIDANCE,
             steps=2,
             cfg=1.0,
@@ -143,15 +156,15 @@ def blueprints() -> dict[str, Blueprint]:
 def text_to_image_block(model: dict, description: str, guidance: float | None = None, **sampling: float) -> Blueprint:
     """The graph of `text_to_image` without its last node, the widgets that matter on its face."""
     graph = text_to_image(model, PROMPT, 1024, "", guidance=guidance, **sampling)
-    files, text, draw, _ = graph.groups
-    (encoded, latent, *scale), (drawn, image) = text.nodes, draw.nodes
+    files, text, generate, result = graph.groups
+    (encoded, latent, *scale), (drawn,), image = text.nodes, generate.nodes, result.nodes[0]
     guided = [(scale[0], "guidance")] if scale else [(drawn, "cfg")]
     return Blueprint(
-        groups=[files, text, draw],
+        groups=[files, text, generate, Group(result.title, [[image]], result.color)],
         shown=[
             (encoded, "prompt"),
             *([] if scale else [(encoded, "negative_prompt")]),
-            *((latent, widget) for widget in ("size", "aspect_ratio", "batch_size")),
+            *((latent, widget) for widget in ("size", "aspect_ratio", "width", "height", "batch_size")),
             *((drawn, widget) for widget in ("seed", "steps")),
             *guided,
             *zip(files.nodes, ("model_name", "text_encoder_name", "vae_name"), strict=True),
@@ -169,200 +182,197 @@ def text_to_image(
     remark: str,
     *,
     guidance: float | None = None,
-    keep: bool = True,
+    save_it: bool = True,
     control: str = "randomize",
     **sampling: float,
 ) -> Graph:
-    """Loaders -> prompt -> SANA Sampler -> picture; with `guidance` for SANA-Sprint."""
-    transformer, gemma, vae = loaders(model)
-    text, latent = encode(gemma, prompt), empty(size)
+    """Loaders -> prompt -> SANA Sampler -> image; with `guidance` for SANA-Sprint."""
+    narrow = guidance is not None
+    transformer, gemma, vae = loaders(model, NARROW_LOADERS if narrow else LOADERS)
+    text, latent = encode(gemma, prompt, width=NARROW_TEXT if narrow else TEXT), empty(size)
     extra = []
     if guidance is not None:
-        extra = [Node("FluxGuidance", {"conditioning": text[0], "guidance": guidance}, title="Guidance")]
-    drawn = sample(transformer, extra[0] if extra else text[0], text[1], latent, control, **sampling)
-    image = decode(vae, drawn)
-    shown = save(image) if keep else Node("PreviewImage", {"images": image})
+        inputs = {"conditioning": text[0], "guidance": guidance}
+        extra = [Node("FluxGuidance", inputs, title="Guidance", width=SMALL)]
+    positive = extra[0] if extra else text[0]
+    width = NARROW_SAMPLER if narrow else SAMPLER
+    drawn = sample(transformer, positive, text[1], latent, control, width=width, **sampling)
+    image = decode(vae, drawn, NARROW_IMAGE if narrow else IMAGE)
+    shown = save(image) if save_it else Node("PreviewImage", {"images": image})
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Prompt and size", [text, latent, *extra]),
-            ("Draw", [drawn, image]),
-            ("Picture", [shown]),
+            ("Prompt and size", [text, latent], extra),
+            ("Generate", [drawn]),
+            ("Image", [image, shown]),
         ),
         note(remark, files_of(model)),
     )
 
 
 def stock_nodes() -> Graph:
-    """The same picture with the host's own nodes after the loaders."""
+    """The same image with the host's own nodes after the loaders."""
     transformer, gemma, vae = loaders(SANA)
-    positive = Node("CLIPTextEncode", {"clip": gemma, "text": PROMPT}, title="Prompt")
-    negative = Node("CLIPTextEncode", {"clip": gemma, "text": ""}, title="Negative prompt (leave empty)")
+    positive = Node("CLIPTextEncode", {"clip": gemma, "text": PROMPT}, title="Prompt", width=TEXT)
+    negative = Node("CLIPTextEncode", {"clip": gemma, "text": ""}, title="Negative prompt (leave empty)", width=TEXT)
     latent = Node("EmptyLatentImage", {"width": 1024, "height": 1024})
     links = {"model": transformer, "positive": positive, "negative": negative, "latent_image": latent}
-    drawn = Node(
-        "KSampler", links | {"steps": 20, "cfg": 4.5, "sampler_name": "sana_flow_dpm", "scheduler": "sana_flow"}
-    )
-    image = Node("VAEDecode", {"samples": drawn, "vae": vae})
+    settings = {"steps": 20, "cfg": 4.5, "sampler_name": "sana_flow_dpm", "scheduler": "sana_flow"}
+    drawn = Node("KSampler", links | settings, width=SAMPLER)
+    image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=IMAGE)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Prompt and size", [positive, negative, latent]),
-            ("Draw", [drawn, image]),
-            ("Picture", [save(image)]),
+            ("Generate", [drawn]),
+            ("Image", [image, save(image)]),
         ),
         note(
-            "Only the loaders are SANA's own; every other node is ComfyUI's. `sana_flow_dpm` with `sana_flow` is the "
-            "released solver.\n\nCLIP Text Encode puts the instruction before every text but an empty one: for a "
-            "negative prompt use SANA Gemma Encode.",
+            "Only the loaders are SANA's own; every other node is ComfyUI's. The sampler **sana_flow_dpm** with the "
+            "scheduler **sana_flow** is the released solver.\n\nCLIP Text Encode puts the instruction before every "
+            "text except an empty one. For a negative prompt use SANA Gemma Encode.",
             files_of(SANA),
         ),
     )
 
 
 def image_to_image() -> Graph:
-    transformer, gemma, vae = loaders(SANA)
-    picture = Node("LoadImage", {"image": "example.png"}, title="Picture to start from")
+    transformer, gemma, vae = loaders(SANA, 318)
+    start = Node("LoadImage", {"image": "example.png"}, title="Image to start from", width=262)
     fitted = Node(
         "ImageScaleToTotalPixels",
-        {"image": picture, "upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32},
+        {"image": start, "upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32},
+        title="Scale",
     )
     latent = Node("SanaNativeDCAEEncode", {"vae": vae, "pixels": fitted})
-    text = encode(gemma, "an oil painting, thick brush strokes, evening light")
-    drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5, denoise=0.6)
-    image = decode(vae, drawn)
+    text = encode(gemma, "an oil painting, thick brush strokes, evening light", width=285)
+    drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5, denoise=0.6, width=250)
+    image = decode(vae, drawn, 255)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Start", [picture, fitted, latent]),
-            ("Prompt", [text]),
-            ("Draw", [drawn, image]),
-            ("Picture", [save(image)]),
+            ("Image to start from, and prompt", [start, fitted], [text, latent]),
+            ("Generate", [drawn]),
+            ("Image", [image, save(image)]),
         ),
         note(
-            "Choose your picture, say what it shall become, and set `denoise` in SANA Sampler: 0.3 keeps nearly all, "
-            "0.6 keeps the composition, 1 keeps nothing. The picture is brought to about one megapixel, the size the "
-            "model was trained at.",
+            "Choose your image, describe what it is to become, and set **denoise** in SANA Sampler: 0.3 preserves "
+            "nearly everything, 0.6 preserves the composition, 1 preserves nothing. The image is scaled to about one "
+            "megapixel, the size the model was trained at.",
             files_of(SANA),
         ),
     )
 
 
 def batch_of_seeds() -> Graph:
-    transformer, gemma, vae = loaders(SANA)
-    text, latent = encode(gemma, PROMPT), empty(1024, batch_size=4)
-    one = Node("LatentFromBatch", {"samples": latent, "batch_index": 2}, title="Only this one", mode=BYPASSED)
-    drawn = sample(transformer, text[0], text[1], one, "increment", steps=20, cfg=4.5)
-    image = decode(vae, drawn)
+    transformer, gemma, vae = loaders(SANA, NARROW_LOADERS)
+    text, latent = encode(gemma, PROMPT, width=NARROW_TEXT), empty(1024, batch_size=4)
+    one = Node(
+        "LatentFromBatch", {"samples": latent, "batch_index": 2}, title="Only this one", mode=BYPASSED, width=SMALL
+    )
+    drawn = sample(transformer, text[0], text[1], one, "increment", steps=20, cfg=4.5, width=NARROW_SAMPLER)
+    image = decode(vae, drawn, NARROW_IMAGE)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Prompt and size", [text, latent, one]),
-            ("Draw", [drawn, image]),
-            ("Pictures", [save(image)]),
+            ("Prompt and size", [text, latent], [one]),
+            ("Generate", [drawn]),
+            ("Images", [image, save(image)]),
         ),
         note(
-            "Every run draws `batch_size` pictures from one seed, and the seed counts up by one for the next run.\n\n"
-            "To draw a single one of them again, for example with more steps: set the seed back, switch on **Only this "
-            "one** (Ctrl+B) and give its number in `batch_index`, counted from 0. It comes out as it was in the batch.",
+            "Every run generates **batch_size** images from one seed; the seed is raised by one for the next run.\n\n"
+            "To generate one of them again, for example with more steps: set the seed back, enable **Only this one** "
+            "(Ctrl+B) and set its number in **batch_index**, counted from 0. The image is the same as in the batch.",
             files_of(SANA),
         ),
     )
 
 
 def with_lora() -> Graph:
-    transformer, gemma, vae = loaders(SANA)
+    transformer, gemma, vae = loaders(SANA, 325)
     changed = Node(
         "SanaNativeLoraLoader",
         {"model": transformer, "lora_name": LORA["name"], "strength_model": 1.0},
         models=[LORA],
+        width=250,
     )
-    text, latent = encode(gemma, "a photo of sks dog in a bucket"), empty(1024)
-    drawn = sample(changed, text[0], text[1], latent, steps=20, cfg=4.5)
-    image = decode(vae, drawn)
+    text, latent = encode(gemma, "a photo of sks dog in a bucket", width=270), empty(1024)
+    drawn = sample(changed, text[0], text[1], latent, steps=20, cfg=4.5, width=258)
+    image = decode(vae, drawn, 260)
     return Graph(
         frames(
-            ("Files", [transformer, changed, gemma, vae]),
+            ("Files", [transformer, gemma, vae], [changed]),
             ("Prompt and size", [text, latent]),
-            ("Draw", [drawn, image]),
-            ("Picture", [save(image)]),
+            ("Generate", [drawn]),
+            ("Image", [image, save(image)]),
         ),
         note(
-            "Pick your LoRA, from any trainer, and write the words it was trained with; the console tells how many of "
-            "its keys were applied. `strength_model`: 1 as trained, 0 switches it off. For a second LoRA put another "
-            "loader behind the first.\n\nThe one linked here is a small example of diffusers' training script, "
-            "published by a user; see its page for what it shows. Many were trained without SANA's instruction: if the "
-            "effect is weak, set `instruction` to off.",
+            "Choose your LoRA, from any trainer, and use its trigger prompt; the log says how many of its keys were "
+            "applied. **strength_model**: 1 as trained, 0 for none. For a second LoRA add another loader after the "
+            "first.\n\nThe LoRA linked here is a user's example of diffusers' training script. Many LoRAs were "
+            "trained without SANA's instruction: if the effect is weak, set **instruction** to off.",
             [*files_of(SANA), LORA],
         ),
     )
 
 
 def prompt_enhancement() -> Graph:
-    transformer, gemma, vae = loaders(SANA)
-    short = Node("PrimitiveStringMultiline", {"value": "a cat in a library"}, title="Short prompt")
+    transformer, gemma, vae = loaders(SANA, 318)
+    settings = {"max_length": 200, "sampling_mode": "on", "sampling_mode.temperature": 0.7}
     written = Node(
-        "TextGenerate",
-        {
-            "clip": gemma,
-            "prompt": short,
-            "max_length": 200,
-            "sampling_mode": "on",
-            "sampling_mode.temperature": 0.7,
-        },
-        title="Gemma writes it out",
+        "TextGenerate", {"clip": gemma, "prompt": "a cat in a library", **settings}, title="Short prompt", width=280
     )
-    shown = Node("PreviewAny", {"source": written}, title="What Gemma wrote")
-    text, latent = encode(gemma, written), empty(1024)
-    drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5)
-    image = decode(vae, drawn)
+    shown = Node("PreviewAny", {"source": written}, title="Gemma's prompt", width=250)
+    text, latent = encode(gemma, written, width=265), empty(1024)
+    drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5, width=250)
+    image = decode(vae, drawn, 255)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Enhance", [short, written, shown]),
-            ("Prompt and size", [text, latent]),
-            ("Draw", [drawn, image]),
-            ("Picture", [save(image)]),
+            ("Expand the prompt", [written], [text, latent]),
+            ("Generate", [drawn, shown]),
+            ("Image", [image, save(image)]),
         ),
         note(
-            "Write a few words: the Gemma that SANA has loaded for its text anyway writes them out into a detailed "
-            "prompt, asked with the instruction SANA was trained with. Another seed or `temperature` gives another "
-            "text; `sampling_mode` off always gives the same.\n\nWith `use_default_template` off, Gemma is given the "
-            "text as it stands.",
+            "Write a short prompt: Gemma, SANA's text encoder, expands it, asked with the instruction SANA was "
+            "trained with. **temperature** or another seed give another text. With **use_default_template** off, "
+            "Gemma gets the text as it is.",
             files_of(SANA),
         ),
     )
 
 
 def demo_image_to_image() -> Graph:
-    """Draws a picture first, so that there is one to start from without any file."""
-    transformer, gemma, vae = loaders(DEMO)
-    before, after = encode(gemma, DEMO_PROMPT, "First prompt"), encode(gemma, DEMO_OTHER_PROMPT, "Second prompt")
-    latent = empty(DEMO_SIZE)
-    settings = {"seed": DEMO_SEED, "steps": 20, "cfg": DEMO_CFG}
-    first = decode(vae, sample(transformer, before[0], before[1], latent, **settings, title="First drawing"))
+    """Generates an image first, so that there is one to start from without any file."""
+    width = 217
+    transformer, gemma, vae = loaders(DEMO, 235)
+    before = encode(gemma, DEMO_PROMPT, "First prompt", 230)
+    after = Node("CLIPTextEncode", {"clip": gemma, "text": DEMO_OTHER_PROMPT}, title="Second prompt")
+    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=width)
+    settings = {"seed": DEMO_SEED, "steps": 20, "cfg": DEMO_CFG, "width": width}
+    sampled = sample(transformer, before[0], before[1], latent, **settings, title="First image")
+    first = decode(vae, sampled, width)
+    shown = Node("PreviewImage", {"images": first})
     encoded = Node("SanaNativeDCAEEncode", {"vae": vae, "pixels": first})
-    second = sample(transformer, after[0], after[1], encoded, **settings, title="Second drawing", denoise=0.5)
-    image = decode(vae, second)
+    second = sample(transformer, after, before[1], encoded, **settings, title="Second image", denoise=0.5)
+    image = decode(vae, second, width)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("First prompt and size", [before, latent]),
-            ("First picture", [first.inputs["samples"], first, Node("PreviewImage", {"images": first})]),
-            ("Second prompt", [after]),
-            ("Draw from the first picture", [encoded, second, image]),
-            ("Second picture", [save(image)]),
+            ("Prompts", [before, after]),
+            ("First image", [latent, sampled], [first, encoded, shown]),
+            ("Second image", [second], [image, save(image)]),
         ),
         note(
-            "The first picture is drawn, encoded, and drawn over with the second prompt, which names no places: those "
-            "come from the first picture. `denoise` in the second drawing says how much is new; at 1 nothing of the "
-            "first is left.\n\nTo start from a picture of yours, link Load Image into SANA DC-AE Encode.\n\n"
-            + DEMO_REMARK
+            "The first image is encoded and regenerated with the second prompt, which names no places: those come "
+            "from the first image. **denoise** of the second sampler sets how much is new; at 1 nothing of the first "
+            "is left. For an image of yours, link Load Image to SANA DC-AE Encode. The demo model comes with the "
+            "pack; the note in demo_txt2img lists things it knows."
         ),
     )
 
 
-def loaders(model: Model) -> list[Node]:
+def loaders(model: Model, width: float = LOADERS) -> list[Node]:
     """Model, text encoder and autoencoder."""
     if isinstance(model, str):
         names, files = (model, DEMO, DEMO), ((), (), ())
@@ -374,7 +384,8 @@ def loaders(model: Model) -> list[Node]:
         ("SanaNativeDCAELoader", "vae_name"),
     )
     return [
-        Node(kind, {widget: name}, models=have) for (kind, widget), name, have in zip(kinds, names, files, strict=True)
+        Node(kind, {widget: name}, models=have, width=width)
+        for (kind, widget), name, have in zip(kinds, names, files, strict=True)
     ]
 
 
@@ -383,18 +394,24 @@ def files_of(model: Model) -> list[dict[str, str]]:
 
 
 def note(text: str, files: Sequence[dict[str, str]] = ()) -> Node:
-    """A Markdown note; with `files` it ends in the list of what to download."""
+    """A Markdown note; with `files` it ends in the list of what to download, and the names to give."""
     if files:
-        rows = "\n".join(f"- `models/{have['directory']}`: [{have['name']}]({have['url']})" for have in files)
+        downloads = "; ".join(map(_download, files))
         text += (
-            f"\n\n## Files\n{rows}\n\nThe names are free: pick yours in the loaders. A whole diffusers folder in "
-            "`models/diffusers` works for model, text encoder and autoencoder."
+            f"\n\n**Files** {downloads}. Names are free: choose yours in the loaders. A whole diffusers folder in "
+            "models/diffusers serves as all three."
         )
     return Node("MarkdownNote", {"text": text}, title="What to change")
 
 
-def encode(clip: Node, prompt: object, title: str = "Prompt") -> Node:
-    return Node("SanaNativeGemmaEncode", {"clip": clip, "prompt": prompt}, title=title)
+def _download(have: dict[str, str]) -> str:
+    downloaded = have["url"].rpartition("/")[2]
+    renamed = "" if downloaded == have["name"] else f" (downloaded as {downloaded}: rename it)"
+    return f"models/{have['directory']}: [{have['name']}]({have['url']}){renamed}"
+
+
+def encode(clip: Node, prompt: object, title: str = "Prompt", width: float = TEXT) -> Node:
+    return Node("SanaNativeGemmaEncode", {"clip": clip, "prompt": prompt}, title=title, width=width)
 
 
 def empty(size: int, batch_size: int = 1) -> Node:
@@ -410,19 +427,24 @@ def sample(
     latent: Node,
     control: str = "randomize",
     title: str = "",
+    width: float = SAMPLER,
     **widgets: float,
 ) -> Node:
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
-    return Node("SanaNativeSampler", links | widgets, title, control=control)
+    return Node("SanaNativeSampler", links | widgets, title, control=control, width=width)
 
 
-def decode(vae: Node, latent: Node) -> Node:
-    return Node("SanaNativeDCAEDecode", {"vae": vae, "samples": latent})
+def decode(vae: Node, latent: Node, width: float = IMAGE) -> Node:
+    return Node("SanaNativeDCAEDecode", {"vae": vae, "samples": latent}, width=width)
 
 
 def save(image: Node) -> Node:
-    return Node("SaveImage", {"images": image, "filename_prefix": "sana"})
+    return Node("SaveImage", {"images": image, "filename_prefix": "sana"}, width=image.width)
 
 
-def frames(*columns: tuple[str, list[Node]]) -> list[Group]:
-    return [Group(title, nodes, COLORS[number % len(COLORS)]) for number, (title, nodes) in enumerate(columns)]
+def frames(*described: tuple) -> list[Group]:
+    """Frames as title and columns; a column without nodes is left out."""
+    return [
+        Group(title, [column for column in columns if column], COLORS[number % len(COLORS)])
+        for number, (title, *columns) in enumerate(described)
+    ]

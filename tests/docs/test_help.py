@@ -15,6 +15,7 @@ import pytest
 import torch
 from comfy_api.latest import io
 from sana_native.models.dc_ae.memory_estimate import Workload
+from sana_native.models.registry import FAMILIES, describe_file
 from sana_native.models.runtime.precision import Request, sana_precision
 from sana_native.models.sana.resolution import bin_size
 from sana_native.nodes import NODES
@@ -85,9 +86,14 @@ def sections(node_id: str, language: str) -> dict[str, str]:
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """Cells of the rows below the head; `\\|` in a cell is no border."""
+    """Cells of the rows below a table's head, and of a list whose items are an input or output and its text.
+
+    Inputs and outputs are lists: the panel is 235 px wide in a small window, too narrow for columns.
+    """
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+    table = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+    items = [line[2:] for line in text.splitlines() if line.startswith("- ") and "<br>" in line]
+    return table + [item.rsplit("<br>", 1) for item in items]
 
 
 def first_code(cell: str) -> str:
@@ -129,6 +135,13 @@ def test_page_has_its_title_and_all_sections_in_order(node_id, language):
     assert title == f"# {locale(language)[node_id]['display_name']}" and len(text.strip()) > 40
     assert [name for name in found if name in WORDS[language].sections] == list(WORDS[language].sections)
     assert all(text.strip() for text in found.values())
+
+
+@every_node
+@every_language
+def test_inputs_and_outputs_are_lists_which_fit_a_narrow_panel(node_id, language):
+    for name in WORDS[language].sections[:2]:
+        assert "\n|" not in sections(node_id, language)[name]
 
 
 @every_node
@@ -220,8 +233,9 @@ def messages(text: str) -> list[str]:
 @cache
 def literals() -> list[str]:
     """Every text in the pack's code, a NUL for each value put into it; and those of the host's check of a prompt."""
+    # What a family in another loader is called, as the pack puts it together.
+    found = [describe_file(dict.fromkeys(family.marks)) for family in FAMILIES]
     files = [file for name in ("nodes", "models", "samplers") for file in (ROOT / name).rglob("*.py")]
-    found = []
     for file in [*files, HOST / "execution.py"]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -264,7 +278,7 @@ def test_precision_table_of_the_model_loader_is_what_the_code_decides(language):
              "以 bfloat16 训练": "bfloat16", "unknown": None, "未知": None}  # fmt: skip
     devices = make_precision_table.devices()
     columns = [devices[name] for name in ("CPU", "GPU, float16 and bfloat16 fast", "GPU, only float16 fast")]
-    section = next(text for name, text in sections("SanaNativeModelLoader", language).items() if "|" in text and
+    section = next(text for name, text in sections("SanaNativeModelLoader", language).items() if "\n|" in text and
                    name not in WORDS[language].sections)  # fmt: skip
     rows = table_rows(section)
     assert len(rows) == 5

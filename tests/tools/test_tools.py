@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,14 @@ def test_command_line_runs_python_and_returns_its_exit_code(tmp_path):
         check=False,
     )
     assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_bare_make_lists_every_target_and_runs_none():
+    told = subprocess.run(["make", "PYTHON=false"], cwd=host.ROOT, capture_output=True, text=True, check=True).stdout
+    makefile = (host.ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+    assert set(re.findall(r"^  ([\w-]+) +\S", told, re.MULTILINE)) == targets and {"demo", "test", "help"} <= targets
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

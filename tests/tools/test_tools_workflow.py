@@ -6,6 +6,7 @@ import re
 import pytest
 from sana_native.tools import workflow
 from sana_native.tools.workflow_build import ROOT, Group, Node, build
+from sana_native.tools.workflow_routes import box_of, drawn_paths, runs_under
 
 PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 255}},
@@ -46,7 +47,7 @@ def txt2img():
     save = Node("SaveImage", {"images": decode})
     note = Node("MarkdownNote", {"text": "hello"})
     nodes = [checkpoint, positive, negative, size, latent, sampler, decode, save, note]
-    return nodes, [Group("Text", [positive, negative])]
+    return nodes, [Group("Text", [[positive, negative]])]
 
 
 def test_built_workflow_becomes_the_prompt_it_describes(object_info):
@@ -97,15 +98,29 @@ def test_frames_that_hold_every_node_become_columns_of_one_width(object_info):
     image = Node("EmptyImage")
     invert = Node("ImageInvert", {"image": image})
     save = Node("SaveImage", {"images": invert})
-    groups = [Group("Make", [image, invert]), Group("Keep", [save])]
+    groups = [Group("Make", [[image, invert]]), Group("Show", [[save]])]
     built = build([image, invert, save, Node("MarkdownNote", {"text": "hello"})], object_info, groups=groups)
     boxes = [(*node["pos"], *node["size"]) for node in built["nodes"]]
     assert boxes[0][0] == boxes[1][0] and boxes[0][2] == boxes[1][2] and boxes[0][1] < boxes[1][1]
-    assert boxes[3][0] < boxes[0][0] < boxes[2][0], "the note, then the frames in their order"
+    assert boxes[0][0] < boxes[2][0], "the frames in their order"
+    assert boxes[3][1] + boxes[3][3] < boxes[0][1] and boxes[3][2] > boxes[2][0], "the note above all of them"
 
 
-def test_note_is_as_high_as_its_words_without_the_addresses_of_links(object_info):
-    texts = ("[here](https://a.example/" + "a" * 400 + ")", "word " * 100)
+def test_a_link_that_would_run_under_a_node_is_led_around_it(object_info):
+    image = Node("EmptyImage")
+    between = Node("ImageBlur", {"image": image})
+    last = Node("ImageBatch", {"image1": image, "image2": between})
+    built = build([image, between, last], object_info, groups=[Group("All", [[image], [between], [last]])])
+    boxes = [box_of(node) for node in built["nodes"]]
+    paths = drawn_paths(built)
+    straight = drawn_paths(built | {"extra": {}})
+    (around,) = {point["linkIds"][0] for point in built["extra"]["reroutes"]}
+    assert around == built["links"][1][0] and runs_under(straight[around], boxes)
+    assert not [link for link, points in paths.items() if runs_under(points, boxes)]
+
+
+def test_note_is_as_high_as_its_text_without_the_addresses_of_links(object_info):
+    texts = ("[here](https://a.example/" + "a" * 400 + ")", "word " * 200)
     heights = [build([Node("MarkdownNote", {"text": text})], object_info)["nodes"][0]["size"][1] for text in texts]
     assert heights[0] < 100 < heights[1]
 

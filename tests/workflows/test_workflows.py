@@ -24,8 +24,18 @@ from sana_native.tools.workflow import (
     set_inputs,
     to_api,
 )
-from sana_native.tools.workflow_build import HOST_VERSION, NOTES, TITLE_HEIGHT, Node, Output, expand, pack_version
+from sana_native.tools.workflow_build import (
+    ELEMENT_HEIGHT,
+    ERROR_STRIP,
+    HOST_VERSION,
+    NOTES,
+    Node,
+    Output,
+    expand,
+    pack_version,
+)
 from sana_native.tools.workflow_graphs import graphs
+from sana_native.tools.workflow_routes import TITLE_HEIGHT, drawn_paths, runs_under
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
@@ -33,6 +43,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 DEMOS = [name for name in NAMES if name.startswith("demo")]
 RELEASED = [name for name in NAMES if name not in DEMOS]
 THUMBNAIL_BYTES = 30_000
+# Pixels of a small notebook's page, and what the page leaves around the nodes.
+WINDOW, FIT_PADDING = (1366, 768), 10
 # Values that depend on the files a user has.
 FILE_WIDGETS = {"model_name", "text_encoder_name", "vae_name", "lora_name", "image"}
 # What the test models are drawn at in place of the released sizes: seconds instead of hours.
@@ -165,7 +177,9 @@ def test_missing_files_can_be_offered_for_download(name):
         assert set(model) == {"name", "url", "directory"} and model["directory"] == folders[node["type"]]
         assert model["name"] in node["widgets_values"] and model["directory"] in folder_paths.folder_names_and_paths
         assert re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+", model["url"])
-        assert f"`models/{model['directory']}`: [{model['name']}]({model['url']})" in note
+        assert f"models/{model['directory']}: [{model['name']}]({model['url']})" in note
+        downloaded = model["url"].rpartition("/")[2]
+        assert downloaded == model["name"] or f"(downloaded as {downloaded}: rename it)" in note
 
 
 @pytest.mark.parametrize("name", DEMOS)
@@ -209,7 +223,37 @@ def test_graph_has_titled_frames_and_one_note_that_says_what_to_change(name):
     workflow = load(name)
     assert all(group["title"] for group in workflow["groups"])
     (note,) = (node for node in workflow["nodes"] if node["type"] in NOTES)
-    assert note["title"] == "What to change" and len(note["widgets_values"][0]) > 60
+    text = note["widgets_values"][0]
+    assert note["title"] == "What to change" and len(text) > 60
+    assert "`" not in text, "inline code has no contrast on a note in Nodes 2.0"
+
+
+@every
+def test_it_opens_readable_in_a_small_window(name):
+    """The page fits all nodes into three quarters of a window and leaves out text below a scale of 0.57."""
+    workflow = load(name)
+    boxes = [box(node) for node in workflow["nodes"]]
+    width = max(b[2] for b in boxes) - min(b[0] for b in boxes) + 2 * FIT_PADDING
+    height = max(b[3] for b in boxes) - min(b[1] for b in boxes) + 2 * FIT_PADDING
+    assert min(0.75 * WINDOW[0] / width, 0.75 * WINDOW[1] / height) >= 0.65
+    assert len(workflow["groups"]) == 4
+    note = next(node for node in workflow["nodes"] if node["type"] in NOTES)
+    assert box(note)[3] <= min(group["bounding"][1] for group in workflow["groups"]), "the note is above"
+
+
+@every
+def test_no_link_runs_under_a_node(name):
+    workflow = load(name)
+    boxes = [box(node) for node in workflow["nodes"]]
+    assert not [link for link, points in drawn_paths(workflow).items() if runs_under(points, boxes)]
+
+
+@every
+def test_nodes_have_the_room_that_the_pages_own_elements_need(name):
+    """In Nodes 2.0, a strip for a missing file included; the heights were read from the page."""
+    for node in load(name)["nodes"]:
+        missing = ERROR_STRIP if node["properties"].get("models") else 0
+        assert node["size"][1] >= ELEMENT_HEIGHT.get(node["type"], 0) + missing, node["type"]
 
 
 # The host
@@ -317,11 +361,25 @@ def test_demo_draws_its_own_thumbnail(name, comfy_server):
     assert np.square(drawn - shown).mean() < 65, "less than 30 dB"
 
 
+@pytest.mark.parametrize("name", ["sana_txt2img", "sana_sprint_txt2img", "sana_seed_batch"])
+def test_a_released_graphs_thumbnail_is_what_the_demo_makes_of_it(name, comfy_server):
+    drawn = as_array(thumbnail(name, comfy_server()))
+    shown = as_array(Image.open(FOLDER / f"{name}.jpg"))
+    assert drawn.shape == shown.shape == (384, 384, 3) and drawn[:300].std() > 20
+    assert np.square(drawn - shown).mean() < 65, "less than 30 dB"
+
+
+def test_every_thumbnail_has_a_picture_of_its_own():
+    small = [np.asarray(Image.open(FOLDER / f"{name}.jpg").convert("RGB").resize((16, 16))) for name in RELEASED]
+    differences = [np.abs(a.astype(int) - b).mean() for number, a in enumerate(small) for b in small[number + 1 :]]
+    assert len(differences) == 45 and sorted(differences)[1] > 10  # all but the two that draw their graph
+
+
 def test_less_denoising_keeps_more_of_the_demos_first_picture(comfy_server):
     server = comfy_server()
     workflow = load("demo_img2img")
     (second,) = (
-        node for node in workflow["nodes"] if node["type"] == "SanaNativeSampler" and node["title"] == "Second drawing"
+        node for node in workflow["nodes"] if node["type"] == "SanaNativeSampler" and node["title"] == "Second image"
     )
     changes = []
     for denoise in (0.1, second["widgets_values"][-1], 1.0):
@@ -346,8 +404,8 @@ def test_there_is_no_thumbnail_of_a_graph_that_is_gone():
     assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_thumbnail_of_a_released_model_is_a_drawing_of_its_graph(name):
+@pytest.mark.parametrize("name", ["sana_lora", "sana_prompt_enhance"])
+def test_thumbnail_of_what_the_demo_cannot_show_is_a_drawing_of_its_graph(name):
     """Fonts and scaling may differ by a shade between versions of Pillow."""
     drawn, shown = (as_array(picture) for picture in (thumbnail(name, None), Image.open(FOLDER / f"{name}.jpg")))
     assert np.abs(drawn - shown).mean() < 2
