@@ -30,12 +30,14 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
+                    optional=True,
                     tooltip="What to avoid; acts when the sampler's cfg is above 1. SANA-Sprint does not use it.",
                 ),
                 io.Combo.Input(
                     "instruction",
                     options=["on", "off", "custom"],
                     default="on",
+                    optional=True,
                     tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for "
                     "LoRAs trained without it. custom: the text below.",
                 ),
@@ -43,6 +45,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     "custom_instruction",
                     default="",
                     advanced=True,
+                    optional=True,
                     tooltip="Text put before the prompt when instruction is custom, without any separator added. Link "
                     "a text node for more than one line.",
                 ),
@@ -50,6 +53,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     "lower_case",
                     default=False,
                     advanced=True,
+                    optional=True,
                     tooltip="Lowers the case of both prompts, as diffusers does; NVIDIA's own pipeline does not.",
                 ),
             ],
@@ -63,7 +67,13 @@ class SanaNativeGemmaEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, prompt: str, negative_prompt: str, instruction: str, custom_instruction: str, lower_case: bool
+        cls,
+        clip,
+        prompt: str,
+        negative_prompt: str = "",
+        instruction: str = "on",
+        custom_instruction: str = "",
+        lower_case: bool = False,
     ) -> io.NodeOutput:
         own_text = {"on": None, "off": "", "custom": custom_instruction}[instruction]
         notices = prompt_notices(clip, prompt, negative_prompt, own_text, lower_case)

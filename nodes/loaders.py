@@ -43,6 +43,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     "weight_dtype",
                     options=list(DTYPES),
                     default="auto",
+                    optional=True,
                     tooltip="Number format of the weights. auto: float16 for checkpoints trained in it, bfloat16 for "
                     "the others, float32 where the device is not fast at those. The fp8 formats halve the memory and "
                     "cost some quality.",
@@ -54,6 +55,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     advanced=True,
+                    optional=True,
                     tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0.00 is "
                     "automatic: the checkpoint's own (3, or 6 at 4K). Without effect on SANA-Sprint.",
                 ),
@@ -62,6 +64,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     options=list(CLAMP),
                     default="auto",
                     advanced=True,
+                    optional=True,
                     tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in "
                     "float16, which depend on it in every format, and where the training is not known.",
                 ),
@@ -93,7 +96,7 @@ class SanaNativeModelLoader(io.ComfyNode):
     def execute(
         cls,
         model_name: str,
-        weight_dtype: str,
+        weight_dtype: str = "auto",
         shift: float = 0.0,
         clamp: str = "auto",
         native_resolution: str = "auto",
@@ -132,6 +135,7 @@ class SanaNativeGemmaLoader(io.ComfyNode):
                     "dtype",
                     options=WIDE_DTYPES,
                     default="auto",
+                    optional=True,
                     tooltip="Number format of the weights; auto uses the file's. Computation is in float32 either "
                     "way, because Gemma overflows in float16.",
                 ),
@@ -140,7 +144,7 @@ class SanaNativeGemmaLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text_encoder_name: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, text_encoder_name: str, dtype: str = "auto") -> io.NodeOutput:
         path = resolve(text_encoder_name, "text_encoders", "text_encoder")
         return io.NodeOutput(load_model("text_encoder", path, {"dtype": DTYPES[dtype]}))
 
@@ -165,6 +169,7 @@ class SanaNativeDCAELoader(io.ComfyNode):
                     "dtype",
                     options=WIDE_DTYPES,
                     default="auto",
+                    optional=True,
                     tooltip="Number format to compute in. auto: bfloat16 where the device is fast at it, else float32; "
                     "never float16, in which DC-AE gives black images.",
                 ),
@@ -173,7 +178,7 @@ class SanaNativeDCAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae_name: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, vae_name: str, dtype: str = "auto") -> io.NodeOutput:
         vae = load_model("vae", resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]})
         MEMORY.remember(vae)
         return io.NodeOutput(vae)

@@ -29,6 +29,7 @@ class SanaNativeLoraLoader(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
+                    optional=True,
                     tooltip="How strongly the model is changed: 1 as trained, 0 not at all, negative the other way.",
                 ),
             ],
@@ -36,6 +37,6 @@ class SanaNativeLoraLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora_name: str, strength_model: float) -> io.NodeOutput:
+    def execute(cls, model, lora_name: str, strength_model: float = 1.0) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("loras", lora_name)
         return io.NodeOutput(load_lora(model, path, strength_model, describe_file))

@@ -14,6 +14,7 @@ def tiling_inputs() -> list:
             "tiling",
             options=TILING,
             default="auto",
+            optional=True,
             tooltip="auto: in one piece, or in exact tiles when memory is insufficient; the result is the same. off: "
             "exact tiles only after memory has run out. on: always in ComfyUI's own tiles, which differ slightly from "
             "the whole, because part of DC-AE attends to the full image.",
@@ -25,6 +26,7 @@ def tiling_inputs() -> list:
             max=8192,
             step=32,
             advanced=True,
+            optional=True,
             tooltip="Side of a tile in pixels. Below 1024, seams can show in plain areas.",
         ),
         io.Int.Input(
@@ -34,6 +36,7 @@ def tiling_inputs() -> list:
             max=4096,
             step=32,
             advanced=True,
+            optional=True,
             tooltip="Pixels that neighboring tiles share and blend.",
         ),
     ]
@@ -57,7 +60,7 @@ class SanaNativeDCAEEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, pixels, tiling: str, tile_size: int, overlap: int) -> io.NodeOutput:
+    def execute(cls, vae, pixels, tiling: str = "auto", tile_size: int = 1024, overlap: int = 128) -> io.NodeOutput:
         return io.NodeOutput({"samples": encode_image(vae, pixels, tiling, tile_size, overlap)})
 
 
@@ -79,5 +82,5 @@ class SanaNativeDCAEDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, samples, tiling: str, tile_size: int, overlap: int) -> io.NodeOutput:
+    def execute(cls, vae, samples, tiling: str = "auto", tile_size: int = 1024, overlap: int = 128) -> io.NodeOutput:
         return io.NodeOutput(decode_image(vae, samples["samples"], tiling, tile_size, overlap))

@@ -16,9 +16,6 @@ from sana_native.tools.workflow import default, input_specs, read_widgets
 
 SAVED = json.loads(Path(__file__).with_name("saved_graphs.json").read_text(encoding="utf-8"))
 INFO = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in NODES}
-LATENT, SAMPLING = (
-    [node for node in NODES if node.__module__.endswith(f".{module}")] for module in ("latent", "sampling")
-)
 
 
 @pytest.mark.parametrize("graph", SAVED)
@@ -43,7 +40,7 @@ def test_optional_inputs_come_last(node):
     assert optional == sorted(optional)
 
 
-@pytest.mark.parametrize("node", LATENT + SAMPLING, ids=lambda node: node.__name__)
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
 def test_an_input_may_be_left_out_where_all_from_it_on_have_a_default(node):
     inputs, parameters = node.GET_SCHEMA().inputs, inspect.signature(node.execute).parameters
     required = [item for item in inputs if not item.optional]
