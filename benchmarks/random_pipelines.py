@@ -31,7 +31,7 @@ def shared_parts() -> dict:
     import torch
 
     encoder = text_encoder("transformers", torch.bfloat16, "meta", vocab_size=VOCABULARY)
-    return {"text_encoder": encoder, "vae": autoencoder("diffusers")}
+    return {"text_encoder": encoder, "vae": autoencoder("diffusers", "meta")}
 
 
 def own_part(family: str, model: str):

@@ -16,7 +16,7 @@ ADDRESS = "/sana_native_stage_clock"
 WATCHED = {
     "text": ("models.gemma.text_encoder", "SanaTextEncoder", "encode_token_weights"),
     "steps": ("models.sana.model", "Sana", "forward"),
-    "decode": ("models.dc_ae.model", "AutoencoderDC", "decode"),
+    "decode": ("models.dc_ae.inplace", "InplaceAutoencoderDC", "decode"),
 }
 
 

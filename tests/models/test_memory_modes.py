@@ -67,7 +67,7 @@ def test_little_memory_gives_the_same_bits(family, size, room):
     loaded = room(size)
     assert torch.equal(whole_graph(*load_parts(family)), expected)
     partial = {type(model).__name__ for model in loaded if model.model_lowvram}
-    assert partial == {"SanaModel", "SanaTextEncoder", "TiledAutoencoderDC"}
+    assert partial == {"SanaModel", "SanaTextEncoder", "InplaceAutoencoderDC"}
 
 
 def test_memory_that_comes_and_goes_gives_the_same_bits(room):
