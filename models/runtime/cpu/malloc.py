@@ -13,4 +13,4 @@ def raise_mmap_threshold() -> None:
     Freeing one block of a size does it, for the whole process and for good: once, when a model is built for the CPU.
     """
     if sys.platform == "linux":
-        torch.empty(LARGEST_REUSED, dtype=torch.uint8)
+        torch.empty(LARGEST_REUSED, dtype=torch.uint8, device="cpu")

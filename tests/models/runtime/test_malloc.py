@@ -13,3 +13,19 @@ def test_nothing_is_allocated_on_other_systems(monkeypatch):
         monkeypatch.setattr(sys, "platform", platform)
         raise_mmap_threshold()
         assert len(calls) == count
+
+
+def test_a_default_device_of_another_kind_does_not_take_the_block(monkeypatch):
+    """As when a network is built without weights: a block on "meta" would change nothing."""
+    devices, empty = [], torch.empty
+
+    def recorded(*args, **kwargs):
+        block = empty(*args, **kwargs)
+        devices.append(block.device.type)
+        return block
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with torch.device("meta"):
+        raise_mmap_threshold()
+    assert devices == ["cpu"]
