@@ -13,7 +13,7 @@ CUSTOM = "custom"
 class SanaNativeEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"default": 1024, "min": 32, "max": 16384, "step": RATIO, "advanced": True, "optional": True}
+        side = {"default": 1024, "min": 32, "max": 16384, "step": RATIO, "optional": True}
         return io.Schema(
             node_id="SanaNativeEmptyLatent",
             display_name="SANA Empty Latent",

@@ -212,7 +212,7 @@ class SanaNativeSampler(io.ComfyNode):
                     control_after_generate=True,
                     optional=True,
                     tooltip="The same seed gives the same image, on every device, in every batch, and alone after "
-                    "Latent From Batch.",
+                    "Get Latent From Batch.",
                 ),
                 io.Int.Input(
                     "steps",

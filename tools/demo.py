@@ -77,7 +77,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
     ):
         parser.add_argument(f"--{name}", default="", help=words)
     given = parser.parse_args(arguments)
-    out = Path(given.out or "output/demo.png")
+    out = Path(given.out or "output/demo.png").expanduser()
     if out.suffix.lower() != ".png":
         raise DemoError(f"OUT={out} does not end in .png; the host saves PNG files, so give such a name.")
     seed = _number("SEED", given.seed, int, SEEDS)
@@ -260,11 +260,11 @@ def _size(text: str) -> tuple[int, int] | None:
         return None
     width, _, height = text.lower().partition("x")
     if not width.isdecimal() or not (height or width).isdecimal():
-        raise DemoError(f"SIZE={text} is not a size; give WIDTHxHEIGHT in pixels, such as 1024x768.")
+        raise DemoError(f"SIZE={text} is not a size; give WIDTHxHEIGHT in pixels, such as 256x256.")
     size = int(width), int(height or width)
     low, high = SIDES
     if not all(low <= side <= high for side in size):
-        raise DemoError(f"SIZE={text} is out of range; give sides from {low} to {high} px, such as 1024x768.")
+        raise DemoError(f"SIZE={text} is out of range; give sides from {low} to {high} px, such as 256x256.")
     used = tuple(side // SIDE_UNIT * SIDE_UNIT for side in size)
     if used != size:
         _say(f"SIZE={text} becomes {used[0]}x{used[1]}: sides are multiples of {SIDE_UNIT} px.")
