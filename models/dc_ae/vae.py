@@ -161,6 +161,7 @@ class SanaVAE(comfy.sd.VAE):
         self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
     ) -> Tensor:
         self.check_latent(samples)
+        samples = samples[:, :, 0] if samples.ndim == 5 else samples
         return self.decode_checked(super().decode_tiled, samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def decode_checked(self, decode: Callable[..., Tensor], samples: Tensor, *args) -> Tensor:

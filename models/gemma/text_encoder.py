@@ -51,6 +51,7 @@ INSTRUCTION = "\n".join(
     ]
 )
 PAD = 0
+LONGEST_INSTRUCTION = 4096  # tokens; with the prompt about half of what Gemma-2 was trained to read at once
 CONTEXT_LENGTH = 300  # positions the transformer is given: BOS and the last 299
 ATTENTION_SOFTCAP = 50.0
 LOGIT_SOFTCAP = 30.0  # of the next token's scores, in text generation
@@ -186,6 +187,11 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
         if instruction:
             # BOS is counted twice and the instruction's last space merges with the prompt: hence the 2.
             length += len(self.encode(instruction)) - 2
+        if length > CONTEXT_LENGTH + LONGEST_INSTRUCTION:
+            raise ValueError(
+                f"The custom instruction has {length - CONTEXT_LENGTH} tokens, but at most {LONGEST_INSTRUCTION} are "
+                "read before the prompt: shorten custom_instruction."
+            )
         return self.encode(instruction + text), length
 
     def encode(self, text: str) -> list[int]:
@@ -353,6 +359,8 @@ def prompt_notices(
 
 
 def require_gemma_clip(clip) -> None:
+    if clip is None:
+        raise ValueError("There is no text encoder to encode with: connect the CLIP of SANA Gemma Loader.")
     if not isinstance(clip.tokenizer, SanaTokenizer):
         raise ValueError(
             f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: "

@@ -178,11 +178,29 @@ def read_adapter_config(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     packed = json.loads((metadata or {}).get(METADATA_KEY, "{}"))
     if not isinstance(packed, dict):
         raise ValueError(f"{METADATA_KEY} is no JSON object")
+    check_alphas(packed)
     if any(key.startswith("transformer.") for key in packed):
         packed = {
             key.removeprefix("transformer."): value for key, value in packed.items() if key.startswith("transformer.")
         }
     return packed
+
+
+def check_alphas(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for alphas that are no finite numbers, and for patterns that name no layers."""
+    for key, value in config.items():
+        name = key.rpartition(".")[2]
+        patterns = value if name == "alpha_pattern" and value is not None else {}
+        if not isinstance(patterns, dict):
+            raise ValueError("alpha_pattern is no JSON object")
+        alphas = [*patterns.values(), *([value] if name in ("lora_alpha", "alpha") else [])]
+        if not all(alpha is None or (type(alpha) in (int, float) and math.isfinite(alpha)) for alpha in alphas):
+            raise ValueError(f"{key} is no number")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"alpha_pattern {pattern} is no pattern") from error
 
 
 def adapter_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float | None:

@@ -51,7 +51,8 @@ def find_depthwise_lora(patch, weight: Tensor, strength: float) -> DepthwiseLoRA
     channels = weight.shape[0]
     if mid is not None or magnitude is not None or down.shape[1:] != (channels, *weight.shape[2:]):
         return None
-    if up.ndim != 4 or up.shape[0] not in (1, channels) or down.shape[0] % up.shape[1]:
+    rank = down.shape[0]
+    if not rank or up.shape not in ((1, rank, 1, 1), (channels, rank // channels, 1, 1)) or rank % len(up):
         return None
     return DepthwiseLoRA(strength, down, up, alpha)
 

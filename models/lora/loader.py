@@ -26,7 +26,7 @@ from .convert import (
     sort_keys,
 )
 from .depthwise import add_depthwise_lora, find_depthwise_lora
-from .stock_nodes import StockLora
+from .stock_nodes import StockLora, require_strength
 from .weight_adapter import change_shape, fits, in_network_shape, matrix_shape, prepare
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def load_lora(
     Raises ValueError or FileNotFoundError with one sentence for a file of which nothing can be applied; what is left
     over of another is logged as a warning.
     """
+    require_strength(strength)
     if strength == 0:
         return patcher
     network = sana_network(patcher)

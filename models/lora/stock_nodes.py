@@ -1,6 +1,7 @@
 """The patcher of a SANA model: what the host's own LoRA nodes bring is checked, counted and scaled as trained."""
 
 import logging
+import math
 from functools import cache
 
 import comfy.model_management
@@ -10,8 +11,8 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from .convert import adapter_alpha, layer_of, read_adapter_config
-from .depthwise import add_depthwise_lora, find_depthwise_lora, set_latest_alpha
+from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
+from .depthwise import BRANCH, add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
     ALPHA,
     change_shape,
@@ -43,6 +44,11 @@ def drop_misfits(adapters: dict[str, WeightAdapterBase], weights: dict[str, Tens
     return {key: adapter for key, adapter in adapters.items() if key not in misfits}
 
 
+def require_strength(strength: float) -> None:
+    if not math.isfinite(strength):
+        raise ValueError(f"A LoRA has strength {strength}, which is no number: set it to 1.")
+
+
 def require_finite_factors(adapters: dict[str, WeightAdapterBase]) -> None:
     """Raises ValueError naming the first layer that a LoRA would change by NaN or infinity."""
     for key, adapter in adapters.items():
@@ -64,11 +70,13 @@ class StockLora:
 
     def add_patches(self, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
         """Raises ValueError for a LoRA of which nothing fits this model."""
+        require_strength(strength_patch)
         if not patches:
             raise ValueError(
                 f"No key of this LoRA names a layer of this SANA model (the console lists them): {OWN_NODE}, which "
                 "reads the names of every trainer and says what the file is."
             )
+        self.require_same_size(patches)
         patches = {key: in_network_shape(patch, self.find_weight(key)) for key, patch in patches.items()}
         adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
         require_finite_factors(adapters)
@@ -88,6 +96,48 @@ class StockLora:
             read = sum(part is not None for key in self.latest_lora for part in patches[key].weights)
             logger.info("SANA: %d keys of a LoRA applied, to %d layers", read, len(self.latest_lora))
         return [*added, *depthwise]
+
+    def add_hook_patches(self, hook, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> None:
+        """A LoRA of the host's hook nodes, with the checks of `add_patches`; its alpha must be in its tensors."""
+        adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
+        require_finite_factors(adapters)
+        weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
+        beside = [key for key, weight in weights.items() if find_depthwise_lora(adapters[key], weight, 1.0) is not None]
+        if beside:
+            logger.warning(
+                "SANA: a hook LoRA changes %s in a way that no weight can hold, which hooks leave out: %s.",
+                *(layer_of(beside[0]), OWN_NODE),
+            )
+        own = drop_misfits({key: adapters[key] for key in weights if key not in beside}, weights)
+        others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
+        super().add_hook_patches(hook, others, strength_patch, strength_model)
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> dict:
+        self.warn_of_branches("merges")
+        return super().get_key_patches(filter_prefix)
+
+    def state_dict_for_saving(self, *args, **kwargs) -> dict:
+        self.warn_of_branches("saved models")
+        return super().state_dict_for_saving(*args, **kwargs)
+
+    def warn_of_branches(self, where: str) -> None:
+        """What a LoRA adds beside a depthwise convolution has no weight that could be merged or saved."""
+        found = [key for key in self.object_patches if key.endswith(f".{BRANCH}")]
+        if found:
+            logger.warning("SANA: a LoRA on %d depthwise convolutions is no part of %s.", len(found), where)
+
+    def require_same_size(self, patches: dict) -> None:
+        """Raises ValueError for a merge with a model of another kind or size."""
+        for key, patch in patches.items():
+            if not (isinstance(patch, list) and isinstance(key, str) and key.startswith(TARGET)):
+                continue  # merges hand over lists: the other model's weight, then its patches
+            other, own = patch[0][0], self.find_weight(key)
+            if own is None or own.shape != other.shape:
+                found = "which this model does not have" if own is None else f"{tuple(own.shape)} here"
+                raise ValueError(
+                    f"These models cannot be merged: the other one has {key.removeprefix(TARGET)} of shape "
+                    f"{tuple(other.shape)}, {found}: merge models of the same kind and size."
+                )
 
     def find_weight(self, key) -> Tensor | None:
         """The weight that a key names; None for a text encoder's, and for a slice of a weight."""

@@ -48,6 +48,10 @@ def fits(patch, weight: Tensor) -> bool:
     """True when the host can add the patch to the weight, and the sum means what was trained."""
     if isinstance(patch, LoRAAdapter) and patch.weights[0].shape[1] != patch.weights[1].shape[0]:
         return False
+    if isinstance(patch, LoHaAdapter) and patch.weights[5] is None:
+        w1_a, w1_b, _, w2_a, w2_b = patch.weights[:5]
+        if w1_a.shape[1] != w1_b.shape[0] or w2_a.shape[1] != w2_b.shape[0]:
+            return False
     if has_magnitude(patch):
         magnitude = patch.weights[magnitude_index(patch)]
         if magnitude.shape[0] != weight.shape[0] and magnitude.shape[:2] != (1, weight.shape[1]):

@@ -28,7 +28,14 @@ class AttentionPatches:
     def inputs(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the three projections are given, (B, N, C) each."""
         for patch in self.before:
-            q, k, v = patch(q, k, v, self.extra_options)
+            changed = patch(q, k, v, self.extra_options)
+            if not isinstance(changed, tuple) or len(changed) != 3:
+                owner = getattr(patch, "__qualname__", type(patch).__name__).partition(".")[0]
+                raise ValueError(
+                    f"The attention patch of {owner} was made for another kind of model, as it does not return query, "
+                    "key and value: bypass the node that set it."
+                )
+            q, k, v = changed
         return q, k, v
 
     def attend(self, attention: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from comfy.model_patcher import ModelPatcher
+from comfy.model_patcher import LowVramPatch, ModelPatcher
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+
+
+HOSTS_OWN = {"manual_cast_dtype"}  # an object that the host replaces in every text encoder
 
 
 class Origin(NamedTuple):
@@ -22,8 +25,19 @@ class Origin(NamedTuple):
 
 
 def has_untracked_edits(patcher: ModelPatcher) -> bool:
-    """Whether hooks have written into the weights in place, or injected adapters act beside them, without a trace."""
-    return bool(patcher.hook_backup or patcher.injections)
+    """Whether something acts beside the weights, or has written into them, that no counter and no id of patches shows.
+
+    Hooks of the host that write in place, injected adapters, replaced objects; and on a layer hooks of torch, a forward
+    of its own, or a function that changes its weight at every use and is not the host's for its own patches.
+    """
+    replaced = (patcher.object_patches.keys() | patcher.object_patches_backup.keys()) - HOSTS_OWN
+    return bool(patcher.hook_backup or patcher.injections or replaced) or any(map(is_changed, patcher.model.modules()))
+
+
+def is_changed(layer: nn.Module) -> bool:
+    functions = (*getattr(layer, "weight_function", ()), *getattr(layer, "bias_function", ()))
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return bool(hooks) or not all(isinstance(function, LowVramPatch) for function in functions)
 
 
 def read_version(tensor: Tensor) -> int | None:

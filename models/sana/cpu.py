@@ -58,7 +58,10 @@ class CpuCrossAttention(CrossAttention):
         if observed or not plain or x.device.type != "cpu" or not can_overwrite():
             return super().forward(x, context, bias, transformer_options)
         rows = list(zip(context, [None] * len(context) if bias is None else bias[:, 0], strict=True))
-        first = [next(i for i, other in enumerate(rows) if is_same_text(row, other)) for row in rows]
+        # A row with NaN equals none, not even itself.
+        first = [
+            next((i for i, other in enumerate(rows[:n]) if is_same_text(row, other)), n) for n, row in enumerate(rows)
+        ]
         parts, start = [], 0
         for row, count in ((row, len(list(group))) for row, group in groupby(first)):  # one text's images together
             parts.append(self.attend_to_text(x[start : start + count], *rows[row], transformer_options))

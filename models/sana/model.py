@@ -162,6 +162,7 @@ class Sana(nn.Module):
         size, kw = config.hidden_size, {"dtype": dtype, "device": device}
         self.config = config
         self.dtype = dtype
+        self.in_channels = config.in_channels  # which nodes of the host read
         self.patch_embed = nn.Module()
         self.patch_embed.proj = operations.Conv2d(config.in_channels, size, 1, **kw)
         self.time_embed = TimeEmbed(config, operations=operations, **kw)

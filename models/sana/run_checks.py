@@ -56,9 +56,16 @@ class Run:
 def require_run(run: Run) -> None:
     """Raises ValueError for another model's kind of sampling, and for noise levels that a flow does not have."""
     require_flow(run.model_sampling)
-    if run.steps < 1:
-        return
     levels = run.sigmas.tolist()
+    if not all(math.isfinite(level) and level >= 0 for level in levels):
+        raise ValueError(
+            f"The noise levels hold {next(x for x in levels if not (math.isfinite(x) and x >= 0)):g}, which is none: "
+            "choose another scheduler, or more steps."
+        )
+    if run.steps < 1:
+        if levels and levels[0] >= 1:
+            raise ValueError("This run has no step, only a first noise level of 1: give it at least one step.")
+        return
     if run.sampler in SKIP_ZERO:
         levels = [level for i, level in enumerate(levels) if i == 0 or level or levels[i - 1]]
     if max(levels) > HIGHEST_SIGMA:

@@ -293,3 +293,14 @@ def test_an_encode_that_crops_says_so_in_one_line(vae, tiling, caplog):
     assert [line for line in caplog.messages if "cropped" in line] == [
         "SANA: the image of 150 x 100 px is cropped to 128 x 96 px, because DC-AE encodes multiples of 32"
     ]
+
+
+def test_one_frame_of_a_video_decodes_in_tiles_as_whole():
+    latent = torch.randn(1, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    vae = bench.vae()
+    with torch.inference_mode():
+        tiled, image = (
+            vae.decode_tiled(latent, tile_x=8, tile_y=8, overlap=2),
+            vae.decode_tiled(latent[:, :, 0], 8, 8, 2),
+        )
+    assert torch.equal(tiled, image)

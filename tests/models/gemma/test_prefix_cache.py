@@ -485,3 +485,39 @@ def test_a_gradient_passes_through_the_layer():
 def test_the_encoder_is_made_of_these_layers():
     layers = bench.clip().cond_stage_model.get_submodule(LAYER.rpartition(".")[0])
     assert isinstance(layers, gemma.SoftcapAttention) and isinstance(layers.q_proj, TextOperations.Linear)
+
+
+# What acts beside the weights
+
+
+def with_activation(clip):
+    """A clone in which another pack has replaced an activation."""
+    changed = clip.clone()
+    changed.patcher.add_object_patch("gemma2_2b.transformer.model.layers.0.mlp.activation", torch.tanh)
+    return changed
+
+
+def states_of(clip, prompt: str = "a cat") -> torch.Tensor:
+    return bench.call(bench.OURS["GemmaEncode"], clip, prompt)[0][0][0]
+
+
+@pytest.mark.parametrize("first", ["clean", "changed"])
+def test_a_clone_with_a_replaced_object_shares_no_prefix_with_the_clean_encoder(first):
+    clean = bench.load_gemma(str(bench.folder() / "sana"))
+    changed = with_activation(clean)
+    for clip in (clean, changed) if first == "clean" else (changed, clean):
+        states_of(clip)
+    alone = bench.load_gemma(str(bench.folder() / "sana"))
+    assert torch.equal(states_of(clean), states_of(alone))
+    assert torch.equal(states_of(changed), states_of(with_activation(alone)))
+    assert not torch.equal(states_of(changed), states_of(clean))
+
+
+def test_a_hook_on_a_layer_turns_the_cache_off():
+    clip = bench.load_gemma(str(bench.folder() / "sana"))
+    before = states_of(clip)
+    layer = clip.cond_stage_model.gemma2_2b.transformer.model.layers[0].mlp.down_proj
+    handle = layer.register_forward_hook(lambda _module, _inputs, out: out * 2)
+    changed = states_of(clip)
+    handle.remove()
+    assert not torch.equal(changed, before) and torch.equal(states_of(clip), before)

@@ -405,3 +405,15 @@ def test_a_text_of_zeros_alone_keeps_its_mask():
     zeroed = bench.call("ConditioningZeroOut", positive)[0]
     unmarked = bench.changed(zeroed, **{ZERO_PADDED: None})
     assert torch.equal(bench.draw(model, (zeroed, negative)), bench.draw(model, (unmarked, negative)))
+
+
+def test_an_instruction_longer_than_gemma_reads_is_refused():
+    with pytest.raises(
+        ValueError, match=r"custom instruction has \d+ tokens, but at most 4096 .* shorten custom_instr"
+    ):
+        bench.encode("a cat", instruction="custom", custom="word " * 6000)
+
+
+def test_a_missing_text_encoder_is_told():
+    with pytest.raises(ValueError, match="no text encoder to encode with: connect the CLIP of SANA Gemma Loader"):
+        bench.call(bench.OURS["GemmaEncode"], None, "a cat")

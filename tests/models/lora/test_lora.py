@@ -6,16 +6,19 @@ import math
 import re
 from types import SimpleNamespace
 
+import comfy.hooks
 import comfy.model_management
 import folder_paths
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import BaseModel
-from comfy_extras.nodes_model_merging import ModelSave
+from comfy.weight_adapter import LoRAAdapter
+from comfy_extras.nodes_model_merging import ModelMergeSimple, ModelSave
 from comfy_extras.nodes_train import LoraModelLoader
 from safetensors.torch import load_file, save_file
 from sana_native.models.lora.convert import find_foreign, layer_aliases, sort_keys
+from sana_native.models.lora.depthwise import find_depthwise_lora
 from sana_native.models.lora.loader import load_lora
 from sana_native.models.sana import convert as sana_convert
 from sana_native.models.sana.model_base import SanaModel
@@ -772,6 +775,69 @@ def test_the_stock_node_refuses_a_lora_whose_training_failed(loras, model, value
     save_file(tensors, loras / "style.safetensors")
     with pytest.raises(ValueError, match=rf"NaN or infinity in what it adds to {re.escape(TO_Q)}, so its training"):
         stock(model, "style.safetensors")
+
+
+@pytest.mark.parametrize("load", ["own", "stock"])
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(loras, model, load, strength):
+    path = saved(loras, "diffusers", layouts.make_lora(weights_of(model)))
+    with pytest.raises(ValueError, match="has strength (nan|inf), which is no number: set it to 1"):
+        own(model, path, strength) if load == "own" else stock(model, path.name, strength)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [((4, 320, 3, 3), (1, 2, 1, 1)), ((3, 320, 3, 3), (320, 1, 1, 1)), ((4, 320, 3, 3), (1, 4, 3, 3)),
+     ((0, 320, 3, 3), (1, 0, 1, 1))],
+    ids=["ranks differ", "no share for each", "kernel above", "rank 0"],
+)  # fmt: skip
+def test_factors_that_do_not_fit_each_other_are_no_branch(model, down, up):
+    adapter = LoRAAdapter(set(), (torch.zeros(up), torch.zeros(down), None, None, None, None))
+    assert find_depthwise_lora(adapter, weights_of(model)[DEPTHWISE], 1.0) is None
+
+
+@pytest.mark.parametrize(
+    "config", [{"lora_alpha": [1]}, {"lora_alpha": float("nan")}, {"alpha_pattern": 5}, {"alpha_pattern": {"(": 1}}],
+    ids=str,
+)  # fmt: skip
+def test_a_header_with_damaged_alphas_is_told(loras, model, config):
+    layouts.save_with_header(loras / "style.safetensors", layouts.make_lora(weights_of(model), [TO_Q]), **config)
+    for read in (lambda: own(model, loras / "style.safetensors"), lambda: stock(model, "style.safetensors")):
+        with pytest.raises(ValueError, match="lora_adapter_metadata of .* is damaged: save (it|the LoRA) again"):
+            read()
+
+
+def hooked(model, patches: dict):
+    return model.clone().add_hook_patches(comfy.hooks.WeightHook(), patches)
+
+
+def test_a_hook_lora_is_checked_as_others(model, caplog):
+    nan = LoRAAdapter(set(), (torch.full((64, 2), torch.nan), torch.ones(2, 64), None, None, None, None))
+    with pytest.raises(ValueError, match="NaN or infinity in what it adds to"):
+        hooked(model, {f"diffusion_model.{TO_Q}.weight": nan})
+    wide = LoRAAdapter(set(), (torch.ones(96, 2), torch.ones(2, 96), None, None, None, None))
+    with pytest.raises(ValueError, match="for another size of SANA"):
+        hooked(model, {f"diffusion_model.{TO_Q}.weight": wide})
+    low = dense_pair("peft")
+    beside = LoRAAdapter(set(), (low.up, low.down, None, None, None, None))
+    hooked(model, {f"diffusion_model.{DEPTHWISE}.weight": beside})
+    assert "in a way that no weight can hold, which hooks leave out" in caplog.text
+
+
+@pytest.mark.parametrize("use", ["merge", "save"])
+def test_what_merges_and_saved_models_leave_out_is_said(loras, model, caplog, tmp_path, monkeypatch, use):
+    layouts.save_with_header(loras / "style.safetensors", {DEPTHWISE: dense_pair("peft")}, lora_alpha=160.0)
+    changed = own(model, loras / "style.safetensors")
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    with torch.inference_mode():
+        ModelMergeSimple().merge(model, changed, 0.5) if use == "merge" else ModelSave().save(changed, "saved")
+    assert f"is no part of {'merges' if use == 'merge' else 'saved models'}" in caplog.text
+
+
+def test_models_of_different_kinds_are_not_merged():
+    sana, sprint = (bench.model(family) for family in bench.FAMILIES)
+    with pytest.raises(ValueError, match="cannot be merged: .* merge models of the same kind and size"):
+        ModelMergeSimple().merge(sana, sprint, 0.5)
 
 
 def test_none_of_our_own_layers_is_taken_for_another_models(model):

@@ -362,3 +362,12 @@ def test_the_network_is_given_no_more_text_than_there_is(monkeypatch):
     monkeypatch.setattr(network, "_forward", noted)
     bench.draw(model, bench.encode("a cat", ""))
     assert set(seen) == {(2, LENGTH_STEP)}
+
+
+def test_a_text_with_nan_spoils_its_image_alone():
+    """A row with NaN equals none, not even itself: it is not looked for forever."""
+    network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 5, 40])
+    given["context"][1, 2] = torch.nan
+    with torch.inference_mode():
+        out = network(**given)
+    assert torch.isfinite(out).flatten(1).all(dim=1).tolist() == [True, False, True]

@@ -152,6 +152,15 @@ def test_what_a_patch_returns_is_used(network, name):
     assert all((out - plain).abs().max() > 1e-2 for out in outs)
 
 
+def test_a_patch_for_another_kind_of_model_is_refused_by_name():
+    class FluxPatch:
+        def apply(self, q, k, v, options):  # noqa: ARG002
+            return {}
+
+    with pytest.raises(ValueError, match="attention patch of FluxPatch|attention patch of test_a_patch"):
+        build(Sana)(**seed_9(), transformer_options={"patches": {"attn1_patch": [FluxPatch().apply]}})
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_network_is_bit_equal_before_and_after_a_patched_run(network):
     sana, given = build(network), seed_9()

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from types import SimpleNamespace
 
 import aiohttp
 import comfy.samplers
@@ -11,6 +12,7 @@ from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 from comfy_extras.nodes_flux import FluxGuidance
 from comfy_extras.nodes_gits import GITSScheduler
+from sana_native.models.sana import run_checks
 from sana_native.models.sana.run_checks import Run, check_run, check_size, sampler_name, schedulers_of
 from sana_native.nodes import warnings as notices
 from sana_native.samplers.scm import sample_scm
@@ -317,3 +319,20 @@ def test_the_sentence_stands_on_the_stock_sampler_until_it_is_heeded(comfy_serve
     for name in ("exponential", "ddim_uniform"):
         assert found[other, name] == [("6", sentence.replace("karras", name))]
     assert f"SANA: {sentence}" in server.log()
+
+
+@pytest.mark.parametrize(
+    ("levels", "sentence"),
+    [([float("nan"), 0.0], "noise levels hold nan"), ([-1.0, 0.0], "noise levels hold -1"),
+     ([1.0, -0.5], "noise levels hold -0.5"), ([1.0], "has no step")],
+    ids=str,
+)  # fmt: skip
+def test_noise_levels_that_are_none_are_refused(levels, sentence):
+    run = SimpleNamespace(
+        model_sampling=bench.model("sana").get_model_object("model_sampling"),
+        sigmas=torch.tensor(levels),
+        steps=len(levels) - 1,
+        sampler="euler",
+    )
+    with pytest.raises(ValueError, match=sentence):
+        run_checks.require_run(run)
