@@ -1,4 +1,4 @@
-"""Which layers lend their weights, and what they lend."""
+"""Which layers are their weights and nothing else, and what their weights are as the layer would use them."""
 
 import comfy.ops
 import pytest
@@ -15,7 +15,7 @@ def layer() -> torch.nn.Linear:
     return made
 
 
-def test_a_layer_of_the_hosts_lends():
+def test_a_layer_of_the_host_is_plain():
     assert is_plain_layer(layer())
     assert is_plain_layer(comfy.ops.disable_weight_init.Conv2d(4, 4, 3))
 
@@ -33,23 +33,31 @@ def wrapped(made):
     made.forward = lambda x: 2 * forward(x)
 
 
-def quantised(made):
+def quantized(made):
     kind = QUANT_ALGOS["float8_e4m3fn"]["comfy_tensor_layout"]
     made.weight = torch.nn.Parameter(QuantizedTensor.from_float(made.weight, kind, scale="recalculate"), False)
 
 
-@pytest.mark.parametrize("change", [with_a_hook, with_a_hook_before, wrapped, quantised])
-def test_a_layer_that_is_more_than_its_weights_lends_nothing(change):
+def subclassed(made):
+    class Doubled(type(made)):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    made.__class__ = Doubled
+
+
+@pytest.mark.parametrize("change", [with_a_hook, with_a_hook_before, wrapped, quantized, subclassed])
+def test_a_layer_that_is_more_than_its_weights_is_not_plain(change):
     made = layer()
     change(made)
     assert not is_plain_layer(made)
 
 
-def test_a_layer_of_another_library_lends_nothing():
+def test_a_layer_of_another_library_is_not_plain():
     assert not is_plain_layer(torch.nn.Linear(4, 4))
 
 
-def test_what_is_lent_is_what_the_layer_multiplies_with():
+def test_cast_weights_are_what_the_layer_multiplies_with():
     """In the format of its input, with the host's changes of weights that it does not merge."""
     made, x = layer(), torch.randn(3, 64).bfloat16()
     made.weight_function, made.bias_function = [lambda weight: weight + 1], [lambda bias: bias - 2]
@@ -58,7 +66,7 @@ def test_what_is_lent_is_what_the_layer_multiplies_with():
         assert torch.equal(torch.nn.functional.linear(x, weight, bias), made(x))
 
 
-def test_weights_that_need_no_change_are_lent_as_they_lie():
+def test_weights_that_need_no_change_are_used_where_they_lie():
     made = comfy.ops.disable_weight_init.Linear(64, 64, device="cpu").requires_grad_(False)
     with cast_weights(made, torch.randn(3, 64)) as (weight, bias):
         assert weight is made.weight and bias is made.bias

@@ -364,6 +364,35 @@ def test_the_network_is_given_no_more_text_than_there_is(monkeypatch):
     assert set(seen) == {(2, LENGTH_STEP)}
 
 
+@pytest.mark.usefixtures("absorbed")
+@pytest.mark.parametrize(
+    "layer",
+    ["attn1.to_q", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "ff.conv_inverted",
+     "ff.conv_depth", "ff.conv_point"],
+)  # fmt: skip
+def test_a_replaced_layer_with_a_forward_of_its_own_acts(layer):
+    """As other packs put their adapters: an object patch of a subclass with the same weights."""
+    model, key = bench.model("sana"), f"transformer_blocks.0.{layer}"
+    own = model.model.diffusion_model.get_submodule(key)
+
+    class Negated(type(own)):
+        def forward(self, x):
+            return -super().forward(x)
+
+    replaced = Negated.__new__(Negated)
+    replaced.__dict__.update(own.__dict__)
+    patched = model.clone()
+    patched.add_object_patch(f"diffusion_model.{key}", replaced)
+    negated = bench.draw(patched, bench.encoded())
+    handle = own.register_forward_hook(lambda _module, _inputs, out: -out)
+    try:
+        expected = bench.draw(model, bench.encoded())
+    finally:
+        handle.remove()
+    assert bench.relative(negated, bench.draw(model, bench.encoded())) > 1e-3
+    assert bench.relative(negated, expected) < 1e-5
+
+
 def test_a_text_with_nan_spoils_its_image_alone():
     """A row with NaN equals none, not even itself: it is not looked for forever."""
     network, given = build("sana"), inputs(tiny.CAPTION_CHANNELS, [5, 5, 40])
