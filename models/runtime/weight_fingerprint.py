@@ -36,8 +36,9 @@ def has_untracked_edits(patcher: ModelPatcher) -> bool:
 
 def is_changed(layer: nn.Module) -> bool:
     functions = (*getattr(layer, "weight_function", ()), *getattr(layer, "bias_function", ()))
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return bool(hooks) or not all(isinstance(function, LowVramPatch) for function in functions)
+    own = getattr(layer.forward, "__func__", None) is type(layer).forward
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return bool(hooks) or not own or not all(isinstance(function, LowVramPatch) for function in functions)
 
 
 def read_version(tensor: Tensor) -> int | None:

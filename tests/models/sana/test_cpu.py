@@ -380,7 +380,7 @@ def test_a_replaced_layer_with_a_forward_of_its_own_acts(layer):
             return -super().forward(x)
 
     replaced = Negated.__new__(Negated)
-    replaced.__dict__.update(own.__dict__)
+    replaced.__dict__.update({name: value for name, value in vars(own).items() if name != "forward"})
     patched = model.clone()
     patched.add_object_patch(f"diffusion_model.{key}", replaced)
     negated = bench.draw(patched, bench.encoded())
