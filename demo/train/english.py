@@ -1,6 +1,7 @@
 """English captions: how things, their sizes and places are worded, in which order, and what is not in the picture."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from . import words
@@ -11,7 +12,7 @@ Told = tuple[str, str | None, str | None]  # thing, size and place; None where t
 
 CANONICAL = 0.55  # how often a thing goes by its own name, a place or a size by its plainest word
 PLURAL, COLOURED, ADJECTIVE, BEHIND = 0.06, 0.08, 0.12, 0.03  # how often a noun is so
-TYPO, NEGATION = 0.15, 0.07
+TYPO, NEGATION, GLUED = 0.15, 0.07, 0.25
 SHORTEST_TYPO = 5  # letters of a word that may be misspelt
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -215,6 +216,34 @@ def word_background(colour: str, rng: random.Random) -> str:
     return rng.choice(words.BACKGROUNDS).format(b=colour)
 
 
+def glue(rng: random.Random, least: int = 0) -> str:
+    """Up to three words that say nothing here, and perhaps a mark."""
+    chosen = [
+        rng.choice(words.GLUE) if rng.random() < 0.75 else unknown_word(rng) for _ in range(rng.randint(least, 3))
+    ]
+    return " ".join(chosen) + (rng.choice(words.GLUE_MARKS) if rng.random() < 0.35 else "")
+
+
+def write_glued(background: str | None, items: list[Told], name: Callable[[str], str], rng: random.Random) -> str:
+    """The parts of a caption with any words between them: no sentence, but its parts in a readable order."""
+    behind, order = rng.random() < 0.3, rng.sample(range(3), 3)
+    parts = []
+    for thing, size, place in items:
+        sized, bare = noun_phrases(thing, name(thing), size, rng)
+        where = place_phrase(place, rng) if place else ""
+        own = [bare, size_word(size, rng), where] if behind and size else [sized, "", where]
+        parts += [own[index] for index in order if own[index]]
+    if background:
+        colour = choose(rng, words.COLOUR_WORDS[background])
+        said = colour if rng.random() < 0.5 else rng.choice(words.BACKGROUNDS).format(b=colour)
+        parts.insert(0 if rng.random() < 0.4 else len(parts), said)
+    text = glue(rng) if rng.random() < 0.6 else ""
+    for part in parts:
+        is_colour = background and part is parts[0]  # before a noun it would be the thing's
+        text += f" {part}{rng.choice(('', '', ','))} {glue(rng, least=int(bool(is_colour)))}"
+    return dress(re.sub(r" ([,.:;?!])", r"\1", " ".join(text.split())).strip(" ,;:-"), rng)
+
+
 def write_english(
     background: str | None,
     items: list[Told],
@@ -223,6 +252,8 @@ def write_english(
     rng: random.Random,
 ) -> str:
     """A caption as people write it; `name` words a thing."""
+    if rng.random() < GLUED:
+        return write_glued(background, items, name, rng)
     text = describe(items, name, stand, rng)
     if rng.random() < NEGATION:
         text = word_negation(text, name, items, rng)

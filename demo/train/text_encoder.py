@@ -25,7 +25,8 @@ from .warm import move_embedding, read_part
 FOLDER = RUNS / "text_encoder"
 BOS = 2
 JUDGED = 512  # captions of an evaluation
-ROWS = 48  # captions a step after the instruction, and as many without it
+THREADS = 2  # a step's gradients are computed in so many threads, with as much to do for each
+ROWS = 24  # captions that a thread sees at a step after the instruction, and as many without it
 PEAK, WARM_PEAK = 2e-3, 1.2e-3  # rates from nothing and from an exported text encoder
 CUT, CUT_DROPOUT = 0.12, 0.1  # how often a caption is cut into random pieces, and how often a merge is left out then
 CONFIG = {
@@ -176,8 +177,12 @@ def main() -> None:
         note = f"language {language.item():.3f} own {own.item():.3f} facts {told.item():.3f}"
         return 0.2 * language + 0.5 * own + told, note
 
+    def compute_both(seed: int) -> tuple[Tensor, str]:
+        (first, note), (second, _) = compute_loss(2 * seed, True), compute_loss(2 * seed + 1, False)
+        return (first + second) / 2, note
+
     def losses(step: int) -> list:
-        return [functools.partial(compute_loss, 2 * step + with_it, with_it) for with_it in (True, False)]
+        return [functools.partial(compute_both, THREADS * step + thread) for thread in range(THREADS)]
 
     @torch.no_grad()
     def evaluate() -> str:

@@ -285,6 +285,16 @@ wooden golden silver quiet loud modern ancient famous lucky gentle brave clever 
 always maybe really just only some every another many few again still already soon today tomorrow walking running
 sitting standing waiting looking flying dancing sleeping smiling playing eating
 """.split()
+# Put between the parts of a caption in place of a sentence, they teach to read those whatever the sentence is.
+GLUE = """
+is are was be should would could will can may might must it its they them there here where which that who whose this
+these you i me we he she of to for from as so too also about around what how when while because if whether though
+and or then first second next last finally want like love need see find look get have has let make take give keep hold
+wait live stay hang fly sleep come go put add place set show paint fill begin end use try ask tell say think know mean
+wish hope imagine someone something somebody everything everywhere all both each one two other another thing things
+size place color paper wall page canvas image picture scene idea day time people world please okay well yes
+""".split()
+GLUE_MARKS = (",", ",", ".", ":", ";", " -", "?", "!", "...")
 SYLLABLES = """
 ba be bi bo da de di do fa fe fi ga go ha he ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe pi ra re ri ro sa
 se si so ta te ti to va vi wa we za zo ber lin ton mar den ris kel dor nan pol
