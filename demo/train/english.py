@@ -26,15 +26,18 @@ PLACE_BEHIND = (
     "{sn}, {p}", "{sn} is {p}", "{sn} stands {p}", "{sn} that is {p}", "{sn} which is {p}", "{sn} ({p})", "{sn} - {p}",
     "{sn} placed {p}", "{sn} sitting {p}", "{sn}: {p}", "{sn} shown {p}", "{sn} located {p}", "{sn} should be {p}",
     "{sn} goes {p}", "put {sn} {p}", "place {sn} {p}",
+    "{sn}, it is {p}", "{sn}. it belongs {p}", "{sn} {p}",
 )  # fmt: skip
 SIZE_BEHIND = (
     "{n}, {z}", "{n} {z}", "{n} that is {z}", "{n} which is {z}", "{n} ({z})", "{n} - {z}", "{n}: {z}", "{n} is {z}",
+    "{n}, it is {z}", "{n}. it has to be {z}", "{n}, which must be {z}", "{n} of the {z} kind",
 )  # fmt: skip
 BOTH_BEHIND = (
     "{n}, {z}, {p}", "{n}, {z}, {p}", "{n} {z} {p}", "{n}, {p}, {z}", "{n} {p} {z}", "{n} {p}, {z}", "{n} ({z}, {p})",
     "{n} that is {z} and {p}", "{n} is {z} and {p}", "{n} - {z} - {p}", "{n}: {z}, {p}", "{n}, {z} and {p}",
     "{n} {p} ({z})", "{n}, {z} {p}", "{n}; {z}; {p}", "{p}, {n}, {z}", "{p}: {n}, {z}", "{p} {n} {z}", "{z}, {p}, {n}",
-    "{z} {p} {n}",
+    "{z} {p} {n}", "{n} {p}, it is {z}", "{n} {p}. it has to be {z}", "{n}, it is {z} and {p}", "{p} {n}, it's {z}",
+    "{n} {p}, which must be {z}", "{n}, {z}, which is {p}",
 )  # fmt: skip
 HARD = 0.45  # how often a thing is worded in another form than the plain one
 
@@ -316,6 +319,6 @@ def dress(text: str, rng: random.Random) -> str:
         text = text[0].upper() + text[1:]
     elif style < 0.20:
         text = text.title()
-    elif style < 0.24:
+    elif style < (0.32 if len(text) < 20 else 0.25):
         text = text.upper()
     return text + (rng.choice((".", ".", ".", "!", "?", "...", ",")) if rng.random() < 0.12 else "")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from .captions import draw_caption, draw_form_caption, fact_classes, fact_indices
-from .data import RUNS, draw_scene
+from .data import RUNS, draw_facing_scene, draw_scene
 from .loop import DEVICE, Run, load_ema
 from .tokenizer import INSTRUCTION, PATH, VOCABULARY_SIZE
 from .warm import move_embedding, read_part
@@ -28,6 +28,7 @@ JUDGED = 512  # captions of an evaluation
 THREADS = 2  # a step's gradients are computed in so many threads, with as much to do for each
 ROWS = 24  # captions that a thread sees at a step after the instruction, and as many without it
 PEAK, WARM_PEAK = 2e-3, 1.2e-3  # rates from nothing and from an exported text encoder
+FACING = 0.12  # share of scenes whose two things face each other
 CUT, CUT_DROPOUT = 0.12, 0.1  # how often a caption is cut into random pieces, and how often a merge is left out then
 CONFIG = {
     "vocab_size": VOCABULARY_SIZE,
@@ -117,7 +118,8 @@ def encode_rows(captions: list[str], instructed: bool, rng: random.Random | None
 
 def draw_captions(rng: random.Random, count: int) -> tuple[list[str], list[list[int]]]:
     """Captions and their facts; words only, so the combinations that pictures hold out may be among them."""
-    captions = [draw_caption(draw_scene(rng, held_out=None), rng) for _ in range(count)]
+    draws = [draw_facing_scene if rng.random() < FACING else draw_scene for _ in range(count)]
+    captions = [draw_caption(draw(rng, held_out=None), rng) for draw in draws]
     return [caption.text for caption in captions], [fact_indices(caption) for caption in captions]
 
 

@@ -20,7 +20,7 @@ from .autoencoder import SANA_LATENT_SCALE
 from .autoencoder import build as build_autoencoder
 from .captions import draw_caption
 from .curve import JudgeCurve
-from .data import RUNS, SIDE, Scene, draw_scene, load_sprites, render, to_model
+from .data import RUNS, SIDE, Scene, draw_facing_scene, draw_scene, load_sprites, render, to_model
 from .loop import DEVICE, Run, autocast, load_ema, save_atomically, to_device
 from .muon import Muon
 from .text import encode_captions
@@ -63,18 +63,10 @@ def build(operations=nn) -> Sana:
     return initialise(Sana(CONFIG, operations=operations))
 
 
-def draw_side_by_side(rng: random.Random) -> Scene:
-    """Two things left and right, or at the top and at the bottom, of which captions can say how they stand."""
-    while True:
-        scene = draw_scene(rng, count=2)
-        if {item.place for item in scene.items} in ({"left", "right"}, {"top", "bottom"}):
-            return scene
-
-
 def training_scenes() -> list[Scene]:
     """The scenes the transformer is trained on: three in ten hold one thing, one in ten two that face each other."""
     rng = random.Random(11)
-    return [draw_side_by_side(rng) if i % 10 == 9 else draw_scene(rng, count=1 + (i % 10 > 2)) for i in range(SCENES)]
+    return [draw_facing_scene(rng) if i % 10 == 9 else draw_scene(rng, count=1 + (i % 10 > 2)) for i in range(SCENES)]
 
 
 def draw_short_caption(scene: Scene, rng: random.Random) -> str:

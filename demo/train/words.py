@@ -280,10 +280,31 @@ BEHIND_NOUN = (
 # Words that say nothing here; others are made up of syllables.
 UNKNOWN = """
 morning yesterday garden teacher window music summer winter paper river mountain kitchen school story village number
-water color friend family market street office winner dream holiday sister brother london paris tommy anna magic
+water color friend family market street offwinner dream holiday sister brother london paris tommy anna magic
 wooden golden silver quiet loud modern ancient famous lucky gentle brave clever hungry sleepy busy early late never
 always maybe really just only some every another many few again still already soon today tomorrow walking running
-sitting standing waiting looking flying dancing sleeping smiling playing eating
+sitting standing waiting looking flying dancing sleeping smiling playing eating about across after
+age ago air alone animal answer area arm art away bad base beach began best better bit blood board
+body born bottle boy bridge bring build business buy call care carry case catch cause century certain chair chance
+change chapter character child church city class clear coffee cold common company complete concert copper
+corridor cotton country couple course cover crowd cry cut dark dead deal deep describe desk detail develop dinner
+direct distance doctor double dress dry dust each earth east easy effect eight else empty energy english
+enough evening event exact example expect eye fact fall far farm fast father fear feel fence field fight
+final fine finger five floor follow food foot force foreign foforward four free front full game gate
+general glad glass grass group grow guess hall hard heavy hello history hit hope hour human hundred
+inch inside inteiron island item join jump kind knee land language laugh law lead lesson let lie
+life lift line list local lose love machine main man map mark market mass matter mean meet member metal method mile milk
+mind minute miss moment money month move much museum myself name nation nature neck net night north nose note
+object ocean offer oil open oven own pack party pass past pay pen phrase piece plan plate
+poem point poor possible post power press prproblem product proud pull push question quick quite radio rain reach
+read ready reason record result rich ride ring rise road rock roof room rule safe salt sand save science sea search
+season seat send sense sentence separate serve seven shape share sheet shine shoe shop short shoulder-street
+sight sign silk sing single six skin sky slow smell soft soil soldier son song sound south space special speech spoon
+sport spring square stage start state station steel step stone stop store storm straight strange stream strong student
+study style sugar suit surprise swim system table tail talk tea team temple ten test thick thin thought thousand three
+throw ticket tired tone tool touch tower town track trade travel trip true trust turn twenty uncle understand
+unit usual valley value various view visit vowait walk war warm wash watch wave wear weather week weight west wheel
+whole wide wife wild wind wine wing wish woman wonder wood word work world write year young
 """.split()
 # Put between the parts of a caption in place of a sentence, they teach to read those whatever the sentence is.
 GLUE = """
