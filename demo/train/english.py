@@ -12,7 +12,7 @@ Told = tuple[str, str | None, str | None]  # thing, size and place; None where t
 
 CANONICAL = 0.55  # how often a thing goes by its own name, a place or a size by its plainest word
 PLURAL, COLOURED, ADJECTIVE, BEHIND = 0.06, 0.08, 0.12, 0.03  # how often a noun is so
-TYPO, NEGATION, GLUED = 0.15, 0.07, 0.25
+TYPO, NEGATION, GLUED = 0.15, 0.10, 0.25
 SHORTEST_TYPO = 5  # letters of a word that may be misspelt
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -319,6 +319,6 @@ def dress(text: str, rng: random.Random) -> str:
         text = text[0].upper() + text[1:]
     elif style < 0.20:
         text = text.title()
-    elif style < (0.32 if len(text) < 20 else 0.25):
+    elif style < (0.30 if len(text) < 20 else 0.21):
         text = text.upper()
     return text + (rng.choice((".", ".", ".", "!", "?", "...", ",")) if rng.random() < 0.12 else "")

@@ -38,7 +38,7 @@ CONFIG = SanaConfig(
     mlp_hidden_size=int(MLP_RATIO * HIDDEN), in_channels=32, out_channels=32, qk_norm=True, guidance_embeds=False,
     guidance_embeds_scale=0.1, interpolation_scale=1.0, sample_size=SIDE // 32, shift=SHIFT, clamp_attention=None,
 )  # fmt: skip
-SCENES, CAPTIONS_EACH = 32_000, 4
+SCENES, CAPTIONS_EACH = 32_000, 3
 BATCH, THREADS = 64, 2
 LONGEST = 37  # tokens of a caption; one in a hundred is longer
 JUDGED = 24  # pictures that the judge sees at every evaluation
