@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from . import words
 from .data import BACKGROUND_NAMES, PLACE_NAMES, SIZE_NAMES, THING_NAMES, Item, Scene
-from .english import english_name, write_english
+from .english import english_name, write_alone, write_english
 from .forms import is_held_out_form, write_form
 from .things import THINGS
 
@@ -66,6 +66,7 @@ PLURALS = ("grapes", "cherries", "scissors")
 PLACE_PHRASES = ("{p}", "{p}", "at the {p}", "in the {p}")
 FREE = 0.67  # how often a training caption in English is worded freely
 FREE_BACKGROUND_SAID, ONE_PLACE = 0.87, 0.06  # of those; how often only one of two things has its place told
+ALONE = 0.3  # how often a caption of a thing in the center is its name alone
 CHINESE_NEGATION = 0.05
 LONGEST = 110  # letters of a free caption in training: every token of the longest one costs all of them time
 SIZE_SAID, PLACE_SAID, BACKGROUND_SAID = 0.6, 0.85, 0.96  # how often; the place of a thing off the centre always
@@ -153,11 +154,14 @@ def draw_free_caption(scene: Scene, rng: random.Random, language: str) -> Captio
         background, items, stand = draw_facts(scene, rng, FREE_BACKGROUND_SAID)
         if len(items) == 2 and rng.random() < ONE_PLACE:
             items[1] = (*items[1][:2], None)
+        alone = stand == ("center",) and rng.random() < ALONE
+        if alone:
+            background, items = None, [(items[0][0], None, None)]
 
         def name(thing: str) -> str:
             return THINGS[thing].emoji if language == "emoji" else english_name(thing, rng)
 
-        text = write_english(background, items, name, stand, rng)
+        text = write_alone(name(items[0][0]), rng) if alone else write_english(background, items, name, stand, rng)
         if len(text) <= LONGEST and not is_held_out(text):
             return Caption(text, background, tuple(items))
 

@@ -12,7 +12,7 @@ Told = tuple[str, str | None, str | None]  # thing, size and place; None where t
 
 CANONICAL = 0.55  # how often a thing goes by its own name, a place or a size by its plainest word
 PLURAL, COLOURED, ADJECTIVE, BEHIND = 0.06, 0.08, 0.12, 0.03  # how often a noun is so
-TYPO, NEGATION, GLUED = 0.15, 0.10, 0.25
+TYPO, NEGATION, GLUED, STRAY = 0.15, 0.15, 0.25, 0.15
 SHORTEST_TYPO = 5  # letters of a word that may be misspelt
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -49,9 +49,14 @@ def choose(rng: random.Random, options: Sequence[str]) -> str:
 
 def unknown_word(rng: random.Random) -> str:
     """A word that says nothing of the picture, real or made up."""
-    if rng.random() < 0.5:
+    style = rng.random()
+    if style < 0.4:
         return rng.choice(words.UNKNOWN)
-    return "".join(rng.choice(words.SYLLABLES) for _ in range(rng.randint(1, 3)))
+    if style < 0.6:
+        return "".join(rng.choice(words.SYLLABLES) for _ in range(rng.randint(1, 3)))
+    begin, end = (rng.choice(words.UNKNOWN + words.GLUE) for _ in range(2))
+    blend = begin[: rng.randint(1, len(begin))] + end[-rng.randint(1, len(end)) :]
+    return begin if blend in KNOWN_WORDS else blend
 
 
 def plural(noun: str) -> str:
@@ -247,6 +252,12 @@ def write_glued(background: str | None, items: list[Told], name: Callable[[str],
     return dress(re.sub(r" ([,.:;?!])", r"\1", " ".join(text.split())).strip(" ,;:-"), rng)
 
 
+def write_alone(name: str, rng: random.Random) -> str:
+    """Nothing but a thing's name."""
+    text = name if rng.random() < 0.5 else with_article(name, name in words.PLURALS, rng)
+    return text.upper() if rng.random() < 0.15 else dress(text, rng)
+
+
 def write_english(
     background: str | None,
     items: list[Told],
@@ -260,6 +271,8 @@ def write_english(
     text = describe(items, name, stand, rng)
     if rng.random() < NEGATION:
         text = word_negation(text, name, items, rng)
+    if rng.random() < STRAY:  # words that say nothing, between what is told
+        text += rng.choice((" ", ", ", ". ")) + glue(rng, least=1)
     if rng.random() < 0.45:
         text = f"{rng.choice(words.OPENINGS)} {text}"
     if background:

@@ -35,7 +35,7 @@ FOLDER = RUNS / "sprint"
 CONFIG = dataclasses.replace(transformer.CONFIG, guidance_embeds=True)
 STEPS = 12  # of the teacher's solver
 GUIDANCE = (1.5, 6.0)  # scales drawn for the trajectories
-FILES, TRAJECTORIES = 6, 800  # files of trajectories, and how many are in each
+FILES, TRAJECTORIES = 2, 800  # files of trajectories, and how many are in each
 HELD_OUT = 256  # trajectories of the last file that are not trained on
 BATCH, THREADS = 64, 2
 FIRST = 0.35  # how often the point is the trajectory's first, pure noise, where every picture begins
@@ -152,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--start", type=Path, nargs=2, help="an exported SANA and the Sprint distilled from it")
+    parser.add_argument("--eager", action="store_true", help="do not compile: worth it for short runs")
     args = parser.parse_args()
     torch.manual_seed(0)
     _, texts = transformer.load_data()
@@ -160,7 +161,7 @@ def main() -> None:
     trained = len(trajectories["scale"]) - HELD_OUT
     student = from_sprint(teacher, *args.start) if args.start else from_teacher(teacher)
     run = Run(FOLDER, student, args.minutes, PEAK, decay=0.998, optimizer=Muon(student, PEAK))
-    compiled = compile_for_threads(student)
+    compiled = student if args.eager else compile_for_threads(student)
 
     def compute_loss(seed: int, network: nn.Module = compiled, held_out: bool = False) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)

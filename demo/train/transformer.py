@@ -148,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--start", type=Path, help="an exported SANA whose transformer to begin with")
+    parser.add_argument("--eager", action="store_true", help="do not compile: worth it for short runs")
     args = parser.parse_args()
     torch.manual_seed(0)
     latents, texts = load_data()
@@ -156,7 +157,7 @@ def main() -> None:
         model.load_state_dict(read_part("transformer", args.start))
     run = Run(FOLDER, model, args.minutes, peak, decay=0.998, optimizer=Muon(model, peak))
     curve = JudgeCurve(JUDGED, SHIFT)
-    compiled = compile_for_threads(model)
+    compiled = model if args.eager else compile_for_threads(model)
 
     def compute_loss(seed: int, network: nn.Module = compiled, count: int = BATCH) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)
