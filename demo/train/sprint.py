@@ -35,7 +35,7 @@ FOLDER = RUNS / "sprint"
 CONFIG = dataclasses.replace(transformer.CONFIG, guidance_embeds=True)
 STEPS = 12  # of the teacher's solver
 GUIDANCE = (1.5, 6.0)  # scales drawn for the trajectories
-FILES, TRAJECTORIES = 2, 800  # files of trajectories, and how many are in each
+FILES, TRAJECTORIES = 6, 800  # files of trajectories, and how many are in each
 HELD_OUT = 256  # trajectories of the last file that are not trained on
 BATCH, THREADS = 64, 2
 FIRST = 0.35  # how often the point is the trajectory's first, pure noise, where every picture begins
@@ -118,11 +118,11 @@ def make_trajectories(number: int, teacher: Sana, texts: dict[str, Tensor]) -> d
     return {name: torch.cat([own[name] for own in parts]) for name in parts[0]}
 
 
-def load_trajectories(teacher: Sana, texts: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_trajectories(teacher: Sana, texts: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """All trajectories, drawn at the first call."""
     files = [
         load_once(f"trajectories_{number}", functools.partial(make_trajectories, number, teacher, texts), FOLDER)
-        for number in range(FILES)
+        for number in range(count)
     ]
     return {name: torch.cat([file[name] for file in files]) for name in files[0]}
 
@@ -152,12 +152,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--start", type=Path, nargs=2, help="an exported SANA and the Sprint distilled from it")
+    parser.add_argument("--files", type=int, default=FILES, help=f"of {TRAJECTORIES} trajectories each")
     parser.add_argument("--eager", action="store_true", help="do not compile: worth it for short runs")
     args = parser.parse_args()
     torch.manual_seed(0)
     _, texts = transformer.load_data()
     teacher = load_ema(transformer.build(), transformer.FOLDER)
-    trajectories, sigmas = load_trajectories(teacher, texts), trajectory_sigmas()
+    trajectories, sigmas = load_trajectories(teacher, texts, args.files), trajectory_sigmas()
     trained = len(trajectories["scale"]) - HELD_OUT
     student = from_sprint(teacher, *args.start) if args.start else from_teacher(teacher)
     run = Run(FOLDER, student, args.minutes, PEAK, decay=0.998, optimizer=Muon(student, PEAK))
