@@ -1,7 +1,8 @@
 """Prints the tables of demo/README.md, one command each: `python -m demo.measure autoencoder|prompts|solvers|...`.
 
 Prompts are drawn from seeds, combinations and wordings that training never saw; what a picture shows is decided by
-`judge.py`. Every command takes --count pictures a row; what it prints is Markdown. --plot draws `solvers` and `cfg`.
+`judge.py`. Every command takes --count pictures a row; what it prints is Markdown. --plot draws `solvers`, `cfg` and
+the pictures of `wordings`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .generate import CHUNK, Painter
 from .judge import Judge, marks, shares
-from .train.captions import LANGUAGES, Caption, draw_caption
+from .train.captions import LANGUAGES, Caption, draw_caption, draw_form_caption
 from .train.data import draw_scene, load_sprites, psnr, render
 from .train.pack import CHECKPOINT, ROOT, SPRINT_CHECKPOINT
 
@@ -28,6 +29,8 @@ PROMPT_SEED = 1_000_003  # prompts and noise of the measurements; training draws
 BEST_CFG, STEPS = 4.5, 20
 EXACT_STEPS = 200  # of the solution that others are measured against
 MARKS = ("thing", "place", "size", "background", "all")
+WORDINGS = ROOT / "demo" / "wordings.json"  # prompts as people write them, and what they tell
+NOISES = 3  # pictures of each of them
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,20 @@ def draw_cases(
 def draw_mixed_cases(count: int) -> list[Case]:
     """`count` cases of one thing and as many of two."""
     return draw_cases(count, 1) + draw_cases(count, 2)
+
+
+def load_wordings() -> list[Case]:
+    """The free wordings of `wordings.json`."""
+    rows = json.loads(WORDINGS.read_text(encoding="utf-8"))
+    captions = [Caption(row["text"], row["background"], tuple(map(tuple, row["items"]))) for row in rows]
+    return [Case(caption, PROMPT_SEED + 5000 + i) for i, caption in enumerate(captions)]
+
+
+def draw_form_cases(count: int, things: int) -> list[Case]:
+    """Cases of held-out combinations in sentence forms that training never saw."""
+    rng = random.Random(PROMPT_SEED + 1)
+    captions = [draw_form_caption(draw_scene(rng, True, things), rng) for _ in range(count)]
+    return [Case(caption, PROMPT_SEED + 6000 + i) for i, caption in enumerate(captions)]
 
 
 class Bench:
@@ -124,6 +141,34 @@ def measure_prompts(args: argparse.Namespace) -> None:
             table.add(things, "held out", language, **bench.score(cases, steps=args.steps, cfg=args.cfg))
         cases = draw_cases(args.count, things, held_out=False)
         table.add(things, "trained", "all three", **bench.score(cases, steps=args.steps, cfg=args.cfg))
+
+
+def measure_wordings(args: argparse.Namespace) -> None:
+    """Free wordings, each from several noises, and sentence forms that were held out from training."""
+    bench, cases = Bench(args.checkpoint), load_wordings()
+    options = {"steps": args.steps, "cfg": args.cfg}
+    pictures = [
+        bench.paint([Case(case.caption, case.seed + 100 * noise) for case in cases], **options)
+        for noise in range(NOISES)
+    ]
+    rows = [[marks(c.caption, bench.judge.look(p)) for c, p in zip(cases, own, strict=True)] for own in pictures]
+    table = Table(("prompts", "things", "pictures", *MARKS))
+    for things in (1, 2):
+        chosen = [row[i] for row in rows for i, case in enumerate(cases) if len(case.caption.items) == things]
+        table.add("free wordings", things, len(chosen), **shares(chosen))
+    table.add("free wordings", "1 and 2", NOISES * len(cases), **shares(mark for row in rows for mark in row))
+    for things in args.things:
+        forms = draw_form_cases(args.count, things)
+        table.add("held-out sentence forms", things, len(forms), **bench.score(forms, **options))
+    wrong = [(i + 1, sum(not row[i]["all"] for row in rows), case) for i, case in enumerate(cases)]
+    say(f"\nFree wordings not all right, and of {NOISES} pictures how many:\n")
+    for number, times, case in wrong:
+        if times:
+            say(f"{number}. {case.caption.text}: {times}")
+    if args.plot:
+        from .gallery import draw_sheet
+
+        draw_sheet(pictures[0]).save(args.plot)
 
 
 def measure_solvers(args: argparse.Namespace) -> Table:
@@ -204,6 +249,7 @@ def measure_server(args: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable] = {
     "autoencoder": measure_autoencoder,
     "prompts": measure_prompts,
+    "wordings": measure_wordings,
     "solvers": measure_solvers,
     "cfg": measure_cfg,
     "negative": measure_negative,
@@ -221,12 +267,12 @@ def main() -> None:
     parser.add_argument("--things", type=int, nargs="+", default=[1, 2], help="of the prompts, for `prompts`")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
-    parser.add_argument("--plot", type=Path, help="where to draw the table of solvers or cfg, .png or .svg")
+    parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings")
     args = parser.parse_args()
-    if args.plot and args.what not in ("solvers", "cfg"):
-        parser.error("--plot draws the tables of solvers and cfg only")
+    if args.plot and args.what not in ("wordings", "solvers", "cfg"):
+        parser.error("--plot draws wordings, and the tables of solvers and cfg, only")
     table = COMMANDS[args.what](args)
-    if args.plot:
+    if args.plot and table:
         from .plots import draw_plot
 
         draw_plot(args.what, table.rows, args.plot)

@@ -1,9 +1,16 @@
-"""Captions of the demo's pictures from a small grammar: in English, in Chinese, or with emoji for the things' names."""
+"""Captions of the demo's pictures from a grammar: in English, in Chinese, or with emoji for the things' names.
+
+Two in three English captions are worded as in `english.py`, as people write; the others come from the frames here.
+"""
 
 import random
+import re
 from dataclasses import dataclass
 
+from . import words
 from .data import BACKGROUND_NAMES, PLACE_NAMES, SIZE_NAMES, THING_NAMES, Item, Scene
+from .english import english_name, write_alone, write_english
+from .forms import is_held_out_form, write_form
 from .things import THINGS
 
 LANGUAGES = ("english", "chinese", "emoji")
@@ -57,6 +64,11 @@ CHINESE_COLOURS = {
 }  # fmt: skip
 PLURALS = ("grapes", "cherries", "scissors")
 PLACE_PHRASES = ("{p}", "{p}", "at the {p}", "in the {p}")
+FREE = 0.67  # how often a training caption in English is worded freely
+FREE_BACKGROUND_SAID, ONE_PLACE = 0.87, 0.06  # of those; how often only one of two things has its place told
+ALONE = 0.3  # how often a caption of a thing in the center is its name alone
+CHINESE_NEGATION = 0.05
+LONGEST = 110  # letters of a free caption in training: every token of the longest one costs all of them time
 SIZE_SAID, PLACE_SAID, BACKGROUND_SAID = 0.6, 0.85, 0.96  # how often; the place of a thing off the centre always
 
 
@@ -105,8 +117,13 @@ def loose_frame(openings: tuple, colours: tuple, joints: tuple, rng: random.Rand
     return rng.choice(joints).join(parts)
 
 
-def draw_facts(scene: Scene, rng: random.Random) -> tuple[str | None, list[tuple[str, str | None, str | None]]]:
-    """What a caption of the scene will tell: the background, and of each thing its size and place, or None."""
+def draw_facts(
+    scene: Scene, rng: random.Random, background_said: float = BACKGROUND_SAID
+) -> tuple[str | None, list[tuple[str, str | None, str | None]], tuple[str, ...]]:
+    """What a caption of the scene will tell: the background, and of each thing its size and place, or None.
+
+    Also the places that the things truly have.
+    """
     items = list(scene.items)
     rng.shuffle(items)
     together = rng.random() < PLACE_SAID  # with two things: both places or neither
@@ -116,29 +133,72 @@ def draw_facts(scene: Scene, rng: random.Random) -> tuple[str | None, list[tuple
         said = (item.place != "center" or rng.random() < 0.5) if alone else together
         return item.thing, item.size if rng.random() < SIZE_SAID else None, item.place if said else None
 
-    background = scene.background if rng.random() < BACKGROUND_SAID else None
-    return background, [tell(item) for item in items]
+    background = scene.background if rng.random() < background_said else None
+    return background, [tell(item) for item in items], tuple(item.place for item in items)
 
 
-def draw_caption(
-    scene: Scene, rng: random.Random, language: str | None = None, held_out: bool = False, whole: bool = False
-) -> Caption:
+def draw_caption(scene: Scene, rng: random.Random, language: str | None = None, held_out: bool = False) -> Caption:
     """A caption that is true of the scene.
 
-    language: one of LANGUAGES, or None for a random one. held_out: in a wording that is never trained on. whole: it
-    tells all there is, sizes, places and background.
+    language: one of LANGUAGES, or None for a random one. held_out: in a frame that is never trained on.
     """
     language = language or rng.choices(LANGUAGES, SHARES)[0]
-    if whole:
-        background, items = scene.background, [(item.thing, item.size, item.place) for item in scene.items]
-    else:
-        background, items = draw_facts(scene, rng)
+    if not held_out and language != "chinese" and rng.random() < FREE:
+        return draw_free_caption(scene, rng, language)
+    return draw_framed_caption(scene, rng, language, held_out)
+
+
+def draw_free_caption(scene: Scene, rng: random.Random, language: str) -> Caption:
+    """A caption in English as people write it, never in a form that is held out."""
+    while True:
+        background, items, stand = draw_facts(scene, rng, FREE_BACKGROUND_SAID)
+        if len(items) == 2 and rng.random() < ONE_PLACE:
+            items[1] = (*items[1][:2], None)
+        alone = stand == ("center",) and rng.random() < ALONE
+        if alone:
+            background, items = None, [(items[0][0], None, None)]
+
+        def name(thing: str) -> str:
+            return THINGS[thing].emoji if language == "emoji" else english_name(thing, rng)
+
+        text = write_alone(name(items[0][0]), rng) if alone else write_english(background, items, name, stand, rng)
+        if len(text) <= LONGEST and not is_held_out(text):
+            return Caption(text, background, tuple(items))
+
+
+def draw_form_caption(scene: Scene, rng: random.Random) -> Caption:
+    """A caption in a whole sentence form that is never trained on."""
+    return Caption(*write_form(scene, rng))
+
+
+def is_held_out(text: str) -> bool:
+    return is_held_out_form(text) or any(pattern.fullmatch(text) for pattern in HELD_OUT_FRAMES)
+
+
+HELD_OUT_FRAMES = [
+    re.compile(frame.format(i=".+", b=f"({'|'.join(BACKGROUND_NAMES)})") + "[.]?", re.IGNORECASE)
+    for frame in HELD_OUT_ENGLISH
+]
+
+
+def negate(text: str, items: list[tuple], attribute: str, rng: random.Random) -> str:
+    """A Chinese caption's things, and another one that is not to be drawn."""
+    there = {item[0] for item in items}
+    absent = rng.choice([thing for thing in THING_NAMES if thing not in there])
+    return text + rng.choice(words.CHINESE_WITHOUT).format(x=getattr(THINGS[absent], attribute))
+
+
+def draw_framed_caption(scene: Scene, rng: random.Random, language: str, held_out: bool) -> Caption:
+    """A caption in one of the frames, or put together from an opening, the things and the colour."""
+    background, items, _ = draw_facts(scene, rng)
     in_chinese = language == "chinese" or (language == "emoji" and rng.random() < 0.3)
     attribute = {"english": "name", "chinese": "chinese", "emoji": "emoji"}[language]
     phrase = chinese_item if in_chinese else english_item
     phrases = [phrase(getattr(THINGS[thing], attribute), size, place, rng) for thing, size, place in items]
     if in_chinese:
         joined = rng.choice(("，", "和", "，")).join(phrases)
+        if not held_out and rng.random() < CHINESE_NEGATION:
+            joined = negate(joined, items, attribute, rng)
         frames = HELD_OUT_CHINESE if held_out else CHINESE
         loose = (CHINESE_OPENINGS, CHINESE_COLOURS_SAID, ("，", "", " ", "。", "：", "，和"))
     else:
@@ -147,20 +207,26 @@ def draw_caption(
         loose = (ENGLISH_OPENINGS, ENGLISH_COLOURS, (", ", " ", ": ", ". ", " - "))
         if language == "emoji" and not held_out and rng.random() < 0.15:
             frames = EMOJI_FRAMES
-    if background is None:
-        text = (joined if in_chinese else rng.choice(BARE)).format(i=joined)
-    else:
-        if not held_out and rng.random() < LOOSE:
-            frames = (loose_frame(*loose, rng),)
-        frame = frames[0] if rng.random() < 0.2 else rng.choice(frames)
-        text = frame.format(i=joined, b=CHINESE_COLOURS[background] if in_chinese else background)
-    text = text.replace("a orange", "an orange")
+    text = frame_text(joined, background, frames, None if held_out else loose, in_chinese, rng)
     style = rng.random()
     if not in_chinese and style < 0.2:
         text = text.upper() if style < 0.01 else text[0].upper() + text[1:]
     if rng.random() < 0.1:
         text += "。" if in_chinese else "."
     return Caption(text, background, tuple(items))
+
+
+def frame_text(
+    joined: str, background: str | None, frames: tuple, loose: tuple | None, in_chinese: bool, rng: random.Random
+) -> str:
+    """The things' words in a frame with the background's."""
+    if background is None:
+        return (joined if in_chinese else rng.choice(BARE)).format(i=joined)
+    if loose and rng.random() < LOOSE:
+        frames = (loose_frame(*loose, rng),)
+    frame = frames[0] if rng.random() < 0.2 else rng.choice(frames)
+    text = frame.format(i=joined, b=CHINESE_COLOURS[background] if in_chinese else background)
+    return text.replace("a orange", "an orange")
 
 
 def fact_indices(caption: Caption) -> list[int]:
@@ -192,11 +258,19 @@ def chinese_words() -> list[str]:
     return words + [word for table in (CHINESE_SIZES, CHINESE_PLACES) for own in table.values() for word in own]
 
 
+def english_tables() -> list[str]:
+    """What the captions' English words stand in, tables and frames alike."""
+    tables = [THING_NAMES, BACKGROUND_NAMES, ENGLISH, HELD_OUT_ENGLISH, PLACE_NAMES, PLACE_PHRASES, BARE]
+    tables += [ENGLISH_OPENINGS, ENGLISH_COLOURS, *SIZE_WORDS.values()]
+    for own in (words.OTHER_NAMES, words.SIZE_WORDS, words.PLACE_WORDS, words.OTHER_PLACES, words.COLOUR_WORDS):
+        tables += own.values()
+    tables += [*words.RELATIONS.values(), words.BESIDE, words.TOGETHER, words.CORNER_PHRASES, words.WITHOUT]
+    return [text for table in tables for text in table]
+
+
 def vocabulary() -> list[str]:
-    """Every English word, and every word of `chinese_words`, that a caption can hold."""
-    english = [*THING_NAMES, *BACKGROUND_NAMES, *ENGLISH, *HELD_OUT_ENGLISH, *PLACE_NAMES, *PLACE_PHRASES, *BARE]
-    english += [*ENGLISH_OPENINGS, *ENGLISH_COLOURS, *(word for words in SIZE_WORDS.values() for word in words)]
-    text = " ".join([*english, "a an the some and middle"])
-    for mark in (",", ":", "{i}", "{b}", "{p}"):
+    """Every English word that tells something, and every word of `chinese_words`."""
+    text = " ".join([*english_tables(), "a an the some and middle backdrop behind"])
+    for mark in (",", ":", "?", "{i}", "{b}", "{p}", "{x}"):
         text = text.replace(mark, " ")
     return [*sorted(set(text.split())), *chinese_words()]

@@ -8,7 +8,7 @@ from ..judge import Judge, marks, shares
 from .autoencoder import FOLDER as AUTOENCODER_FOLDER
 from .autoencoder import SANA_LATENT_SCALE, reconstruct_latent
 from .autoencoder import build as build_autoencoder
-from .captions import draw_caption
+from .captions import draw_caption, draw_form_caption
 from .data import SIDE, draw_scene
 from .guided import GuidedSana, Sana
 from .loop import load_ema, to_device
@@ -22,12 +22,18 @@ STEPS, CFG = 10, 4.5
 
 
 class JudgeCurve:
-    """Paints the same held-out captions, with one thing and with two, from the same noise every time it is asked."""
+    """Paints the same held-out captions, with one thing and with two, from the same noise every time it is asked.
+
+    One half is in held-out frames, the other in held-out sentence forms.
+    """
 
     def __init__(self, count: int, shift: float):
         rng = random.Random(-2)
         scenes = [draw_scene(rng, held_out=True, count=1 + i % 2) for i in range(count)]
-        self.captions = [draw_caption(scene, rng, held_out=True) for scene in scenes]
+        self.captions = [
+            draw_caption(scene, rng, held_out=True) if i < count // 2 else draw_form_caption(scene, rng)
+            for i, scene in enumerate(scenes)
+        ]
         texts = [caption.text for caption in self.captions]
         self.context, self.mask = encode_captions(load_text_model(), texts, [False] * count)
         self.noise = torch.randn(count, 32, SIDE // 32, SIDE // 32, generator=torch.Generator().manual_seed(2))

@@ -83,6 +83,14 @@ def draw_scene(rng: random.Random, held_out: bool | None = False, count: int | N
             return Scene(background, items)
 
 
+def draw_facing_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
+    """Two things left and right, or at the top and at the bottom, of which captions can say how they stand."""
+    while True:
+        scene = draw_scene(rng, held_out, 2)
+        if {item.place for item in scene.items} in ({"left", "right"}, {"top", "bottom"}):
+            return scene
+
+
 def rasterise(svg_body: str, size: int) -> Tensor:
     """An icon as (4, size, size): red, green, blue in [0, 1], then coverage in [0, 1]."""
     import resvg_py

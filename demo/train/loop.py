@@ -3,15 +3,16 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
+STALLED = 30  # s; a step that took longer was compiled or the process stood still, and does not count
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -106,6 +107,14 @@ class Run:
             torch._foreach_lerp_(list(self.ema.values()), [state[name] for name in self.ema], 1 - decay)
         self.step += 1
 
+    @contextmanager
+    def with_ema(self) -> Iterator[None]:
+        """The model with its EMA weights, as long as it lasts."""
+        backup = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema)
+        yield
+        self.model.load_state_dict(backup)
+
     def train(self, losses: Callable[[int], list[Callable]], evaluate: Callable[[], str], every: float) -> None:
         """Trains for the given minutes of running time, over all resumptions.
 
@@ -118,7 +127,9 @@ class Run:
             note = gradients_in_parallel(parameters, losses(self.step))
             self.update()
             now = time.time()
-            self.seconds, started = self.seconds + now - started, now
+            taken, started = now - started, now
+            if taken < STALLED:
+                self.seconds += taken
             if self.step % 20 == 0:
                 self.log(f"step {self.step} {note} {self.seconds:.0f} s of {60 * self.minutes:.0f} s")
             done = self.seconds >= 60 * self.minutes

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from .guided import GuidedSana
 from .loop import DEVICE, Run, autocast, load_ema, to_device
 from .muon import Muon
 from .transformer import Sana, compile_for_threads, load_once
+from .warm import read_part
 
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding  # noqa: E402, I001 - after the imports above
 from sana_native.samplers.flow_dpm import sample_flow_dpm  # noqa: E402
@@ -71,6 +73,16 @@ def from_teacher(teacher: Sana) -> Sana:
     return student
 
 
+def from_sprint(teacher: Sana, old_teacher: Path, old_sprint: Path) -> Sana:
+    """A student with the weights of an exported Sprint, moved as far as its teacher has moved since."""
+    student, moved = build().to(DEVICE), read_part("transformer", old_sprint)
+    old, new = read_part("transformer", old_teacher), teacher.state_dict()
+    for name in old.keys() & moved.keys():  # all but the embedding of time, which the two have not in common
+        moved[name] += new[name].cpu() - old[name]
+    student.load_state_dict(moved)
+    return student
+
+
 def trajectory_sigmas() -> Tensor:
     """The STEPS + 1 noise levels of a trajectory; the first is the grid's 0.9997, which starts from pure noise."""
     sigmas = get_sigmas_flow_dpm(STEPS, transformer.SHIFT)
@@ -106,11 +118,11 @@ def make_trajectories(number: int, teacher: Sana, texts: dict[str, Tensor]) -> d
     return {name: torch.cat([own[name] for own in parts]) for name in parts[0]}
 
 
-def load_trajectories(teacher: Sana, texts: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_trajectories(teacher: Sana, texts: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """All trajectories, drawn at the first call."""
     files = [
         load_once(f"trajectories_{number}", functools.partial(make_trajectories, number, teacher, texts), FOLDER)
-        for number in range(FILES)
+        for number in range(count)
     ]
     return {name: torch.cat([file[name] for file in files]) for name in files[0]}
 
@@ -139,15 +151,18 @@ def pseudo_huber(difference: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--start", type=Path, nargs=2, help="an exported SANA and the Sprint distilled from it")
+    parser.add_argument("--files", type=int, default=FILES, help=f"of {TRAJECTORIES} trajectories each")
+    parser.add_argument("--eager", action="store_true", help="do not compile: worth it for short runs")
     args = parser.parse_args()
     torch.manual_seed(0)
     _, texts = transformer.load_data()
     teacher = load_ema(transformer.build(), transformer.FOLDER)
-    trajectories, sigmas = load_trajectories(teacher, texts), trajectory_sigmas()
+    trajectories, sigmas = load_trajectories(teacher, texts, args.files), trajectory_sigmas()
     trained = len(trajectories["scale"]) - HELD_OUT
-    student = from_teacher(teacher)
+    student = from_sprint(teacher, *args.start) if args.start else from_teacher(teacher)
     run = Run(FOLDER, student, args.minutes, PEAK, decay=0.998, optimizer=Muon(student, PEAK))
-    compiled = compile_for_threads(student)
+    compiled = student if args.eager else compile_for_threads(student)
 
     def compute_loss(seed: int, network: nn.Module = compiled, held_out: bool = False) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ from sana_native.models.gemma.text_encoder import INSTRUCTION  # noqa: E402
 
 FOLDER = RUNS / "tokenizer"
 PATH = FOLDER / "tokenizer.model"
-VOCABULARY_SIZE = 2048
+VOCABULARY_SIZE = 2560
 WORD_END = "\t"
 
 
@@ -34,10 +34,11 @@ def sentences() -> list[str]:
     for _ in range(6000):
         caption = draw_caption(draw_scene(rng, held_out=None), rng, held_out=rng.random() < 0.1).text
         captions.append(with_word_ends(caption, chinese))
-    words = [f" {word}" for word in vocabulary()] + [f" {word.title()}" for word in vocabulary() if word.isascii()]
-    words = [with_word_ends(word, chinese) for word in words]
+    words = [with_word_ends(f" {word}", chinese) for word in vocabulary()]
+    titles = [f" {word.title()}" for word in vocabulary() if word.isascii()]
     lines = [f" {line}" for line in INSTRUCTION.split("\n")] + INSTRUCTION.split("\n")
-    return captions + [f" {caption}" for caption in captions] + 40 * (words + [word.strip() for word in words] + lines)
+    captions += [f" {caption}" for caption in captions]
+    return captions + 40 * (words + [word.strip() for word in words] + lines) + 8 * titles
 
 
 def main() -> None:

@@ -22,12 +22,13 @@ from .autoencoder import SANA_LATENT_SCALE
 from .autoencoder import build as build_autoencoder
 from .captions import draw_caption
 from .curve import JudgeCurve
-from .data import RUNS, SIDE, Scene, draw_scene, load_sprites, render, to_model
+from .data import RUNS, SIDE, Scene, draw_facing_scene, draw_scene, load_sprites, render, to_model
 from .loop import DEVICE, Run, autocast, load_ema, save_atomically, to_device
 from .muon import Muon
 from .text import encode_captions
 from .text_encoder import CONFIG as TEXT_CONFIG
-from .text_encoder import load_text_model
+from .text_encoder import encode_text, load_text_model
+from .warm import read_part
 
 FOLDER = RUNS / "transformer"
 HIDDEN, DEPTH, CROSS_HEADS, MLP_RATIO, SHIFT = 192, 6, 4, 2.5, 3.0
@@ -36,10 +37,11 @@ CONFIG = SanaConfig(
     mlp_hidden_size=int(MLP_RATIO * HIDDEN), in_channels=32, out_channels=32, qk_norm=True, guidance_embeds=False,
     guidance_embeds_scale=0.1, interpolation_scale=1.0, sample_size=SIDE // 32, shift=SHIFT, clamp_attention=None,
 )  # fmt: skip
-SCENES, CAPTIONS_EACH = 30_000, 3
+SCENES, CAPTIONS_EACH = 32_000, 3
 BATCH, THREADS = 64, 2
-JUDGED = 16  # pictures that the judge sees at every evaluation
-PEAK = 1.5e-3
+LONGEST = 37  # tokens of a caption; one in a hundred is longer
+JUDGED = 24  # pictures that the judge sees at every evaluation
+PEAK, WARM_PEAK = 1.5e-3, 1e-3  # rates from nothing and from an exported transformer
 DROPOUT = 0.1  # how often the caption is replaced by the empty negative prompt
 PLAIN = 0.15  # how often a caption comes without the instruction, for negative prompts and users who switch it off
 
@@ -61,15 +63,22 @@ def build(operations=nn) -> Sana:
 
 
 def training_scenes() -> list[Scene]:
-    """The scenes the transformer is trained on: two in five hold one thing, the others two."""
-    rng = random.Random(1)
-    return [draw_scene(rng, count=1 if i % 5 < 2 else 2) for i in range(SCENES)]
+    """The scenes the transformer is trained on: three in ten hold one thing, one in ten two that face each other."""
+    rng = random.Random(11)
+    return [draw_facing_scene(rng) if i % 10 == 9 else draw_scene(rng, count=1 + (i % 10 > 2)) for i in range(SCENES)]
+
+
+def draw_short_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption of not more than LONGEST tokens: every one has as many as the longest, and costs as much."""
+    while len(encode_text(text := draw_caption(scene, rng).text)) > LONGEST:
+        pass
+    return text
 
 
 def training_captions() -> tuple[list[str], list[bool]]:
     """CAPTIONS_EACH captions of every scene, one scene's beside one another; whether each is without instruction."""
-    rng = random.Random(2)
-    captions = [draw_caption(scene, rng).text for scene in training_scenes() for _ in range(CAPTIONS_EACH)]
+    rng = random.Random(12)
+    captions = [draw_short_caption(scene, rng) for scene in training_scenes() for _ in range(CAPTIONS_EACH)]
     return captions, [rng.random() < PLAIN for _ in captions]
 
 
@@ -86,7 +95,7 @@ def make_latents() -> dict[str, Tensor]:
 
     def encode(start: int) -> Tensor:
         pictures = torch.stack([render(scene, sprites) for scene in scenes[start : start + 16]]).to(DEVICE)
-        with torch.no_grad():
+        with torch.no_grad(), autocast():
             return (autoencoder.encode(to_model(pictures)) * SANA_LATENT_SCALE).bfloat16().cpu()
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -137,13 +146,17 @@ def compile_for_threads(model: Sana) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--start", type=Path, help="an exported SANA whose transformer to begin with")
+    parser.add_argument("--eager", action="store_true", help="do not compile: worth it for short runs")
     args = parser.parse_args()
     torch.manual_seed(0)
     latents, texts = load_data()
-    model = build()
-    run = Run(FOLDER, model, args.minutes, PEAK, decay=0.999, optimizer=Muon(model, PEAK))
+    model, peak = build(), WARM_PEAK if args.start else PEAK
+    if args.start:
+        model.load_state_dict(read_part("transformer", args.start))
+    run = Run(FOLDER, model, args.minutes, peak, decay=0.998, optimizer=Muon(model, peak))
     curve = JudgeCurve(JUDGED, SHIFT)
-    compiled = compile_for_threads(model)
+    compiled = model if args.eager else compile_for_threads(model)
 
     def compute_loss(seed: int, network: nn.Module = compiled, count: int = BATCH) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)
@@ -163,15 +176,12 @@ def main() -> None:
 
     @torch.no_grad()
     def evaluate() -> str:
-        backup = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(run.ema)
-        _, note = compute_loss(-1, model, count=512)
-        note += f"; right on {JUDGED} held-out captions: {curve.rate(model)}"
-        model.load_state_dict(backup)
-        return note
+        with run.with_ema():
+            _, note = compute_loss(-1, model, count=512)
+            return f"{note}; right on {JUDGED} held-out captions: {curve.rate(model)}"
 
     with sdpa_kernel(SDPBackend.MATH):  # for so few tokens a quarter faster than the fused one, whose gradient is slow
-        run.train(losses, evaluate, every=3)
+        run.train(losses, evaluate, every=4)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,41 @@ def test_held_out_wordings_are_never_used_in_training(demo):
     assert not [text for text in texts for wording in held_out if wording.fullmatch(text)]
 
 
+def test_held_out_sentence_forms_are_never_used_in_training(demo):
+    captions, forms, rng = demo.train.captions, demo.train.forms, random.Random(1)
+    scenes = draw_scenes(demo, 2000, seed=1)
+    assert not [text for scene in scenes if forms.is_held_out_form(text := captions.draw_caption(scene, rng).text)]
+    assert all(forms.is_held_out_form(captions.draw_form_caption(scene, rng).text) for scene in scenes[:200])
+
+
+def test_captions_tell_what_the_picture_shows(demo):
+    captions, rng = demo.train.captions, random.Random(2)
+    for scene in draw_scenes(demo, 2000, seed=2):
+        caption = captions.draw_caption(scene, rng)
+        shown = {item.thing: item for item in scene.items}
+        assert caption.background in (None, scene.background) and {item[0] for item in caption.items} == set(shown)
+        for thing, size, place in caption.items:
+            assert size in (None, shown[thing].size) and place in (None, shown[thing].place)
+
+
+def test_a_misspelling_is_never_another_known_word(demo, seed):
+    english, rng = demo.train.english, random.Random(seed)
+    for word in sorted(english.KNOWN_WORDS):
+        if len(word) >= english.SHORTEST_TYPO:
+            wrong = english.misspell(word, rng)
+            assert wrong == word or wrong not in english.KNOWN_WORDS
+
+
+def test_free_wordings_ask_for_what_can_be_drawn(demo):
+    data, cases = demo.train.data, demo.measure.load_wordings()
+    assert len(cases) == 60
+    assert not any(demo.train.captions.is_held_out(case.caption.text) for case in cases)
+    for case in cases:
+        assert case.caption.background in (None, *data.BACKGROUND_NAMES)
+        for thing, size, place in case.caption.items:
+            assert thing in data.THING_NAMES and size in (None, *data.SIZE_NAMES) and place in (None, *data.PLACE_NAMES)
+
+
 def test_checkpoints_are_small():
     folders = (CHECKPOINT, SPRINT_CHECKPOINT)
     assert sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) < SIZE_LIMIT
