@@ -6,6 +6,7 @@
 import sentencepiece
 import torch
 from safetensors.torch import load_file
+from sana_native.models.sana.convert import to_network_layout  # noqa: I001 - importable only after the imports above
 from torch import Tensor
 
 from .autoencoder import FOLDER as AUTOENCODER_FOLDER
@@ -16,7 +17,8 @@ from .pack import CHECKPOINT
 def read_part(part: str, checkpoint=CHECKPOINT) -> dict[str, Tensor]:
     """The weights of one part of a checkpoint in float32, under the names of the network's own state."""
     (path,) = (checkpoint / part).glob("*.safetensors")
-    return {name: tensor.float() for name, tensor in load_file(path).items()}
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    return to_network_layout(weights) if part == "transformer" else weights
 
 
 def move_embedding(
