@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from sana_native.models.sana.config import SanaConfig  # noqa: E402, I001 - importable only after the imports above
-from sana_native.models.sana.model import Sana  # noqa: E402
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -29,6 +27,9 @@ from .text import encode_captions
 from .text_encoder import CONFIG as TEXT_CONFIG
 from .text_encoder import encode_text, load_text_model
 from .warm import read_part
+
+from sana_native.models.sana.config import SanaConfig  # noqa: E402, I001 - importable only after the imports above
+from sana_native.models.sana.model import Sana  # noqa: E402
 
 FOLDER = RUNS / "transformer"
 HIDDEN, DEPTH, CROSS_HEADS, MLP_RATIO, SHIFT = 192, 6, 4, 2.5, 3.0

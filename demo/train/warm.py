@@ -6,12 +6,13 @@
 import sentencepiece
 import torch
 from safetensors.torch import load_file
-from sana_native.models.sana.convert import to_network_layout  # noqa: I001 - importable only after the imports above
 from torch import Tensor
 
 from .autoencoder import FOLDER as AUTOENCODER_FOLDER
 from .loop import save_atomically
 from .pack import CHECKPOINT
+
+from sana_native.models.sana.convert import to_network_layout  # noqa: E402, I001 - importable only after the imports above
 
 
 def read_part(part: str, checkpoint=CHECKPOINT) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -285,3 +286,11 @@ def test_sprints_graph_draws_what_the_prompt_says_in_two_steps(demo, demo_server
         demo.judge.Caption(text, background, tuple(items)), see(demo_server, judge, "demo_sprint.json", text)
     )
     assert marks["all"], marks
+
+
+@pytest.mark.parametrize("name", ["train.export", "train.warm", "measure", "gallery", "generate"])
+def test_each_program_of_the_demo_is_importable_on_its_own(name):
+    """In a process that has not prepared the pack's imports."""
+    command = [sys.executable, "-c", f"import demo.{name}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
