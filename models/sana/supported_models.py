@@ -14,9 +14,9 @@ from .config import SanaConfig
 from .convert import to_file_layout
 from .model_base import SanaModel
 
-# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 4.2 as measured in
-# benchmarks/README.md, with a margin for what a GPU's kernels need besides.
-MEMORY_FACTOR_AT_2240 = 6.0
+# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 6.25 as
+# `benchmarks/memory.py` measures a step of 256 px, 5.4 at 512 px, with a margin for what a GPU's kernels need besides.
+MEMORY_FACTOR_AT_2240 = 7.5
 
 
 CONFIG_KEY = "sana_config"
