@@ -1,6 +1,6 @@
-"""NVIDIA's SANA key layout -> the internal one, which is diffusers'. Dict in, dict out; tensors are shared or sliced.
+"""Key layouts of SANA's files: NVIDIA's -> diffusers', and diffusers' <-> the network's. Dict in, dict out.
 
-Source: key lists of NVlabs/Sana checkpoints.
+Tensors are shared, sliced or reshaped, never changed. Source: key lists of NVlabs/Sana checkpoints and of diffusers.
 """
 
 import re
@@ -40,6 +40,11 @@ NVIDIA_FUSED_KEYS = {
 # Training leftovers that inference does not read.
 NVIDIA_UNUSED_KEYS = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
 
+TABLE = "scale_shift_table"  # a parameter of its block in files, a module of its own in the network
+POINTWISE = re.compile(
+    r"\.ff\.conv_(inverted|point)\.weight$"
+)  # 1x1 convolutions in files, linear layers in the network
+
 
 def convert_nvidia_sana(state_dict: StateDict) -> StateDict:
     """NVIDIA's SANA keys -> diffusers'; fused q, k, v rows are split. Unknown keys stay, for the strict load."""
@@ -66,12 +71,6 @@ def convert_nvidia_sana(state_dict: StateDict) -> StateDict:
         else:
             out[f"{prefix}{NVIDIA_BLOCK_KEYS.get(stem, stem)}.{suffix}"] = tensor
     return out
-
-
-TABLE = "scale_shift_table"  # a parameter of its block in files, a module of its own in the network
-POINTWISE = re.compile(
-    r"\.ff\.conv_(inverted|point)\.weight$"
-)  # 1x1 convolutions in files, linear layers in the network
 
 
 def to_network_layout(state_dict: StateDict) -> StateDict:
