@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
+from ..runtime.device import disk_options
 from ..runtime.precision import require_finite
 from .config import DCAEConfig
 from .memory_estimate import Workload
@@ -77,8 +78,10 @@ class SanaVAE(comfy.sd.VAE):
         self.first_stage_model = model.eval().to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.output_device = comfy.model_management.intermediate_device()
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
-            self.first_stage_model, load_device=self.device, offload_device=offload_device
+        patcher_class = comfy.model_patcher.CoreModelPatcher
+        options = disk_options(patcher_class, state_dict)
+        self.patcher = patcher_class(
+            self.first_stage_model, load_device=self.device, offload_device=offload_device, **options
         )
         self.first_stage_model.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
         self.model_size()
@@ -184,7 +187,7 @@ class SanaVAE(comfy.sd.VAE):
             )
         require_finite(is_finite(samples), "The latent to decode", LATENT_CURE)
 
-    def encode(self, pixel_samples: Tensor) -> Tensor:
+    def encode(self, pixel_samples: Tensor, not_video: bool | None = None) -> Tensor:  # noqa: ARG002 - newer hosts'
         self.check_image(pixel_samples)
         workload = Workload(*pixel_samples.shape[1:3], self.vae_dtype, self.device.type)
         if not self.fits(workload):
@@ -198,7 +201,14 @@ class SanaVAE(comfy.sd.VAE):
         return self.encode_checked(super().encode, pixels)
 
     def encode_tiled(
-        self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
+        self,
+        pixel_samples: Tensor,
+        tile_x=None,
+        tile_y=None,
+        overlap=None,
+        tile_t=None,
+        overlap_t=None,
+        not_video: bool | None = None,  # noqa: ARG002 - newer hosts'; DC-AE encodes images alone
     ) -> Tensor:
         self.check_image(pixel_samples)
         return self.encode_checked(super().encode_tiled, pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cache
 
 import comfy.model_management
@@ -11,6 +12,7 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
+from ..runtime.device import disk_options
 from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
 from .depthwise import BRANCH, add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
@@ -178,10 +180,18 @@ def with_stock_lora(patcher_class: type) -> type:
 
 
 def sana_patcher(
-    model: torch.nn.Module, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
+    model: torch.nn.Module,
+    load_device: torch.device,
+    offload_device: torch.device,
+    disable_dynamic: bool = False,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The host's patcher of the moment, with our checks. Asked for at call time: the host rebinds it on a GPU."""
+    """The host's patcher of the moment, with our checks. Asked for at call time: the host rebinds it on a GPU.
+
+    state_dict: the tensors of the file as they were read.
+    """
     patcher_class = comfy.model_patcher.CoreModelPatcher
     if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
         patcher_class = comfy.model_patcher.ModelPatcher
-    return with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)
+    options = disk_options(patcher_class, state_dict or {})
+    return with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device, **options)

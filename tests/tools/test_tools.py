@@ -155,6 +155,38 @@ def test_full_disk_is_noticed_before_the_download(monkeypatch, tmp_path):
         host._install(tmp_path / "venv" / "bin" / "python", tmp_path, [])
 
 
+def test_a_front_end_is_fetched_once(monkeypatch, tmp_path):
+    calls = []
+
+    def pip(_, *arguments, what):
+        calls.append((arguments[-1], what))
+        static = host.Path(arguments[arguments.index("--target") + 1], *host.FRONT_END_PAGES)
+        static.mkdir(parents=True)
+        (static / "index.html").touch()
+
+    monkeypatch.setattr(host, "PRIVATE", tmp_path)
+    monkeypatch.setattr(host, "_pip", pip)
+    monkeypatch.setenv("FRONTEND", "1.58.1")
+    for _ in range(2):
+        option, folder = host.front_end_arguments()
+        assert option == "--front-end-root" and (host.Path(folder) / "index.html").is_file()
+    assert calls == [("comfyui-frontend-package==1.58.1", "fetch comfyui-frontend-package 1.58.1")]
+    assert [path.name for path in (tmp_path / "front-end").iterdir()] == ["1.58.1"]
+
+
+def test_without_a_wanted_front_end_the_host_takes_its_own(monkeypatch):
+    monkeypatch.delenv("FRONTEND", raising=False)
+    assert host.front_end_arguments() == []
+
+
+def test_a_front_end_that_is_no_version_is_said(monkeypatch):
+    monkeypatch.setenv("FRONTEND", "newest")
+    with pytest.raises(
+        host.HostError, match="FRONTEND=newest is no version of comfyui-frontend-package; give one such"
+    ):
+        host.front_end_arguments()
+
+
 def test_linked_folder_follows_a_new_target(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
