@@ -61,8 +61,9 @@ def text_encoder(implementation: str, dtype, device: str, blocks: int | None = N
     return network.to(device)
 
 
-def transformer(implementation: str, model: str, blocks: int | None = None, **options):
-    """On "meta". blocks: as for the text encoder. options: of diffusers' class."""
+def transformer(implementation: str, model: str, blocks: int | None = None, device: str = "cpu", **options):
+    """On "meta", the network that ours would be on this device. blocks: as for the text encoder. options: of diffusers'
+    class."""
     import torch
 
     width, depth, heads, hidden = TRANSFORMERS[model]
@@ -80,7 +81,7 @@ def transformer(implementation: str, model: str, blocks: int | None = None, **op
 
     config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
     with torch.device("meta"):
-        return choose_network(torch.device("cpu"))(config, operations=comfy.ops.disable_weight_init)
+        return choose_network(torch.device(device))(config, operations=comfy.ops.disable_weight_init)
 
 
 def autoencoder(implementation: str, device: str):
@@ -136,13 +137,25 @@ def randomize(network):
     return network
 
 
-def build(stage: str, implementation: str, dtype, device: str = "cpu", model: str = "0.6B", blocks: int | None = None):
-    """A network with random weights in this format on this device, "meta" for one without weights."""
+def build(
+    stage: str,
+    implementation: str,
+    dtype,
+    device: str = "cpu",
+    model: str = "0.6B",
+    blocks: int | None = None,
+    runs_on: str | None = None,
+):
+    """A network with random weights in this format on this device, "meta" for one without weights.
 
+    runs_on: the device that it is the network for, if it is another one.
+    """
+    runs_on = runs_on or device
     if stage == "text":
         network = text_encoder(implementation, dtype, device, blocks)
     else:
-        network = transformer(implementation, model, blocks) if stage == "step" else autoencoder(implementation, device)
+        chosen = transformer(implementation, model, blocks, runs_on) if stage == "step" else None
+        network = chosen or autoencoder(implementation, runs_on)
         for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
             setattr(network, unused, None)
         network = network.to(dtype).to_empty(device=device)
