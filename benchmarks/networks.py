@@ -42,13 +42,20 @@ def dc_ae_config():
     return DCAEConfig(3, 32, 32, 0.41407, encoder, DCAEHalfConfig(types_, widths, (3,) * 6, kernels))
 
 
-def text_encoder(implementation: str, dtype, device: str, blocks: int | None = None, **sizes):
-    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike."""
+def text_encoder(
+    implementation: str, dtype, device: str, blocks: int | None = None, runs_on: str | None = None, **sizes
+):
+    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike. runs_on: as in `build`;
+    ours computes in the format that the loader would choose there."""
     sizes = GEMMA | {"num_hidden_layers": blocks or GEMMA["num_hidden_layers"]} | sizes
     if implementation == "ours":
-        from sana_native.models.gemma.text_encoder import CLIP_NAME, SanaTextEncoder
+        from sana_native.models.gemma.text_encoder import CLIP_NAME, COMPUTE, SanaTextEncoder
+        from sana_native.models.runtime.cpu.features import cpu_multiplies_bfloat16
+        from sana_native.models.runtime.precision import Device, Request, gemma_precision
 
-        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes})
+        fast = cpu_multiplies_bfloat16() if (runs_on or device) == "cpu" else True
+        precision = gemma_precision(dtype, Request(), Device(str(runs_on), bfloat16=fast))
+        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes, COMPUTE: precision.compute})
     import torch
     from accelerate import init_empty_weights
     from transformers import Gemma2Config, Gemma2Model
@@ -152,7 +159,7 @@ def build(
     """
     runs_on = runs_on or device
     if stage == "text":
-        network = text_encoder(implementation, dtype, device, blocks)
+        network = text_encoder(implementation, dtype, device, blocks, runs_on)
     else:
         chosen = transformer(implementation, model, blocks, runs_on) if stage == "step" else None
         network = chosen or autoencoder(implementation, runs_on)
