@@ -205,29 +205,23 @@ def count(run: Callable[[], object]) -> Cost:
 
 
 def host_settings() -> dict[str, object]:
-    """Of the host's model_management, what it would say of an NVIDIA card."""
+    """Names of the host's model_management -> what they would be with an NVIDIA card, of sm_80 or newer."""
     import comfy.model_management as management
 
+    def memory(_device=None, torch_too: bool = False):
+        return (MEMORY, MEMORY) if torch_too else MEMORY
+
+    def on_card(device=None, *_, **__) -> bool:
+        return device is None or not management.is_device_cpu(device)
+
     own = torch.device("cuda", 0)
-    return {
-        "cpu_state": management.CPUState.GPU,
-        "vram_state": management.VRAMState.NORMAL_VRAM,
-        "set_vram_to": management.VRAMState.NORMAL_VRAM,
-        "is_nvidia": lambda: True,
-        "is_amd": lambda: False,
-        "get_torch_device": lambda: own,
-        "get_total_memory": lambda dev=None, torch_total_too=False: (MEMORY, MEMORY) if torch_total_too else MEMORY,
-        "get_free_memory": lambda dev=None, torch_free_too=False: (MEMORY, MEMORY) if torch_free_too else MEMORY,
-        "maximum_vram_for_weights": lambda device=None: MEMORY * 0.88,
-        "should_use_fp16": lambda device=None, *_, **__: device is None or not management.is_device_cpu(device),
-        "should_use_bf16": lambda device=None, *_, **__: device is None or not management.is_device_cpu(device),
-        "supports_fp8_compute": lambda device=None: True,
-        "pytorch_attention_enabled": lambda: True,
-        "current_stream": lambda device: None,
-        "get_offload_stream": lambda device: None,
-        "soft_empty_cache": lambda force=False: None,
-        "synchronize": lambda: None,
-    }
+    normal = management.VRAMState.NORMAL_VRAM
+    settings = {"cpu_state": management.CPUState.GPU, "vram_state": normal, "set_vram_to": normal}
+    settings |= dict.fromkeys(("get_total_memory", "get_free_memory", "maximum_vram_for_weights"), memory)
+    settings |= dict.fromkeys(("should_use_fp16", "should_use_bf16", "supports_fp8_compute"), on_card)
+    settings |= dict.fromkeys(("is_nvidia", "pytorch_attention_enabled"), lambda: True)
+    settings |= dict.fromkeys(("current_stream", "get_offload_stream", "soft_empty_cache"), lambda *_, **__: None)
+    return settings | {"is_amd": lambda: False, "get_torch_device": lambda: own, "synchronize": lambda: None}
 
 
 @contextmanager
@@ -248,7 +242,7 @@ def device() -> Iterator[FakeTensorMode]:
 
 
 def move(network: torch.nn.Module, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """Gives a network without weights, on "meta", fake ones on the device, inside `device()`; in its formats or this."""
+    """Gives a network on "meta" fake weights on the device, in their own format or this one; inside `device()`."""
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -262,13 +256,25 @@ def move(network: torch.nn.Module, dtype: torch.dtype | None = None) -> torch.nn
 def count_stage(
     stage: str, size: int, implementation: str = "ours", dtype: torch.dtype = torch.bfloat16, **options
 ) -> Cost:
-    """Of a pass of `networks.call` at full size. options: of `networks.build`."""
+    """Of a pass of `networks.call`, for which a step is that of ours. options: of `networks.build`."""
     from . import networks
 
     network = networks.build(stage, implementation, dtype, "meta", runs_on="cuda", **options)
     with device():
         move(network)
+        if stage == "step":
+            return count(step(network, size, dtype))
         return count(networks.call(stage, implementation, network, size, dtype, "cuda"))
+
+
+def step(network: torch.nn.Module, size: int, dtype: torch.dtype, tokens: int = 48, batch: int = 2) -> Callable:
+    """A pass of our transformer, inside `device()`. tokens: positions of the longest text, a multiple of 16."""
+    side, channels = size // 32, network.config.caption_channels
+    latent = torch.empty(batch, 32, side, side, dtype=dtype, device="cuda")
+    timesteps = torch.empty(batch, device="cuda")
+    context = torch.empty(batch, tokens, channels, dtype=dtype, device="cuda")
+    mask = torch.empty(batch, tokens, dtype=dtype, device="cuda")
+    return lambda: network(latent, timesteps, context=context, attention_mask=mask)
 
 
 def main() -> None:
