@@ -1,0 +1,313 @@
+"""Single stages on a GPU: ceilings of the card, decode, denoising step and text, ours beside diffusers and the host.
+
+Networks have the released sizes and the same random weights in every implementation; the error is that of the same
+weights in float32 on a CPU, at a small size and, for the transformers, in two blocks. Ours comes from the same
+functions that the pack's loaders call, so that what they choose for a device is what is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.gpu_clock import synchronize, time_runs
+from benchmarks.gpu_report import OURS, Report, Work
+from benchmarks.networks import CAPTION_CHANNELS, HALF, INSTRUCTION_POSITIONS, PROMPT_TOKENS, build, encoding
+from benchmarks.stages import operations
+
+PRODUCT_SIDE = {"cuda": 8192, "cpu": 512}
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 22}  # bytes
+CHECKED_SIZE = {False: 256, True: 64}  # px at which errors are measured, by `tiny`
+CHECKED_BLOCKS = 2
+STEP_TOKENS = 48  # the host's batch of a prompt of about 30 tokens and an empty one
+TIMESTEP = {False: 547.0, True: 0.7}  # by whether the model is a SANA-Sprint
+GUIDANCE = 4.5
+SPRINT = {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}
+TEXT_LENGTHS = (1, PROMPT_TOKENS, INSTRUCTION_POSITIONS + PROMPT_TOKENS)
+COMPILED = "compiled"
+
+
+def relative_error(found, wanted) -> float:
+    """Of the Frobenius norm. found: a tensor, or the object in which diffusers returns one."""
+    found, wanted = getattr(found, "sample", found).double().cpu(), wanted.double().cpu()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def ceilings(report: Report) -> None:
+    """Operations a second of a large bfloat16 product, and bytes a second of a large copy, read and written."""
+    import torch
+
+    device, side = report.device, PRODUCT_SIDE[report.device]
+    a, b = torch.randn(2, side, side, device=device).bfloat16()
+    source = torch.empty(COPIED[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    with torch.inference_mode():
+        product = time_runs(lambda: a @ b, device)["best_ms"]
+        copied = time_runs(lambda: target.copy_(source), device)["best_ms"]
+    report.ceilings = {"operations": 2 * side**3 / product * 1e3, "bytes": 2 * COPIED[device] / copied * 1e3}
+    report.save()
+
+
+def weight_bytes(network) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+
+
+def least_work(network, run: Callable) -> Callable[[], Work]:
+    """Operations of one call as torch counts them, and every weight read once."""
+
+    def count() -> Work:
+        import torch
+
+        with torch.inference_mode():
+            return Work(operations(run), weight_bytes(network))
+
+    return count
+
+
+def stage_work(report: Report, stage: str, network, run: Callable) -> Callable[[], Work]:
+    """The work of a stage, counted in its first variant: all variants have to give the same result."""
+
+    def count() -> Work:
+        if stage not in report.works:
+            report.works[stage] = least_work(network, run)()
+        return report.works[stage]
+
+    return count
+
+
+def known_work(report: Report, stage: str) -> Callable[[], Work]:
+    """For a variant that cannot be counted, a compiled or replayed one: what another one was found to do."""
+    return lambda: report.works.get(stage, Work())
+
+
+def backend(report: Report) -> str:
+    """Of torch.compile; a dry run shows that the graph is whole, without a compiler."""
+    return "inductor" if report.device == "cuda" else "eager"
+
+
+# Decode
+
+
+@functools.cache
+def decode_reference(model: str, size: int) -> tuple[dict, Any, Any]:
+    """Weights in float32, a latent, and its image by the plain network on the CPU."""
+    import torch
+
+    torch.manual_seed(0)
+    network = build("decode", "plain", torch.float32, "cpu", model)
+    latent = torch.randn(1, 32, size // 32, size // 32)
+    with torch.inference_mode():
+        return network.state_dict(), latent, network.decode(latent)
+
+
+def autoencoder(implementation: str, report: Report, model: str):
+    """One of the implementations with the reference's weights, in bfloat16 on the device."""
+    import torch
+
+    network = build("decode", implementation, torch.bfloat16, report.device, model)
+    network.load_state_dict(decode_reference(model, CHECKED_SIZE[report.tiny])[0])
+    return network
+
+
+def decode(report: Report, size: int, variants: tuple[str, ...], model: str) -> None:
+    """variants: implementations, each with ", compiled" behind it or not."""
+    import torch
+
+    stage = f"decode {size}"
+    if not report.wants(stage):
+        return
+    _, small, image = decode_reference(model, CHECKED_SIZE[report.tiny])
+    latent = torch.randn(1, 32, size // 32, size // 32, device=report.device, dtype=torch.bfloat16)
+    for variant in variants:
+        implementation, _, compiled = variant.partition(", ")
+        network = autoencoder(implementation, report, model)
+        scale = network.scaling_factor if implementation == "host" else 1  # the host's class divides by it
+        run = functools.partial(network.decode, latent)
+        counted = known_work(report, stage) if compiled else stage_work(report, stage, network, run)
+        if compiled:
+            getattr(network, HALF["decode"]).compile(backend=backend(report))
+
+        def error(network=network, scale=scale) -> float:
+            with torch.inference_mode():
+                return relative_error(network.decode((small * scale).to(latent)), image)
+
+        report.measure(stage, variant, run, counted, error)
+        del network, run, counted, error
+        torch._dynamo.reset()
+
+
+# Denoising step
+
+
+def step_inputs(batch: int, size: int, device: str, dtype, sprint: bool) -> dict:
+    """Arguments of our network for a batch whose prompts have no padding."""
+    import torch
+
+    kw = {"device": device, "dtype": dtype}
+    found = {
+        "x": torch.randn(batch, 32, size // 32, size // 32, **kw),
+        "timesteps": torch.full((batch,), TIMESTEP[sprint], device=device),
+        "context": torch.randn(batch, STEP_TOKENS, CAPTION_CHANNELS, **kw),
+        "attention_mask": torch.ones(batch, STEP_TOKENS, device=device, dtype=torch.long),
+    }
+    return found | ({"guidance": torch.full((batch,), GUIDANCE, device=device)} if sprint else {})
+
+
+def step_call(implementation: str, network, inputs: dict) -> Callable:
+    if implementation != "diffusers":
+        return functools.partial(network, **inputs)
+    mask = inputs["attention_mask"].to(inputs["x"])
+    args = inputs["x"], inputs["context"], inputs["timesteps"]
+    scaled = {"guidance": inputs["guidance"] * 0.1} if "guidance" in inputs else {}  # its pipeline scales it
+    return functools.partial(network, *args, encoder_attention_mask=mask, **scaled)
+
+
+@functools.cache
+def step_reference(model: str, sprint: bool, batch: int, size: int) -> tuple[dict, dict, Any]:
+    """Weights of a few blocks in diffusers' layout, inputs, and what our network gives for them, float32 on a CPU."""
+    import torch
+    from sana_native.models.sana.convert import to_network_layout
+
+    torch.manual_seed(0)
+    options = SPRINT if sprint else {}
+    state = build("step", "diffusers", torch.float32, "cpu", model, CHECKED_BLOCKS, **options).state_dict()
+    network = build("step", "plain", torch.float32, "cpu", model, CHECKED_BLOCKS, **options)
+    network.load_state_dict(to_network_layout(state))
+    inputs = step_inputs(batch, size, "cpu", torch.float32, sprint)
+    with torch.inference_mode():
+        return state, inputs, network(**inputs)
+
+
+def step_error(report: Report, implementation: str, compiled: bool, model: str, sprint: bool, batch: int) -> float:
+    """Relative error of a few blocks in bfloat16 on the device."""
+    import torch
+    from sana_native.models.sana.convert import to_network_layout
+
+    state, inputs, wanted = step_reference(model, sprint, batch, CHECKED_SIZE[report.tiny])
+    options = SPRINT if sprint else {}
+    network = build("step", implementation, torch.bfloat16, report.device, model, CHECKED_BLOCKS, **options)
+    network.load_state_dict(state if implementation == "diffusers" else to_network_layout(state))
+    moved = {
+        name: value.to(report.device, torch.bfloat16 if name in ("x", "context") else None)
+        for name, value in inputs.items()
+    }
+    if compiled:
+        network.compile(backend=backend(report))
+    with torch.inference_mode():
+        return relative_error(step_call(implementation, network, moved)(), wanted)
+
+
+def step(report: Report, model: str, batch: int, size: int, variants: tuple[str, ...], sprint: bool = False) -> None:
+    """variants: implementations, each with ", compiled" or ", graph" (a captured CUDA graph) behind it or not."""
+    import torch
+
+    stage = f"step {model}{' Sprint' if sprint else ''} x{batch} {size}"
+    if not report.wants(stage):
+        return
+    inputs = step_inputs(batch, size, report.device, torch.bfloat16, sprint)
+    for variant in variants:
+        implementation, _, form = variant.partition(", ")
+        network = build("step", implementation, torch.bfloat16, report.device, model, **(SPRINT if sprint else {}))
+        run = step_call(implementation, network, inputs)
+        counted = known_work(report, stage) if form else stage_work(report, stage, network, run)
+        if form == "graph":
+            replay(report, stage, variant, run, counted)
+        else:
+            if form == COMPILED:
+                network.compile(backend=backend(report))
+            error = functools.partial(step_error, report, implementation, form == COMPILED, model, sprint, batch)
+            report.measure(stage, variant, run, counted, error)
+        del network, run, counted
+        torch._dynamo.reset()
+
+
+def replay(report: Report, stage: str, variant: str, run: Callable, work: Callable) -> None:
+    """A row for a captured graph, whose error is the difference to what the same kernels give when launched singly."""
+    import torch
+
+    if report.device != "cuda":
+        return report.skip(stage, variant, "there are no CUDA graphs on a CPU")
+    try:
+        graph, out = capture(run)
+    except Exception as failure:  # noqa: BLE001 - what cannot be captured is a finding of its own
+        return report.fail(stage, failure)
+
+    def error() -> float:
+        with torch.inference_mode():
+            graph.replay()
+            return relative_error(out, run())
+
+    report.measure(stage, variant, graph.replay, work, error, "eager", detail=False)
+
+
+def capture(run: Callable) -> tuple:
+    """A CUDA graph of a call, and the tensor that a replay fills."""
+    import torch
+
+    with torch.inference_mode():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+    synchronize("cuda")
+    return graph, out
+
+
+# Text
+
+
+def text(report: Report, model: str) -> None:
+    """A prompt as the node encodes it, after the first; and single lengths in both formats, without any prefix."""
+    import torch
+
+    stage = f"text {PROMPT_TOKENS} tokens"
+    if not report.wants("text"):
+        return
+    for implementation in (OURS, "transformers"):
+        network = build("text", implementation, torch.bfloat16, report.device, model)
+        run = encoding(implementation, network, report.device, PROMPT_TOKENS)
+        report.measure(stage, implementation, run, least_work(network, run))
+        if implementation == OURS:
+            text_lengths(report, network.gemma2_2b.transformer, model)
+        del network, run
+
+
+def text_lengths(report: Report, gemma, model: str) -> None:
+    """Rows of the whole network at several lengths, whose input is in float32, the host's habit, and in bfloat16."""
+    import torch
+
+    for length in TEXT_LENGTHS:
+        for dtype in (torch.float32, torch.bfloat16):
+            embeds = torch.randn(1, length, gemma.model.config.hidden_size, device=report.device, dtype=dtype)
+            run = functools.partial(gemma.continue_from, [], embeds)
+            error = functools.partial(text_error, report, length, dtype, model)
+            report.measure(f"text of {length} positions", str(dtype)[6:], run, least_work(gemma, run), error)
+
+
+@functools.cache
+def text_reference(model: str, length: int) -> tuple[dict, Any, Any]:
+    """Weights of a few layers in float32, embeddings, and the states they give on the CPU."""
+    import torch
+
+    torch.manual_seed(0)
+    gemma = build("text", OURS, torch.float32, "cpu", model, CHECKED_BLOCKS).gemma2_2b.transformer
+    embeds = torch.randn(1, length, gemma.model.config.hidden_size)
+    with torch.inference_mode():
+        return gemma.state_dict(), embeds, gemma.continue_from([], embeds)[0]
+
+
+def text_error(report: Report, length: int, dtype, model: str) -> float:
+    """Relative error of a few layers with weights in bfloat16 on the device."""
+    import torch
+
+    state, embeds, wanted = text_reference(model, length)
+    gemma = build("text", OURS, torch.bfloat16, report.device, model, CHECKED_BLOCKS).gemma2_2b.transformer
+    gemma.load_state_dict(state)
+    with torch.inference_mode():
+        return relative_error(gemma.continue_from([], embeds.to(report.device, dtype))[0], wanted)
