@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import gpu_parts, gpu_pictures, gpu_report, gpu_stages
+from benchmarks.gpu_clock import release
 from benchmarks.measuring import ROOT, heading, stop_politely, write
 from benchmarks.networks import TINY
 from demo.train.pack import prepare_imports
@@ -65,7 +66,7 @@ def jobs(tiny: bool) -> list[Job]:
         Job("images of SANA-Sprint and SANA", lambda report: gpu_pictures.families(report, full, True), 90),
         Job("parts", gpu_parts.parts, 30),
         Job("decode, half size", decode(half, *DECODERS), 15),
-        Job("step, small model", step(small, 2, full, *forms), 20),
+        Job("step, small model", step(small, 1, full, *forms), 20),
         Job("step, half size", step(large, 2, half, *forms), 20),
         Job("step of Sprint, half size", step(large, 1, half, *forms, sprint=True), 20),
         Job("decode, twice the size", decode(twice, *DECODERS), 30),
@@ -85,19 +86,6 @@ def run(report, chosen: list[Job]) -> None:
         except Exception as failure:  # noqa: BLE001 - the other stages are worth having
             report.fail(job.name, failure)
         release(report.device)
-
-
-def release(device: str) -> None:
-    """Of the memory of the job before, ComfyUI's models among it."""
-    import gc
-
-    import comfy.model_management
-    import torch
-
-    comfy.model_management.unload_all_models()
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ On a CPU only the time is measured; the rest is None, so that a dry run gives th
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 import warnings
@@ -25,6 +26,17 @@ def synchronize(device: str) -> None:
 
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def release(device: str) -> None:
+    """Memory of objects that are gone and of models that ComfyUI still holds on the device."""
+    import comfy.model_management
+    import torch
+
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def time_runs(run: Callable, device: str, seconds: float = SECONDS) -> dict:
@@ -69,11 +81,10 @@ def time_once(run: Callable, device: str) -> tuple[float, float]:
 
 def peak_mib(run: Callable, device: str) -> float | None:
     """MiB that one call allocates above what is allocated before it; cuDNN's workspaces count."""
+    if device != "cuda":
+        return None
     import torch
 
-    if device != "cuda":
-        run()
-        return None
     torch.cuda.empty_cache()
     run()  # what is allocated once and stays, such as workspaces of cuBLAS
     torch.cuda.synchronize()
@@ -116,11 +127,10 @@ def sum_kernels(events: Iterable[tuple[str, float]]) -> dict:
 
 def sync_sites(run: Callable, device: str) -> dict[str, int] | None:
     """Lines, as file:number, at which one call makes the host wait for the device, and how often."""
+    if device != "cuda":
+        return None
     import torch
 
-    if device != "cuda":
-        run()
-        return None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

@@ -20,7 +20,7 @@ FINE_CHANNELS, FINE_SIZE = 128, 1024
 # Residual blocks of DC-AE's decoder in units of one at full resolution: three at each, with twice the channels on a
 # quarter of the positions, then four times on a sixteenth.
 FINE_BLOCKS = 3 * (1 + 1 / 2 + 1 / 4)
-TINY_SIZES = {"batch": 1, "tokens": 64, "channels": 64, "hidden": 160, "fine_channels": 32, "fine_size": 16}
+TINY_SIZES = {"batch": 1, "tokens": 16, "channels": 64, "hidden": 64, "fine_channels": 32, "fine_size": 8}
 FLOAT64 = "float64"
 
 

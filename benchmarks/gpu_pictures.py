@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.gpu_report import OURS, Report
+from benchmarks.gpu_clock import release
+from benchmarks.gpu_report import FLOAT32_ON_CPU, OURS, Report
 from benchmarks.measuring import ROOT
 from benchmarks.picture import CFG, PNG_LEVEL, STEPS
 from benchmarks.random_pipelines import PROMPTS, ROOM, folder_of, write_pipelines
@@ -134,7 +135,7 @@ def demo(report: Report) -> None:
             models = load(folder, CHECKPOINT, dtype)
             with torch.inference_mode():
                 close = psnr(generate(models, **settings), wanted[name])
-            note = f"PSNR {close:.1f} dB to float32 on a CPU"
+            note = f"PSNR {close:.1f} dB to {FLOAT32_ON_CPU}"
             run = functools.partial(generate, models, **settings)
             report.measure(f"image {name} {DEMO_SIZE}", variant, run, note=note)
             del models, run
@@ -207,6 +208,7 @@ def peer_row(report: Report, family: str, folder: Path, prompts: Iterator[str], 
     import torch
 
     stage = stage_of(family, report, size)
+    release(report.device)  # our models
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16).to(report.device)
     except Exception as failure:  # noqa: BLE001 - the peer's failure is worth a row, not the run

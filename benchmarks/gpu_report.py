@@ -16,7 +16,7 @@ from benchmarks.measuring import heading, row, write
 OURS = "ours"  # the variant that the others of a stage are compared with
 COLUMNS = (
     *("stage", "variant", "ms", "best", "host ms", "peak MiB", "launches", "syncs"),
-    *("error", "of the roofline", "time / ours"),
+    *("error", "of the roofline", "time / ours", "note"),
 )
 MEASURED = ("ms", "best_ms", "host_ms", "runs", "peak_mib", "launches", "busy_ms", "top_kernels", "syncs")
 FIELDS = (
@@ -160,6 +160,7 @@ class Report:
             number(found["error"], ".2e"),
             number(found["roofline"], ".0%"),
             number(ours and found["ms"] / ours["ms"], ".2f"),
+            found["note"] or "-",
         ]
 
     def table(self) -> str:

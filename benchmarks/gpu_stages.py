@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.gpu_clock import synchronize, time_runs
 from benchmarks.gpu_report import OURS, Report, Work
-from benchmarks.networks import CAPTION_CHANNELS, HALF, INSTRUCTION_POSITIONS, PROMPT_TOKENS, build, encoding
+from benchmarks.networks import CAPTION_CHANNELS, HALF, INSTRUCTION_POSITIONS, POSITIONS, PROMPT_TOKENS, build, encoding
 from benchmarks.stages import operations
 
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 512}
@@ -86,6 +86,14 @@ def backend(report: Report) -> str:
     return "inductor" if report.device == "cuda" else "eager"
 
 
+def forget_compiled(form: str) -> None:
+    """Frees what torch.compile holds of a variant in that form."""
+    if form == COMPILED:
+        import torch
+
+        torch._dynamo.reset()
+
+
 # Decode
 
 
@@ -134,7 +142,7 @@ def decode(report: Report, size: int, variants: tuple[str, ...], model: str) -> 
 
         report.measure(stage, variant, run, counted, error)
         del network, run, counted, error
-        torch._dynamo.reset()
+        forget_compiled(compiled)
 
 
 # Denoising step
@@ -157,8 +165,12 @@ def step_inputs(batch: int, size: int, device: str, dtype, sprint: bool) -> dict
 def step_call(implementation: str, network, inputs: dict) -> Callable:
     if implementation != "diffusers":
         return functools.partial(network, **inputs)
+    import torch.nn.functional as F
+
     mask = inputs["attention_mask"].to(inputs["x"])
-    args = inputs["x"], inputs["context"], inputs["timesteps"]
+    padding = POSITIONS - STEP_TOKENS  # which diffusers' pipeline leaves in place
+    mask, context = F.pad(mask, (0, padding)), F.pad(inputs["context"], (0, 0, 0, padding))
+    args = inputs["x"], context, inputs["timesteps"]
     scaled = {"guidance": inputs["guidance"] * 0.1} if "guidance" in inputs else {}  # its pipeline scales it
     return functools.partial(network, *args, encoder_attention_mask=mask, **scaled)
 
@@ -219,7 +231,7 @@ def step(report: Report, model: str, batch: int, size: int, variants: tuple[str,
             error = functools.partial(step_error, report, implementation, form == COMPILED, model, sprint, batch)
             report.measure(stage, variant, run, counted, error)
         del network, run, counted
-        torch._dynamo.reset()
+        forget_compiled(form)
 
 
 def replay(report: Report, stage: str, variant: str, run: Callable, work: Callable) -> None:
@@ -287,7 +299,7 @@ def text_lengths(report: Report, gemma, model: str) -> None:
             embeds = torch.randn(1, length, gemma.model.config.hidden_size, device=report.device, dtype=dtype)
             run = functools.partial(gemma.continue_from, [], embeds)
             error = functools.partial(text_error, report, length, dtype, model)
-            report.measure(f"text of {length} positions", str(dtype)[6:], run, least_work(gemma, run), error)
+            report.measure(f"text of length {length}", str(dtype)[6:], run, least_work(gemma, run), error)
 
 
 @functools.cache
