@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     stop_politely()
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars between the rows of the table
     prepare_imports()
     import torch
 

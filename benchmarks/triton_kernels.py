@@ -122,18 +122,21 @@ def kv_state_kernel(
     tl.store(out + (base + channel) * (d + 1) + d, sums)
 
 
-def kv_state(k: Tensor, v: Tensor, head_dim: int) -> Tensor:
-    """Sums over N of relu(k) v^T and, in the last column, of relu(k). k, v (B, N, C) -> (B, h, d, d + 1) in float32."""
+def kv_state(k: Tensor, v: Tensor, head_dim: int, split_tokens: int = SPLIT_TOKENS) -> Tensor:
+    """Sums over N of relu(k) v^T and, in the last column, of relu(k). k, v (B, N, C) -> (B, h, d, d + 1) in float32.
+
+    split_tokens: that one program sums, a multiple of TOKENS.
+    """
     (images, tokens, channels), k, v = k.shape, k.contiguous(), v.contiguous()
-    splits, heads = triton.cdiv(tokens, SPLIT_TOKENS), channels // head_dim
+    splits, heads = triton.cdiv(tokens, split_tokens), channels // head_dim
     out = torch.empty(splits, images, heads, head_dim, head_dim + 1, device=k.device)
     kv_state_kernel[heads, images, splits](
-        k, v, out, tokens, channels, head_dim, SPLIT_TOKENS, TOKENS, INTERPRETED and k.dtype != torch.float32
+        k, v, out, tokens, channels, head_dim, split_tokens, TOKENS, INTERPRETED and k.dtype != torch.float32
     )
     return out[0] if splits == 1 else out.sum(dim=0)
 
 
-def kv_state_reference(k: Tensor, v: Tensor, head_dim: int) -> Tensor:
+def kv_state_reference(k: Tensor, v: Tensor, head_dim: int, _split_tokens: int = 0) -> Tensor:
     keys, values = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (F.relu(k), v))
     return torch.cat([keys.mT @ values, keys.sum(dim=-2).unsqueeze(-1)], dim=-1)
 
@@ -155,16 +158,16 @@ def apply_state_kernel(
     tl.store(out + place, (weighted / (total + EPS)[:, None]).to(out.dtype.element_ty), mask=(n < N)[:, None])
 
 
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
-    """ReLU linear attention. q, k, v (B, N, C) -> (B, N, C) in the same format."""
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int, split_tokens: int = SPLIT_TOKENS) -> Tensor:
+    """ReLU linear attention. q, k, v (B, N, C) -> (B, N, C) in the same format; split_tokens as of `kv_state`."""
     (images, tokens, channels), q = q.shape, q.contiguous()
-    out, state = torch.empty_like(q), kv_state(k, v, head_dim)
+    out, state = torch.empty_like(q), kv_state(k, v, head_dim, split_tokens)
     programs = channels // head_dim, images, triton.cdiv(tokens, TOKENS)
     apply_state_kernel[programs](q, state, out, tokens, channels, head_dim, ATTENTION_EPS, TOKENS)
     return out
 
 
-def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
+def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, head_dim: int, _split_tokens: int = 0) -> Tensor:
     queries = F.relu(q).unflatten(-1, (-1, head_dim)).transpose(1, 2)
     out = queries @ kv_state_reference(k, v, head_dim)
     return (out[..., :-1] / (out[..., -1:] + ATTENTION_EPS)).transpose(1, 2).flatten(2)
@@ -255,13 +258,12 @@ class Case:
 
 
 MAP, VECTOR = (2, 24, 5, 7), (24,)
-TOKENS_3D = (2, 1100, 64)  # in two splits, the second of them not full
+WIDE_MAP, GRID = (2, 3 * 17, 2 * 72), (3, 17)  # two blocks of columns and of channels
+STATES, SPLIT = (2, 150, 64), 128  # two heads; two splits, the second of them not full
 CASES = {
-    "depthwise_gate": Case(
-        depthwise_gate, depthwise_gate_reference, ((2, 15 * 17, 48), (48, 1, 3, 3), (48,)), ((15, 17),)
-    ),
-    "kv_state": Case(kv_state, kv_state_reference, (TOKENS_3D,) * 2, (32,)),
-    "linear_attention": Case(linear_attention, linear_attention_reference, (TOKENS_3D,) * 3, (32,)),
+    "depthwise_gate": Case(depthwise_gate, depthwise_gate_reference, (WIDE_MAP, (144, 1, 3, 3), (144,)), (GRID,)),
+    "kv_state": Case(kv_state, kv_state_reference, (STATES,) * 2, (32, SPLIT)),
+    "linear_attention": Case(linear_attention, linear_attention_reference, (STATES,) * 3, (32, SPLIT)),
     "norm_add": Case(norm_add, norm_add_reference, (MAP, MAP, VECTOR, VECTOR)),
     "bias_silu": Case(bias_silu, bias_silu_reference, (MAP, VECTOR)),
 }

@@ -36,9 +36,9 @@ PRESENT = (
     *("einops", "psutil", "tqdm", "scipy", "pyyaml", "aiohttp", "pillow", "requests", "numpy"),
 )
 # What the host's networks, the pack's nodes and the other implementations import beside that.
-NEEDED = ("comfy-aimdo", "comfy-kitchen", "torchsde", "diffusers", "accelerate")
-# Most of its 166 MB are libraries for one Python and one kind of card; its Triton and plain forms remain.
-WITHOUT_LIBRARIES = ("comfy-kitchen",)
+NEEDED = ("comfy-aimdo", "comfy-kitchen", "torchsde", "diffusers", "accelerate", "protobuf")
+# Both have forms in Python too. Most of the 166 MB of the first are libraries for one Python and one kind of card.
+WITHOUT_LIBRARIES = ("comfy-kitchen", "protobuf")
 LIBRARIES = (".so", ".pyd", ".dylib", ".dll", ".cu", ".cuh", ".hip")
 HOST_FOLDERS = ("comfy", "comfy_extras", "comfy_api", "comfy_execution", "comfy_config", "utils")
 TOKENIZER_DATA = {"tokenizer.json", "vocab.json", "merges.txt"}
