@@ -3,8 +3,8 @@
     make bench-gpu [BUDGET=440] [ONLY="decode step"]
     python -m benchmarks.gpu [--budget 440] [--only decode step] [--out benchmarks/results] [--tiny]
 
-One process measures everything, the most valuable first, and writes JSON after each row; what the budget of seconds
-does not reach is listed as skipped. At the end it writes a Markdown table beside the JSON; both have the card's name.
+One process measures everything, the most valuable first, and writes JSON and a Markdown table after each row,
+both with the card's name; what the budget of seconds does not reach is listed as skipped.
 --tiny takes small networks, on a CPU too: it shows that all of it runs, not how fast. For a machine without ComfyUI and
 diffusers see `tools/gpu_kit.py`.
 
@@ -31,7 +31,6 @@ from demo.train.pack import prepare_imports
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGET = 440  # s
 NO_CARD = "No CUDA device was found: run this on a machine with an NVIDIA card, or give --tiny to try it on a CPU."
-DECODERS = ("ours", "host", "diffusers", "plain")
 COMPILED = ("ours, compiled", "diffusers, compiled")
 
 
@@ -55,21 +54,21 @@ def jobs(tiny: bool) -> list[Job]:
     def step(model: str, batch: int, size: int, *variants: str, sprint: bool = False) -> Callable:
         return lambda report: gpu_stages.step(report, model, batch, size, variants, sprint)
 
-    forms = ("ours", "ours, graph", "diffusers")
+    forms, decoders = ("ours", "ours, graph", "diffusers"), ("ours", "ours, graph", "host", "diffusers", "plain")
     return [
         Job("ceilings", gpu_stages.ceilings),
-        Job("decode", decode(full, *DECODERS), 30),
+        Job("decode", decode(full, *decoders), 30),
         Job("step with cfg", step(large, 2, full, *forms), 30),
         Job("step of Sprint", step(large, 1, full, *forms, sprint=True), 25),
         Job("text", lambda report: gpu_stages.text(report, large), 25),
         Job("image of the demo", gpu_pictures.demo, 45),
         Job("images of SANA-Sprint and SANA", lambda report: gpu_pictures.families(report, full, True), 90),
-        Job("parts", gpu_parts.parts, 30),
-        Job("decode, half size", decode(half, *DECODERS), 15),
+        Job("decode, half size", decode(half, *decoders), 15),
         Job("step, small model", step(small, 1, full, *forms), 20),
         Job("step, half size", step(large, 2, half, *forms), 20),
         Job("step of Sprint, half size", step(large, 1, half, *forms, sprint=True), 20),
-        Job("decode, twice the size", decode(twice, *DECODERS), 30),
+        Job("decode, twice the size", decode(twice, *decoders), 30),
+        Job("parts", gpu_parts.parts, 30),  # late: a faulty kernel would spoil the process for what follows
         Job("decode, compiled", decode(full, *COMPILED), 90),
         Job("step, compiled", step(large, 2, full, *COMPILED), 90),
     ]
@@ -88,6 +87,18 @@ def run(report, chosen: list[Job]) -> None:
         release(report.device)
 
 
+def quiet() -> None:
+    """No progress bars and advice between the rows."""
+    import comfy.utils
+    import diffusers
+    import transformers
+
+    comfy.utils.set_progress_bar_enabled(False)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all")
@@ -96,7 +107,6 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     stop_politely()
-    os.environ["TQDM_DISABLE"] = "1"  # progress bars between the rows of the table
     prepare_imports()
     import torch
 
@@ -105,16 +115,16 @@ def main() -> None:
         sys.exit(NO_CARD)
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+    quiet()
     card = gpu_report.describe_machine(device)["card"]
     path = given.out / f"{gpu_report.file_name(card, given.tiny)}.json"
     report = gpu_report.Report(path, device, given.budget, given.tiny, given.only)
     torch.manual_seed(0)
     write(heading(gpu_report.COLUMNS))
     run(report, jobs(given.tiny))
-    table = path.with_suffix(".md")
-    table.write_text(report.table(), encoding="utf-8")
     failed = sum(bool(one["failed"]) for one in report.rows)
-    write(f"\n{report.table()}\n{len(report.rows)} rows, {failed} failed, {len(report.skipped)} skipped: {table}")
+    counts = f"{len(report.rows)} rows, {failed} failed, {len(report.skipped)} skipped"
+    write(f"\n{report.table()}\n{counts}: {path.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

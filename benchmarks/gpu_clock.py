@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-WARM_UPS = {"cuda": 3, "cpu": 1}
-LEAST, MOST = 5, 30  # runs that are timed
+WARM_UPS = 3  # on a GPU, of which long ones are not repeated
+FEWEST, LEAST, MOST = 2, 5, 30  # runs that are timed
 SECONDS = 1.5  # after which no further run is timed, once there are LEAST
 TOP_KERNELS, NAME_LENGTH = 12, 90
 SYNC_SITES = 20  # at most, the most frequent first
@@ -44,12 +44,15 @@ def time_runs(run: Callable, device: str, seconds: float = SECONDS) -> dict:
 
     A call whose `host_ms` equals its `ms` is bound by launches, not by the device. The device is idle before each.
     """
-    for _ in range(WARM_UPS[device]):
+    on_device = device == "cuda"
+    begun = time.perf_counter()
+    for _ in range(WARM_UPS if on_device else 1):
         run()
-    synchronize(device)
+        synchronize(device)
+        if time.perf_counter() - begun > seconds:
+            break
     times, waits, begun = [], [], time.perf_counter()
-    least, most = (LEAST, MOST) if device == "cuda" else (1, 1)
-    while len(times) < least or (len(times) < most and time.perf_counter() - begun < seconds):
+    while wants_more(len(times), time.perf_counter() - begun, seconds) if on_device else not times:
         took, wait = time_once(run, device)
         times.append(took)
         waits.append(wait)
@@ -59,6 +62,13 @@ def time_runs(run: Callable, device: str, seconds: float = SECONDS) -> dict:
         "host_ms": statistics.median(waits),
         "runs": len(times),
     }
+
+
+def wants_more(runs: int, passed: float, seconds: float) -> bool:
+    """Whether another run is timed: LEAST of them, two if each takes long, and more while there is time."""
+    if runs < LEAST:
+        return runs < FEWEST or passed < LEAST * seconds
+    return runs < MOST and passed < seconds
 
 
 def time_once(run: Callable, device: str) -> tuple[float, float]:

@@ -118,12 +118,12 @@ class Report:
         least = max(work.operations / self.ceilings["operations"], work.bytes / self.ceilings["bytes"])
         return least * 1e3 / ms
 
-    def fail(self, stage: str, failure: Exception) -> None:
+    def fail(self, stage: str, failure: Exception, variant: str = "-") -> None:
         """For what fails before a row of the stage could be measured."""
         trace = "".join(traceback.format_exception(failure)[-3:])
         self.add(
             dict.fromkeys(FIELDS)
-            | {"stage": stage, "variant": "-", "note": trace[-1500:], "failed": describe_failure(failure)}
+            | {"stage": stage, "variant": variant, "note": trace[-1500:], "failed": describe_failure(failure)}
         )
 
     def add(self, found: dict) -> dict:
@@ -137,14 +137,15 @@ class Report:
         return next(rows, None)
 
     def save(self) -> None:
-        """JSON of all there is so far, in one step, so that a killed run leaves a whole file."""
+        """JSON of all there is so far, and the table, each in one step, so that a killed run leaves whole files."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         ceilings = {f"{name}_per_second": value for name, value in self.ceilings.items()}
         seconds = {"seconds": round(time.monotonic() - self.begun, 1)}
         text = json.dumps(self.about | seconds | ceilings | {"rows": self.rows, "skipped": self.skipped}, indent=1)
-        part = self.path.with_suffix(".part")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(self.path)
+        for path, content in ((self.path, text + "\n"), (self.path.with_suffix(".md"), self.table())):
+            part = path.with_name(path.name + ".part")
+            part.write_text(content, encoding="utf-8")
+            part.replace(path)
 
     def cells(self, found: dict) -> list[str]:
         """Of the table, in the order of COLUMNS."""

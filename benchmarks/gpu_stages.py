@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu_clock import synchronize, time_runs
+from benchmarks.gpu_clock import time_runs
 from benchmarks.gpu_report import OURS, Report, Work
 from benchmarks.networks import CAPTION_CHANNELS, HALF, INSTRUCTION_POSITIONS, POSITIONS, PROMPT_TOKENS, build, encoding
 from benchmarks.stages import operations
@@ -25,12 +25,12 @@ TIMESTEP = {False: 547.0, True: 0.7}  # by whether the model is a SANA-Sprint
 GUIDANCE = 4.5
 SPRINT = {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}
 TEXT_LENGTHS = (1, PROMPT_TOKENS, INSTRUCTION_POSITIONS + PROMPT_TOKENS)
-COMPILED = "compiled"
+COMPILED, GRAPH = "compiled", "graph"  # forms of an implementation, behind a comma in the variant's name
 
 
 def relative_error(found, wanted) -> float:
-    """Of the Frobenius norm. found: a tensor, or the object in which diffusers returns one."""
-    found, wanted = getattr(found, "sample", found).double().cpu(), wanted.double().cpu()
+    """Of the Frobenius norm of tensors, or of the objects in which diffusers returns them."""
+    found, wanted = (getattr(one, "sample", one).double().cpu() for one in (found, wanted))
     return float((found - wanted).norm() / wanted.norm())
 
 
@@ -57,10 +57,7 @@ def least_work(network, run: Callable) -> Callable[[], Work]:
     """Operations of one call as torch counts them, and every weight read once."""
 
     def count() -> Work:
-        import torch
-
-        with torch.inference_mode():
-            return Work(operations(run), weight_bytes(network))
+        return Work(in_inference_mode(functools.partial(operations, run)), weight_bytes(network))
 
     return count
 
@@ -86,12 +83,65 @@ def backend(report: Report) -> str:
     return "inductor" if report.device == "cuda" else "eager"
 
 
-def forget_compiled(form: str) -> None:
-    """Frees what torch.compile holds of a variant in that form."""
+def measure_form(report: Report, stage: str, variant: str, network, module, run: Callable, error: Callable) -> None:
+    """A row for an implementation as it is, or in the form behind the comma of the variant's name.
+
+    module: what of the network is compiled. error: of the implementation as it is, to float32; that of a compiled or
+    replayed one is its difference to eager kernels, which spares compiling for another shape.
+    """
+    form = variant.partition(", ")[2]
+    if not form:
+        report.measure(stage, variant, run, stage_work(report, stage, network, run), error)
+        return
+    if form == GRAPH and report.device != "cuda":
+        report.skip(stage, variant, "there are no CUDA graphs on a CPU")
+        return
+    try:
+        wanted = in_inference_mode(run)
+        if form == GRAPH:
+            run = in_inference_mode(functools.partial(captured, run))
+        else:
+            module.compile(backend=backend(report))
+    except Exception as failure:  # noqa: BLE001 - what cannot be captured is a finding of its own
+        report.fail(stage, failure, variant)
+        return
+
+    def difference() -> float:
+        return relative_error(in_inference_mode(run), wanted)
+
+    report.measure(stage, variant, run, known_work(report, stage), difference, "eager", detail=form != GRAPH)
     if form == COMPILED:
         import torch
 
         torch._dynamo.reset()
+
+
+def in_inference_mode(run: Callable):
+    import torch
+
+    with torch.inference_mode():
+        return run()
+
+
+def captured(run: Callable) -> Callable:
+    """A call as a CUDA graph that is replayed, to the same tensor each time."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # libraries choose and allocate in the first calls
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+
+    def replay():
+        graph.replay()
+        return out
+
+    return replay
 
 
 # Decode
@@ -119,7 +169,7 @@ def autoencoder(implementation: str, report: Report, model: str):
 
 
 def decode(report: Report, size: int, variants: tuple[str, ...], model: str) -> None:
-    """variants: implementations, each with ", compiled" behind it or not."""
+    """variants: implementations, each with a form behind it or not."""
     import torch
 
     stage = f"decode {size}"
@@ -128,21 +178,17 @@ def decode(report: Report, size: int, variants: tuple[str, ...], model: str) -> 
     _, small, image = decode_reference(model, CHECKED_SIZE[report.tiny])
     latent = torch.randn(1, 32, size // 32, size // 32, device=report.device, dtype=torch.bfloat16)
     for variant in variants:
-        implementation, _, compiled = variant.partition(", ")
+        implementation = variant.partition(", ")[0]
         network = autoencoder(implementation, report, model)
         scale = network.scaling_factor if implementation == "host" else 1  # the host's class divides by it
-        run = functools.partial(network.decode, latent)
-        counted = known_work(report, stage) if compiled else stage_work(report, stage, network, run)
-        if compiled:
-            getattr(network, HALF["decode"]).compile(backend=backend(report))
+        check = functools.partial(decode_error, network, (small * scale).to(latent), image)
+        half, run = getattr(network, HALF["decode"]), functools.partial(network.decode, latent)
+        measure_form(report, stage, variant, network, half, run, check)
+        del network, half, run, check
 
-        def error(network=network, scale=scale) -> float:
-            with torch.inference_mode():
-                return relative_error(network.decode((small * scale).to(latent)), image)
 
-        report.measure(stage, variant, run, counted, error)
-        del network, run, counted, error
-        forget_compiled(compiled)
+def decode_error(network, latent, wanted) -> float:
+    return relative_error(in_inference_mode(functools.partial(network.decode, latent)), wanted)
 
 
 # Denoising step
@@ -191,7 +237,7 @@ def step_reference(model: str, sprint: bool, batch: int, size: int) -> tuple[dic
         return state, inputs, network(**inputs)
 
 
-def step_error(report: Report, implementation: str, compiled: bool, model: str, sprint: bool, batch: int) -> float:
+def step_error(report: Report, implementation: str, model: str, sprint: bool, batch: int) -> float:
     """Relative error of a few blocks in bfloat16 on the device."""
     import torch
     from sana_native.models.sana.convert import to_network_layout
@@ -204,14 +250,11 @@ def step_error(report: Report, implementation: str, compiled: bool, model: str, 
         name: value.to(report.device, torch.bfloat16 if name in ("x", "context") else None)
         for name, value in inputs.items()
     }
-    if compiled:
-        network.compile(backend=backend(report))
-    with torch.inference_mode():
-        return relative_error(step_call(implementation, network, moved)(), wanted)
+    return relative_error(in_inference_mode(step_call(implementation, network, moved)), wanted)
 
 
 def step(report: Report, model: str, batch: int, size: int, variants: tuple[str, ...], sprint: bool = False) -> None:
-    """variants: implementations, each with ", compiled" or ", graph" (a captured CUDA graph) behind it or not."""
+    """variants: implementations, each with a form behind it or not."""
     import torch
 
     stage = f"step {model}{' Sprint' if sprint else ''} x{batch} {size}"
@@ -219,56 +262,12 @@ def step(report: Report, model: str, batch: int, size: int, variants: tuple[str,
         return
     inputs = step_inputs(batch, size, report.device, torch.bfloat16, sprint)
     for variant in variants:
-        implementation, _, form = variant.partition(", ")
+        implementation = variant.partition(", ")[0]
         network = build("step", implementation, torch.bfloat16, report.device, model, **(SPRINT if sprint else {}))
         run = step_call(implementation, network, inputs)
-        counted = known_work(report, stage) if form else stage_work(report, stage, network, run)
-        if form == "graph":
-            replay(report, stage, variant, run, counted)
-        else:
-            if form == COMPILED:
-                network.compile(backend=backend(report))
-            error = functools.partial(step_error, report, implementation, form == COMPILED, model, sprint, batch)
-            report.measure(stage, variant, run, counted, error)
-        del network, run, counted
-        forget_compiled(form)
-
-
-def replay(report: Report, stage: str, variant: str, run: Callable, work: Callable) -> None:
-    """A row for a captured graph, whose error is the difference to what the same kernels give when launched singly."""
-    import torch
-
-    if report.device != "cuda":
-        return report.skip(stage, variant, "there are no CUDA graphs on a CPU")
-    try:
-        graph, out = capture(run)
-    except Exception as failure:  # noqa: BLE001 - what cannot be captured is a finding of its own
-        return report.fail(stage, failure)
-
-    def error() -> float:
-        with torch.inference_mode():
-            graph.replay()
-            return relative_error(out, run())
-
-    report.measure(stage, variant, graph.replay, work, error, "eager", detail=False)
-
-
-def capture(run: Callable) -> tuple:
-    """A CUDA graph of a call, and the tensor that a replay fills."""
-    import torch
-
-    with torch.inference_mode():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run()
-    synchronize("cuda")
-    return graph, out
+        check = functools.partial(step_error, report, implementation, model, sprint, batch)
+        measure_form(report, stage, variant, network, network, run, check)
+        del network, run
 
 
 # Text
@@ -321,5 +320,5 @@ def text_error(report: Report, length: int, dtype, model: str) -> float:
     state, embeds, wanted = text_reference(model, length)
     gemma = build("text", OURS, torch.bfloat16, report.device, model, CHECKED_BLOCKS).gemma2_2b.transformer
     gemma.load_state_dict(state)
-    with torch.inference_mode():
-        return relative_error(gemma.continue_from([], embeds.to(report.device, dtype))[0], wanted)
+    found = in_inference_mode(functools.partial(gemma.continue_from, [], embeds.to(report.device, dtype)))[0]
+    return relative_error(found, wanted)
