@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -161,12 +161,19 @@ def families(report: Report, size: int, peers: bool) -> None:
     if not names:
         return
     with released(names, report.tiny) as folder:
-        prompts = itertools.cycle(json.loads((folder / PROMPTS).read_text(encoding="utf-8")))
+        prompts = new_prompts(json.loads((folder / PROMPTS).read_text(encoding="utf-8"))[0])
         for name in names:
             place = folder / folder_of(name, MODEL)
             image_rows(report, name, place, prompts, size)
             if peers and report.left() > PEER_SECONDS:
                 peer_row(report, name, place, prompts, size)
+
+
+def new_prompts(text: str) -> Iterator[str]:
+    """A text's words in ever new orders, so that no state of an earlier prompt serves a later one."""
+    rng, words = random.Random(0), text.split()
+    while True:
+        yield " ".join(rng.sample(words, len(words)))
 
 
 def stage_of(family: str, report: Report, size: int) -> str:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu_clock import time_runs
+from benchmarks.gpu_clock import release, time_runs
 from benchmarks.gpu_report import OURS, Report, Work
 from benchmarks.networks import CAPTION_CHANNELS, HALF, INSTRUCTION_POSITIONS, POSITIONS, PROMPT_TOKENS, build, encoding
 from benchmarks.stages import operations
@@ -278,27 +278,30 @@ def text(report: Report, model: str) -> None:
     import torch
 
     stage = f"text {PROMPT_TOKENS} tokens"
-    if not report.wants("text"):
-        return
-    for implementation in (OURS, "transformers"):
-        network = build("text", implementation, torch.bfloat16, report.device, model)
+    for variant in (OURS, "ours in float32", "transformers") if report.wants(stage) else ():
+        implementation, _, own_format = variant.partition(" in ")
+        options = {"compute": getattr(torch, own_format)} if own_format else {}
+        network = build("text", implementation, torch.bfloat16, report.device, model, **options)
         run = encoding(implementation, network, report.device, PROMPT_TOKENS)
-        report.measure(stage, implementation, run, least_work(network, run))
-        if implementation == OURS:
-            text_lengths(report, network.gemma2_2b.transformer, model)
+        report.measure(stage, variant, run, least_work(network, run))
         del network, run
+        release(report.device)
+    for compute in (torch.float32, torch.bfloat16):
+        gemma = gemma_of("bfloat16", report.device, model, None, compute)
+        for length in TEXT_LENGTHS:
+            embeds = torch.randn(1, length, gemma.model.config.hidden_size, device=report.device)
+            run = functools.partial(gemma.continue_from, [], embeds)
+            error = functools.partial(text_error, report, length, compute, model)
+            report.measure(f"text of length {length}", str(compute)[6:], run, least_work(gemma, run), error)
+        del gemma, run
 
 
-def text_lengths(report: Report, gemma, model: str) -> None:
-    """Rows of the whole network at several lengths, whose input is in float32, the host's habit, and in bfloat16."""
+def gemma_of(dtype: str, device: str, model: str, blocks: int | None, compute):
+    """Our Gemma-2 alone. dtype: of its weights; compute: of its matrix products."""
     import torch
 
-    for length in TEXT_LENGTHS:
-        for dtype in (torch.float32, torch.bfloat16):
-            embeds = torch.randn(1, length, gemma.model.config.hidden_size, device=report.device, dtype=dtype)
-            run = functools.partial(gemma.continue_from, [], embeds)
-            error = functools.partial(text_error, report, length, dtype, model)
-            report.measure(f"text of length {length}", str(dtype)[6:], run, least_work(gemma, run), error)
+    network = build("text", OURS, getattr(torch, dtype), device, model, blocks, compute=compute)
+    return network.gemma2_2b.transformer
 
 
 @functools.cache
@@ -307,18 +310,15 @@ def text_reference(model: str, length: int) -> tuple[dict, Any, Any]:
     import torch
 
     torch.manual_seed(0)
-    gemma = build("text", OURS, torch.float32, "cpu", model, CHECKED_BLOCKS).gemma2_2b.transformer
+    gemma = gemma_of("float32", "cpu", model, CHECKED_BLOCKS, torch.float32)
     embeds = torch.randn(1, length, gemma.model.config.hidden_size)
-    with torch.inference_mode():
-        return gemma.state_dict(), embeds, gemma.continue_from([], embeds)[0]
+    return gemma.state_dict(), embeds, in_inference_mode(functools.partial(gemma.continue_from, [], embeds))[0]
 
 
-def text_error(report: Report, length: int, dtype, model: str) -> float:
+def text_error(report: Report, length: int, compute, model: str) -> float:
     """Relative error of a few layers with weights in bfloat16 on the device."""
-    import torch
-
     state, embeds, wanted = text_reference(model, length)
-    gemma = build("text", OURS, torch.bfloat16, report.device, model, CHECKED_BLOCKS).gemma2_2b.transformer
+    gemma = gemma_of("bfloat16", report.device, model, CHECKED_BLOCKS, compute)
     gemma.load_state_dict(state)
-    found = in_inference_mode(functools.partial(gemma.continue_from, [], embeds.to(report.device, dtype)))[0]
-    return relative_error(found, wanted)
+    run = functools.partial(gemma.continue_from, [], embeds.to(report.device))
+    return relative_error(in_inference_mode(run)[0], wanted)

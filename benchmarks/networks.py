@@ -45,10 +45,18 @@ def dc_ae_config(widths: tuple[int, ...] = DC_AE_WIDTHS):
 
 
 def text_encoder(
-    implementation: str, dtype, device: str, blocks: int | None = None, runs_on: str | None = None, **sizes
+    implementation: str,
+    dtype,
+    device: str,
+    blocks: int | None = None,
+    runs_on: str | None = None,
+    compute=None,
+    **sizes,
 ):
-    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike. runs_on: as in `build`;
-    ours computes in the format that the loader would choose there."""
+    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike. runs_on: as in `build`.
+
+    compute: format of our matrix products; None for the one that the loader would choose.
+    """
     sizes = GEMMA | {"num_hidden_layers": blocks or GEMMA["num_hidden_layers"]} | sizes
     if implementation == "ours":
         from sana_native.models.gemma.text_encoder import CLIP_NAME, COMPUTE, SanaTextEncoder
@@ -56,8 +64,8 @@ def text_encoder(
         from sana_native.models.runtime.precision import Device, Request, gemma_precision
 
         fast = cpu_multiplies_bfloat16() if (runs_on or device) == "cpu" else True
-        precision = gemma_precision(dtype, Request(), Device(str(runs_on), bfloat16=fast))
-        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes, COMPUTE: precision.compute})
+        compute = compute or gemma_precision(dtype, Request(), Device(str(runs_on), bfloat16=fast)).compute
+        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes, COMPUTE: compute})
     import torch
     from accelerate import init_empty_weights
     from transformers import Gemma2Config, Gemma2Model
@@ -167,11 +175,13 @@ def build(
 ):
     """A network with random weights in this format on this device, "meta" for one without weights.
 
-    runs_on: the device that it is the network for, if it is another one. options: of a transformer.
+    runs_on: the device that it is the network for, if it is another one. options: of the stage's function above.
     """
     runs_on, tiny = runs_on or device, model == TINY
     if stage == "text":
-        network = text_encoder(implementation, dtype, device, blocks, runs_on, **(TINY_GEMMA if tiny else {}))
+        network = text_encoder(
+            implementation, dtype, device, blocks, runs_on, **options, **(TINY_GEMMA if tiny else {})
+        )
     elif stage == "step":
         network = transformer(implementation, model, blocks, runs_on, **options)
     else:
