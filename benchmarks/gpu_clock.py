@@ -18,7 +18,8 @@ FEWEST, LEAST, MOST = 2, 5, 30  # runs that are timed
 SECONDS = 1.5  # after which no further run is timed, once there are LEAST
 TOP_KERNELS, NAME_LENGTH = 12, 90
 SYNC_SITES = 20  # at most, the most frequent first
-SYNC_WARNING = "synchroniz"  # in torch's warning of `set_sync_debug_mode`
+# Of torch's warning for each wait; that `set_sync_debug_mode` is a prototype it says once, in other words.
+SYNC_WARNING = "called a synchronizing"
 
 
 def synchronize(device: str) -> None:

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 
 from benchmarks.gpu_clock import release
 from benchmarks.gpu_report import FLOAT32_ON_CPU, OURS, Report
+from benchmarks.gpu_stages import in_inference_mode, relative_error
 from benchmarks.measuring import ROOT
 from benchmarks.picture import CFG, PNG_LEVEL, STEPS
 from benchmarks.random_pipelines import PROMPTS, ROOM, folder_of, write_pipelines
@@ -123,22 +124,23 @@ def demo_references(tiny: bool) -> dict:
 
 
 def demo(report: Report) -> None:
-    """Rows of the demo's images, in the loaders' own formats and in float32; the error is noted as PSNR."""
-    import torch
-
+    """Rows of the demo's images, in the loaders' own formats and in float32, beside what a CPU computes."""
     if not report.wants("image demo"):
         return
     wanted = demo_references(report.tiny)
     for name, (folder, _) in DEMO.items():
-        settings = demo_settings(name, report.tiny)
+        settings, stage = demo_settings(name, report.tiny), f"image {name} {DEMO_SIZE}"
         for variant, dtype in ((OURS, None), ("ours in float32", "float32")):
-            models = load(folder, CHECKPOINT, dtype)
-            with torch.inference_mode():
-                close = psnr(generate(models, **settings), wanted[name])
-            note = f"PSNR {close:.1f} dB to {FLOAT32_ON_CPU}"
-            run = functools.partial(generate, models, **settings)
-            report.measure(f"image {name} {DEMO_SIZE}", variant, run, note=note)
-            del models, run
+            try:
+                run = functools.partial(generate, load(folder, CHECKPOINT, dtype), **settings)
+                image = in_inference_mode(run)
+            except Exception as failure:  # noqa: BLE001 - the other formats are worth having
+                report.fail(stage, failure, variant)
+                continue
+            error = functools.partial(relative_error, image, wanted[name])
+            note = f"PSNR {psnr(image, wanted[name]):.1f} dB to {FLOAT32_ON_CPU}"
+            report.measure(stage, variant, run, error=error, note=note)
+            del run
 
 
 # Both families

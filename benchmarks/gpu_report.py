@@ -92,7 +92,9 @@ class Report:
         found = dict.fromkeys(FIELDS) | {"stage": stage, "variant": variant, "note": note}
         found["saving"] = saving and asdict(saving)
         try:
-            found |= self.measured(run, detail)
+            found |= self.timed(run)
+            if detail:
+                found |= self.traced(run, note)
             if error is not None:
                 found |= {"error": error(), "error_to": error_to}
             asked = work() if callable(work) else work
@@ -102,14 +104,22 @@ class Report:
             found["failed"] = describe_failure(failure)
         return self.add(found)
 
-    def measured(self, run: Callable, detail: bool) -> dict:
+    def timed(self, run: Callable) -> dict:
         import torch
 
         with torch.inference_mode():
-            found = {"peak_mib": peak_mib(run, self.device), **time_runs(run, self.device)}
-            if detail:
-                found |= trace_kernels(run, self.device) | {"syncs": sync_sites(run, self.device)}
-        return found
+            return {"peak_mib": peak_mib(run, self.device), **time_runs(run, self.device)}
+
+    def traced(self, run: Callable, note: str) -> dict:
+        """Kernels and waits; where the machine does not let a process trace them, the note says why."""
+        import torch
+
+        with torch.inference_mode():
+            found = {"syncs": sync_sites(run, self.device)}
+            try:
+                return found | trace_kernels(run, self.device)
+            except RuntimeError as failure:
+                return found | {"note": f"{note} kernels not traced: {describe_failure(failure)}".strip()}
 
     def share_of_roofline(self, work: Work, ms: float) -> float | None:
         """Least time that the card's measured ceilings allow, as a share of the time taken."""
