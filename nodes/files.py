@@ -14,6 +14,7 @@ CHECKPOINTS_MARK = CHECKPOINTS + "/"
 # Class in config.json -> component, for a folder that holds this one alone.
 CLASSES = {
     "SanaTransformer2DModel": "transformer",
+    "LuminaNextDiT2DModel": "transformer",
     "AutoencoderDC": "vae",
     "Gemma2Model": "text_encoder",
     "Gemma2ForCausalLM": "text_encoder",

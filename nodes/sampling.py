@@ -1,10 +1,12 @@
 """Schedules, samplers, and one block that picks both for the model it is given."""
 
 import comfy.samplers
+from comfy.k_diffusion import sampling as k_diffusion
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..models.dc_ae.previews import MEMORY
+from ..models.lumina.model_base import LuminaModel
 from ..models.sana.model_sampling import require_flow
 from ..samplers.flow_dpm import sample_flow_dpm
 from ..samplers.registration import flow_shift_of
@@ -37,7 +39,10 @@ def model_shift(model) -> float:
 
 
 def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
-    """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest."""
+    """The released solver and sigmas: SCM for SANA-Sprint, Euler for Lumina-Next, Flow-DPM for the rest."""
+    if isinstance(model.model, LuminaModel):
+        sampler = comfy.samplers.KSAMPLER(k_diffusion.sample_euler)
+        return sampler, get_sigmas_flow_euler(steps, model_shift(model), denoise)
     if getattr(model.model, "is_sprint", False):
         sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
         return sampler, get_sigmas_scm(steps, denoise=denoise)

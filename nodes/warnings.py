@@ -6,6 +6,8 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
+from ..models.lumina import guidance as lumina_guidance
+from ..models.lumina.model_base import LuminaModel
 from ..models.sana.patch_checks import UNCONDITIONAL_BY, check_patches, refuse_patches, unconditional_by
 from ..models.sana.run_checks import Run, check_run, require_run, sampler_name
 from .host_server import running_server
@@ -20,7 +22,14 @@ NOTHING = " "  # the shortest text that the frontend takes
 
 def warn_about_runs(model) -> None:
     """Checks every run of the model, and of its clones, before it starts; through the host's own wrappers."""
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch_run)
+    watch = watch_lumina_run if isinstance(model.model, LuminaModel) else watch_run
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch)
+
+
+def watch_lumina_run(run, noise, latent_image, sampler, *args, **kwargs):
+    if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training
+        show(lumina_guidance.check_run(run.class_obj.model_options))
+    return run(noise, latent_image, sampler, *args, **kwargs)
 
 
 def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):

@@ -10,6 +10,7 @@ import transformers
 from sana_native.models.gemma.text_encoder import INSTRUCTION
 
 CAPTION_CHANNELS = 64
+LUMINA_CAPTION_CHANNELS = 32
 LATENT_CHANNELS = 32
 DC_AE_WIDTHS = (32, 32, 64, 64, 128, 128)
 DC_AE_TYPES = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
@@ -43,6 +44,26 @@ def transformer(sprint: bool = False, seed: int = 0, **overrides) -> diffusers.S
         "qk_norm": "rms_norm_across_heads" if sprint else None,
     }
     return randomize(diffusers.SanaTransformer2DModel(**config | overrides), seed)
+
+
+def lumina(seed: int = 3, **overrides) -> diffusers.LuminaNextDiT2DModel:
+    """Heads of 72 channels as released; gates so large that the text counts; queries of the text as in the release."""
+    config = {
+        "hidden_size": 288,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "multiple_of": 32,
+        "cross_attention_dim": LUMINA_CAPTION_CHANNELS,
+        "sample_size": 128,
+    }
+    model = randomize(diffusers.LuminaNextDiT2DModel(**config | overrides), seed)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.gate.mul_(5)  # from the 0.2 of other vectors
+            layer.attn2.to_q.weight.copy_(layer.attn1.to_q.weight)
+            layer.attn2.norm_q.load_state_dict(layer.attn1.norm_q.state_dict())
+    return model
 
 
 def dc_ae(seed: int = 1, **overrides) -> diffusers.AutoencoderDC:
