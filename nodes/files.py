@@ -18,6 +18,8 @@ CLASSES = {
     "AutoencoderDC": "vae",
     "Gemma2Model": "text_encoder",
     "Gemma2ForCausalLM": "text_encoder",
+    "GemmaModel": "text_encoder",
+    "GemmaForCausalLM": "text_encoder",
 }
 AVERAGED = "transformer_ema"  # a trainer's average of the weights, beside the transformer
 # The demo models come with the pack, so that their workflows run before anything was downloaded.

@@ -202,10 +202,10 @@ class SanaNativeSampler(io.ComfyNode):
             display_name="SANA Sampler",
             category="model/sampling",
             description="Samples with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
-            "for SANA-Sprint.",
+            "for Sprint, Euler for Lumina-Next.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="SANA, SANA-1.5 or SANA-Sprint."),
+                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint or Lumina-Next."),
                 io.Conditioning.Input("positive", tooltip="What to generate."),
                 io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
@@ -225,7 +225,7 @@ class SanaNativeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint.",
+                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint, 30 for Lumina-Next.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -236,11 +236,15 @@ class SanaNativeSampler(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
-                    "SANA. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
+                    "SANA, 4 for Lumina-Next. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
                 ),
                 denoise_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The generated latent, for SANA DC-AE Decode.")],
+            outputs=[
+                io.Latent.Output(
+                    tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after Lumina-Next."
+                )
+            ],
         )
 
     @classmethod

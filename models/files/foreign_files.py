@@ -11,7 +11,7 @@ StateDict = Mapping[str, Tensor]
 # its name. The families of this pack are in `models/registry.py`.
 HOST_LOADER = "use the host's own loader"
 OTHER_LANGUAGE_MODEL = f"another language model ({HOST_LOADER})"
-GEMMA_1 = "a Gemma-1 text encoder (use gemma-2-2b-it)"
+GEMMA_1 = "a Gemma-1 text encoder (use SANA Gemma Loader)"
 LUMINA_2 = f"a Lumina 2 model ({HOST_LOADER})"
 OTHER_DC_AE = "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)"
 QUANTIZED = "a model quantized by {}, which this version does not load (take the bf16 file)"

@@ -22,6 +22,9 @@ PREFIXES = {
         "gemma2_2b.transformer.",
         "text_encoder.",
         "text_encoders.gemma2_2b.",
+        "text_encoders.gemma_2b.transformer.",
+        "gemma_2b.transformer.",
+        "text_encoders.gemma_2b.",
         *WRAPPERS,
     ),
 }

@@ -134,7 +134,7 @@ def gemma_precision(stored: torch.dtype, request: Request) -> Precision:
             torch.float32,
             False,
             "as the file stores them",
-            f"the float16 {by} is not taken, because Gemma-2 was trained in bfloat16 and overflows in float16",
+            f"the float16 {by} is not taken, because Gemma was trained in bfloat16 and overflows in float16",
         )
     return Precision(request.dtype, torch.float32, False, by)
 

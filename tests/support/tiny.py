@@ -146,6 +146,27 @@ def gemma(vocab_size: int, seed: int = 2, gain: float = 1.0) -> transformers.Gem
     return model
 
 
+def gemma_1(seed: int = 4, vocab_size: int = 256000, **overrides) -> transformers.GemmaModel:
+    """A Gemma-1 with its vocabulary, by which alone it is known, and one head for keys and values."""
+    config = {
+        "hidden_size": LUMINA_CAPTION_CHANNELS,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "attn_implementation": "eager",
+    }
+    model = randomize(
+        transformers.GemmaModel(transformers.GemmaConfig(vocab_size=vocab_size, **config | overrides)), seed
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.sub_(1.0)  # as above
+    return model
+
+
 def tokenizer(folder: Path, vocab_size: int = 600) -> transformers.PreTrainedTokenizerBase:
     """The same tokenizer as a transformers object; leaves tokenizer.model in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,5 +195,25 @@ def save_pipeline(folder: Path, sprint: bool = False, **transformer_config) -> d
         "transformer": transformer(sprint, **transformer_config),
     }
     whole = pipeline(sprint, **parts)
+    whole.save_pretrained(folder)
+    return whole
+
+
+def kl_vae(seed: int = 6) -> diffusers.AutoencoderKL:
+    """An autoencoder with SDXL's latents, at an eighth of the image's side."""
+    config = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "latent_channels": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return randomize(diffusers.AutoencoderKL(**config, **blocks, scaling_factor=0.13025), seed)
+
+
+def save_lumina_pipeline(folder: Path, **transformer_config) -> diffusers.DiffusionPipeline:
+    """A tiny Lumina-Next in the released folder layout, written by diffusers; returns the pipeline."""
+    whole = diffusers.LuminaPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
+        tokenizer=tokenizer(folder / "tokenizer"),
+        text_encoder=gemma_1(),
+        vae=kl_vae(),
+        transformer=lumina(**transformer_config),
+    )
     whole.save_pretrained(folder)
     return whole

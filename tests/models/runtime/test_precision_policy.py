@@ -234,7 +234,7 @@ def test_a_format_that_is_not_taken_is_warned_about(caplog, flags):
         ),
         (
             gemma_loader.load_gemma,
-            "the float16 asked for by --fp16-text-enc is not taken, because Gemma-2 was trained in",
+            "the float16 asked for by --fp16-text-enc is not taken, because Gemma was trained in",
         ),
     ):
         warning, _ = log_of(caplog, load, path)
