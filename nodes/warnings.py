@@ -1,6 +1,8 @@
 """Warnings about a run, on the node that samples and in the log, whichever sampler node it is."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
@@ -28,7 +30,10 @@ def warn_about_runs(model) -> None:
 
 def watch_lumina_run(run, noise, latent_image, sampler, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training
-        show(lumina_guidance.check_run(run.class_obj.model_options))
+        model_options = run.class_obj.model_options
+        watch = PassWatch(lumina_guidance.check_guidance(model_options), lumina_guidance.check_patches)
+        options = model_options.setdefault("transformer_options", {})  # of this run alone
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
     return run(noise, latent_image, sampler, *args, **kwargs)
 
 
@@ -40,7 +45,7 @@ def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *arg
         refuse_patches(guider.model_options, settings.config.guidance_embeds)
         require_run(settings)
         options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
-        watch = PassWatch(check_run(settings), settings.config.depth)
+        watch = PassWatch(check_run(settings), partial(check_patches, depth=settings.config.depth))
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
@@ -62,12 +67,13 @@ def describe_run(guider, latent_image, sampler, sigmas, denoise_mask) -> Run:
 class PassWatch:
     """Shows a run's warnings, and adds those about patches, which some nodes put on single passes only."""
 
-    def __init__(self, sentences: list[str], depth: int):
-        self.sentences, self.depth = sentences, depth
+    def __init__(self, sentences: list[str], check: Callable[..., list[str]]):
+        """check: warnings about the options and the control of a pass, in this order."""
+        self.sentences, self.check = sentences, check
         show(sentences)
 
     def __call__(self, apply, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        found = check_patches(transformer_options or {}, control, self.depth)
+        found = self.check(transformer_options or {}, control)
         new = [sentence for sentence in found if sentence not in self.sentences]
         if new:
             self.sentences = [*self.sentences, *new]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import CUSTOM, OPTIONS_KEY, PRESETS, LuminaOptions
 
-UNUSED_PATCHES = ("attn1", "attn2")  # patches of the host's kinds that this network does not call
+UNUSED_PATCHES = ("attn1", "attn2")  # what the host's nodes patch and this network does not call
 
 
 def options_of(model_options: Mapping[str, Any]) -> LuminaOptions:
@@ -46,16 +46,20 @@ def with_options(patcher: comfy.model_patcher.ModelPatcher, options: LuminaOptio
     return clone
 
 
-def check_run(model_options: Mapping[str, Any]) -> list[str]:
-    """Warnings about what other nodes put on the model, [] when there is nothing to say."""
-    found = []
+def check_guidance(model_options: Mapping[str, Any]) -> list[str]:
+    """A warning where another node guides in the place of `guide_channels`, [] when there is nothing to say."""
     function = model_options.get("sampler_cfg_function")
-    if function is not guide_channels:
-        owner = getattr(function, "__qualname__", type(function).__name__).split(".")[0]
-        found.append(f"Bypass {owner}: it guides all channels, where Lumina-Next was tuned for three of four.")
-    options = model_options.get("transformer_options", {})
-    for name in UNUSED_PATCHES:
-        replaced, patched = options.get("patches_replace", {}).get(name), options.get("patches", {})
-        if replaced or patched.get(f"{name}_patch") or patched.get(f"{name}_output_patch"):
-            found.append(f"Bypass the node that patches {name}: it has no effect on Lumina-Next.")
-    return found
+    if function is guide_channels:
+        return []
+    owner = getattr(function, "__qualname__", type(function).__name__).split(".")[0]
+    return [f"Bypass {owner}: it guides all channels, where Lumina-Next was tuned for three of four."]
+
+
+def check_patches(transformer_options: Mapping[str, Any], control: Any) -> list[str]:  # noqa: ARG001 - refused elsewhere
+    """One sentence for each kind of patch in a pass that has no effect on this network."""
+    patches, replaced = transformer_options.get("patches", {}), transformer_options.get("patches_replace", {})
+    return [
+        f"Bypass the node that patches {name}, such as Perturbed-Attention Guidance: it has no effect on Lumina-Next."
+        for name in UNUSED_PATCHES
+        if replaced.get(name) or patches.get(f"{name}_patch") or patches.get(f"{name}_output_patch")
+    ]

@@ -62,9 +62,13 @@ def lumina_folder() -> Path:
     return folder() / "lumina"
 
 
+def fresh_lumina():
+    return load_model("transformer", str(lumina_folder()))
+
+
 @cache
 def lumina():
-    return load_model("transformer", str(lumina_folder()))
+    return fresh_lumina()
 
 
 @cache
