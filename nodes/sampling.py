@@ -8,6 +8,7 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from ..models.dc_ae.previews import MEMORY
 from ..models.lumina.model_base import LuminaModel
 from ..models.sana.model_sampling import require_flow
+from ..models.sana.run_checks import require_position
 from ..samplers.flow_dpm import sample_flow_dpm
 from ..samplers.registration import flow_shift_of
 from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
@@ -259,6 +260,7 @@ class SanaNativeSampler(io.ComfyNode):
         cfg: float = 4.5,
         denoise: float = 1.0,
     ) -> io.NodeOutput:
+        require_position(latent_image["samples"].shape, latent_image.get("downscale_ratio_spacial"))
         MEMORY.prepare()  # previews may have been switched on after the DC-AE was loaded
         sampler, sigmas = solver_for(model, steps, denoise, latent_image.get("batch_index"))
         output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)

@@ -29,6 +29,7 @@ OVERLAP = 4
 LATENT_CURE = "look for the stage that made it, often a float16 model; use bfloat16 there"
 DECODE_CURE = "load the autoencoder in bfloat16 or float32"
 ENCODE_CURE = "check the node that made the image, and load the autoencoder in float32"
+EMPTY_CURE = "check the node that made it, such as one that takes images from a batch"
 DC_AE_CURE = "connect the VAE of SANA DC-AE Loader, which loads dc-ae-f32c32-sana-1.0 or 1.1"
 # Latent channels and pixels per latent position of the host's other VAEs -> whose it likely is.
 OTHER_VAES = {
@@ -185,6 +186,8 @@ class SanaVAE(comfy.sd.VAE):
                 f"This latent has {samples.shape[1]} channels where DC-AE decodes {self.latent_channels}: "
                 "it comes from another model, so use that model's VAE."
             )
+        if 0 in samples.shape:
+            raise ValueError(f"This latent holds nothing, its shape is {tuple(samples.shape)}: {EMPTY_CURE}.")
         require_finite(is_finite(samples), "The latent to decode", LATENT_CURE)
 
     def encode(self, pixel_samples: Tensor, not_video: bool | None = None) -> Tensor:  # noqa: ARG002 - newer hosts'
@@ -227,6 +230,8 @@ class SanaVAE(comfy.sd.VAE):
                 f"This image {found}, where DC-AE encodes images of 3 channels (RGB): convert it to RGB first, a mask "
                 "or a one-channel image with Convert Mask to Image."
             )
+        if not len(pixels):
+            raise ValueError(f"This batch holds no image, its shape is {tuple(pixels.shape)}: {EMPTY_CURE}.")
         height, width = pixels.shape[1:3]
         if min(height, width) < RATIO:
             raise ValueError(

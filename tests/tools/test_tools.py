@@ -398,9 +398,42 @@ def test_demo_looks_whether_it_can_write_and_leaves_nothing(tmp_path):
         demo.require_writable(tmp_path / "folder.png")
     there = tmp_path / "there.png"
     there.write_bytes(b"as before")
-    for path in (there, tmp_path / "new" / "image.png"):
+    for path in (there, tmp_path / "image.png"):
         demo.require_writable(path)
-    assert there.read_bytes() == b"as before" and not list((tmp_path / "new").iterdir())
+    assert there.read_bytes() == b"as before" and not (tmp_path / "image.png").exists()
+
+
+def test_demo_creates_no_folder_but_that_of_its_own_file(tmp_path, monkeypatch):
+    with pytest.raises(
+        demo.DemoError, match=r"new/image\.png cannot be written \(there is no folder .*new\); create it"
+    ):
+        demo.require_writable(tmp_path / "new" / "image.png")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    demo.require_writable(demo.read_settings([]).out)
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "512x256"], "SIZE=512x256: the demo models are trained at 256x256 px, and larger images"),
+        (["--size", "512", "--model", "sprint"], "SIZE=512x512: the demo models are trained"),
+        (["--size", "256x192"], ""),
+        ([], ""),
+    ],
+)
+def test_demo_says_what_larger_sizes_do_to_its_own_models(monkeypatch, capsys, tmp_path, arguments, said):
+    monkeypatch.setattr(demo, "generate", lambda _: None)
+    assert demo.main([*arguments, "--out", str(tmp_path / "a.png")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(said) and out.count("\n") == bool(said)
+
+
+def test_demo_lets_other_models_be_of_any_size(capsys, tmp_path):
+    settings = demo.read_settings(["--size", "1024", "--model", str(tmp_path)])
+    demo.warn_of_size(settings)
+    assert capsys.readouterr().out == ""
 
 
 def test_demo_says_what_a_size_between_becomes(capsys):
