@@ -7,11 +7,15 @@ from .files.family import Family, describe, detect
 from .files.layout import StateDict
 from .files.reader import Checkpoint
 from .gemma.loader import GEMMA
+from .gemma1.loader import GEMMA_1
+from .lumina.loader import LUMINA
 from .sana.loader import SANA
 
 FAMILIES: tuple[Family, ...] = (
     SANA,
+    LUMINA,
     GEMMA,
+    GEMMA_1,
     DC_AE,
 )
 

@@ -13,17 +13,17 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             node_id="SanaNativeGemmaEncode",
             display_name="SANA Gemma Encode",
             category="model/conditioning/sana",
-            description="Encodes prompt and negative prompt as SANA was trained: the instruction before the prompt, "
-            "none before the negative.",
+            description="Encodes prompt and negative prompt as the model was trained: for SANA with an instruction "
+            "before the prompt.",
             search_aliases=["sana prompt", "gemma text encode", "clip text encode"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Gemma-2 from SANA Gemma Loader."),
+                io.Clip.Input("clip", tooltip="Gemma-2, or Gemma-1 for Lumina-Next, from SANA Gemma Loader."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to generate. The first 299 tokens count, about 200 English words; what is cut off is "
-                    "shown on the node.",
+                    tooltip="What to generate. The first 299 tokens count, about 200 English words, or 255 for "
+                    "Lumina-Next; what is cut off is shown on the node.",
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -39,7 +39,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     default="on",
                     optional=True,
                     tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for "
-                    "LoRAs trained without it. custom: the text below.",
+                    "LoRAs trained without it. custom: the text below. Lumina-Next has none.",
                 ),
                 io.String.Input(
                     "custom_instruction",
@@ -58,7 +58,9 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt: 300 tokens with their mask."),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt: 300 tokens with their mask, or Lumina-Next's without."
+                ),
                 io.Conditioning.Output(
                     display_name="negative", tooltip="The negative prompt: 300 tokens with their mask."
                 ),

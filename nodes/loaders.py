@@ -30,14 +30,14 @@ class SanaNativeModelLoader(io.ComfyNode):
             node_id="SanaNativeModelLoader",
             display_name="SANA Model Loader",
             category=CATEGORY,
-            description="Loads a SANA, SANA-1.5 or SANA-Sprint transformer from a single file or a diffusers folder.",
-            search_aliases=["sana", "sana loader", "sana sprint", "load diffusion model", "unet"],
+            description="Loads a transformer of SANA, SANA-1.5, SANA-Sprint or Lumina-Next from a file or a folder.",
+            search_aliases=["sana", "sana loader", "sana sprint", "lumina next", "load diffusion model", "unet"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=list_names("diffusion_models", "transformer"),
-                    tooltip="File in models/diffusion_models (.safetensors or NVIDIA's .pth; any shard of a set) or "
-                    "models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
+                    tooltip="File in models/diffusion_models (.safetensors or its authors' .pth; any shard of a set) "
+                    "or models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -46,7 +46,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     optional=True,
                     tooltip="Number format of the weights. auto: float16 for checkpoints trained in it, bfloat16 for "
                     "the others, float32 where the device is not fast at those. The fp8 formats halve the memory and "
-                    "cost some quality.",
+                    "cost some quality. Lumina-Next takes no float16.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -57,7 +57,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0.00 is "
-                    "automatic: the checkpoint's own (3, or 6 at 4K). Without effect on SANA-Sprint.",
+                    "automatic: the checkpoint's own (3, or 6 at 4K; 1 for Lumina-Next). No effect on SANA-Sprint.",
                 ),
                 io.Combo.Input(
                     "clamp",
@@ -121,8 +121,8 @@ class SanaNativeGemmaLoader(io.ComfyNode):
             node_id="SanaNativeGemmaLoader",
             display_name="SANA Gemma Loader",
             category=CATEGORY,
-            description="Loads Gemma-2-2b-it, SANA's text encoder, from a single file or a diffusers folder.",
-            search_aliases=["gemma", "gemma 2", "sana text encoder", "load clip"],
+            description="Loads SANA's text encoder, Gemma-2-2b-it, or Lumina-Next's, Gemma-1 2B, from file or folder.",
+            search_aliases=["gemma", "gemma 2", "gemma 1", "lumina text encoder", "sana text encoder", "load clip"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",

@@ -1,10 +1,12 @@
 """Schedules, samplers, and one block that picks both for the model it is given."""
 
 import comfy.samplers
+from comfy.k_diffusion import sampling as k_diffusion
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..models.dc_ae.previews import MEMORY
+from ..models.lumina.model_base import LuminaModel
 from ..models.sana.model_sampling import require_flow
 from ..models.sana.run_checks import require_position
 from ..samplers.flow_dpm import sample_flow_dpm
@@ -38,7 +40,10 @@ def model_shift(model) -> float:
 
 
 def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
-    """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest."""
+    """The released solver and sigmas: SCM for SANA-Sprint, Euler for Lumina-Next, Flow-DPM for the rest."""
+    if isinstance(model.model, LuminaModel):
+        sampler = comfy.samplers.KSAMPLER(k_diffusion.sample_euler)
+        return sampler, get_sigmas_flow_euler(steps, model_shift(model), denoise)
     if getattr(model.model, "is_sprint", False):
         sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
         return sampler, get_sigmas_scm(steps, denoise=denoise)
@@ -198,10 +203,10 @@ class SanaNativeSampler(io.ComfyNode):
             display_name="SANA Sampler",
             category="model/sampling",
             description="Samples with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
-            "for SANA-Sprint.",
+            "for Sprint, Euler for Lumina-Next.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="SANA, SANA-1.5 or SANA-Sprint."),
+                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint or Lumina-Next."),
                 io.Conditioning.Input("positive", tooltip="What to generate."),
                 io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
@@ -221,7 +226,7 @@ class SanaNativeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint.",
+                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint, 30 for Lumina-Next.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -232,11 +237,15 @@ class SanaNativeSampler(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
-                    "SANA. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
+                    "SANA, 4 for Lumina-Next. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
                 ),
                 denoise_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The generated latent, for SANA DC-AE Decode.")],
+            outputs=[
+                io.Latent.Output(
+                    tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after Lumina-Next."
+                )
+            ],
         )
 
     @classmethod

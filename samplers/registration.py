@@ -14,7 +14,8 @@ from comfy.model_sampling import ModelSamplingFlux
 from torch import Tensor
 
 from .flow_dpm import sample_flow_dpm
-from .schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
+from .midpoint import sample_midpoint
+from .schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_lumina, get_sigmas_scm
 from .scm import sample_scm
 
 DEFAULT_SHIFT = 3.0  # for a flow whose model sampling names no shift
@@ -36,8 +37,17 @@ def sana_scm(model_sampling: object, steps: int) -> Tensor:
     return get_sigmas_scm(steps)
 
 
-SAMPLERS = MappingProxyType({"sana_flow_dpm": sample_flow_dpm, "sana_scm": sample_scm})
-SCHEDULERS = MappingProxyType({"sana_flow": sana_flow, "sana_flow_euler": sana_flow_euler, "sana_scm": sana_scm})
+def sana_lumina(model_sampling: object, steps: int) -> Tensor:
+    """Scheduler "sana_lumina": the grid of Lumina-Next's authors with the model's own shift."""
+    return get_sigmas_lumina(steps, flow_shift_of(model_sampling))
+
+
+SAMPLERS = MappingProxyType(
+    {"sana_flow_dpm": sample_flow_dpm, "sana_scm": sample_scm, "sana_midpoint": sample_midpoint}
+)
+SCHEDULERS = MappingProxyType(
+    {"sana_flow": sana_flow, "sana_flow_euler": sana_flow_euler, "sana_scm": sana_scm, "sana_lumina": sana_lumina}
+)
 
 
 def register() -> None:

@@ -22,6 +22,9 @@ PREFIXES = {
         "gemma2_2b.transformer.",
         "text_encoder.",
         "text_encoders.gemma2_2b.",
+        "text_encoders.gemma_2b.transformer.",
+        "gemma_2b.transformer.",
+        "text_encoders.gemma_2b.",
         *WRAPPERS,
     ),
 }
@@ -31,6 +34,7 @@ WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2"
 
 
 NVIDIA = "NVIDIA"
+LUMINA_AUTHORS = "Alpha-VLLM"
 
 
 def is_nvidia_sana(state_dict: StateDict) -> bool:
@@ -82,7 +86,9 @@ def nested_tensors(loaded: Mapping[str, Any]) -> StateDict:
 
 
 def layout_of(state_dict: StateDict) -> str:
-    """Whose key names these are, for the log: "NVIDIA", "DC-AE authors" or "diffusers"; prefixes already stripped."""
+    """Whose key names these are, for the log: "NVIDIA", "Alpha-VLLM", "DC-AE authors" or "diffusers"; no prefixes."""
     if is_nvidia_sana(state_dict):
         return NVIDIA
+    if "layers.0.attention.wk_y.weight" in state_dict:
+        return LUMINA_AUTHORS
     return "DC-AE authors" if is_original_dc_ae(state_dict) else "diffusers"

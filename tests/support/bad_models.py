@@ -367,15 +367,11 @@ other("SANA's transformer", r"a SANA transformer \(use SANA Model Loader\)",
       lambda: tiny.transformer().state_dict(), "text_encoder", "vae")
 other("SANA's text encoder", r"a Gemma-2 text encoder \(use SANA Gemma Loader\)",
       lambda: tiny.gemma(600).state_dict(), "transformer", "vae")
+other("Lumina-Next's transformer", r"a Lumina-Next transformer \(use SANA Model Loader\)",
+      lambda: on_meta(tiny.lumina), "text_encoder", "vae")
 other("SANA's autoencoder", r"a DC-AE autoencoder \(use SANA DC-AE Loader\)",
       lambda: tiny.dc_ae().state_dict(), "transformer", "text_encoder")
 # fmt: on
-
-
-@kind(r"{file} is a Gemma-1 text encoder \(use gemma-2-2b-it\), not a Gemma-2 text encoder", "text_encoder")
-def a_gemma_1(place):
-    gemma = transformers.GemmaConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1)
-    return place.write({f"model.{key}": value for key, value in transformers.GemmaModel(gemma).state_dict().items()})
 
 
 def larger_gemma(place: Place, width: int) -> Path:

@@ -40,7 +40,9 @@ from sana_native.tools.workflow import set_inputs
 
 KINDS = bad_models.KINDS  # with those of `bad_files.py`
 LOADERS = {family.component: partial(load_model, family.component) for family in FAMILIES}
-EXPECTED = {"transformer": "a SANA transformer", "text_encoder": "a Gemma-2 text encoder", "vae": "a DC-AE autoencoder"}
+EXPECTED = {
+    component: " or ".join(family.name for family in FAMILIES if family.component == component) for component in LOADERS
+}
 # What a sentence may ask the user to do, at its end or in brackets.
 CURE = re.compile(
     r"[:(] ?(allow|check|delete|download|keep|load|pick|put|rename|run|save|take|unpack|use|wait)\b[^:]*\.$"
