@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..layers import linear_attention_of_tokens
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
-from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, gelu_tanh, modulate, position_embedding
+from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, add_position_embedding, gelu_tanh, modulate
 
 QK_NORM_EPS = 1e-5
 MASK_BIAS = -10000.0  # the reference's bias for padding; finite, so it is exact in float16 too
@@ -208,8 +208,7 @@ class Sana(nn.Module):
         # Contiguous once here: every later sum keeps the layout, and LayerNorm would copy any other.
         x = self.patch_embed.proj(x).flatten(2).transpose(1, 2).contiguous()  # (B, N, C)
         if self.config.interpolation_scale is not None:
-            base, scale = self.config.sample_size, self.config.interpolation_scale
-            x = (x + position_embedding(*shape[-2:], x.shape[-1], base, scale, x.device)).to(dtype)
+            x = add_position_embedding(x, shape[-2:], self.config.sample_size, self.config.interpolation_scale)
 
         modulation, embedding = self.time_embed(timesteps, guidance, dtype)
         context = self.caption_norm(self.caption_projection(context))
