@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..layers import linear_attention_of_tokens
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
+from ..runtime.prefetch import prefetched
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, add_position_embedding, gelu_tanh, modulate
 
@@ -220,11 +221,16 @@ class Sana(nn.Module):
         x = self.proj_out(modulate(x, shift, scale))
         return x.transpose(1, 2).unflatten(2, shape[-2:])
 
+    def block_modulations(self, modulation: Tensor) -> list:
+        """What every block is given as its modulation: here the one (B, 6, C) that all share."""
+        return [modulation] * len(self.transformer_blocks)
+
     def _run_blocks(self, x, context, bias, modulation, shape, control, transformer_options: dict) -> Tensor:
         replace = transformer_options.get("patches_replace", {}).get("dit", {})
         options = transformer_options | {"total_blocks": len(self.transformer_blocks), "block_type": "double"}
         residuals = {} if control is None else dict(enumerate(control.get("input") or ()))
-        for i, block in enumerate(self.transformer_blocks):
+        rows = self.block_modulations(modulation)
+        for i, block in enumerate(prefetched(self.transformer_blocks, x.device, options)):
             options = options | {"block_index": i}
             own = with_block_patches(options, i, self.middle_block, shape, self.heads)
             x = x if residuals.get(i) is None else x + residuals[i].to(x.dtype)
@@ -238,6 +244,6 @@ class Sana(nn.Module):
                 out = replace[("double_block", i)](args, {"original_block": original})
                 x, context = out["img"], out["txt"]
             else:
-                x = block(x, context, bias, modulation, shape[-2:], own)
+                x = block(x, context, bias, rows[i], shape[-2:], own)
         last = residuals.get(len(self.transformer_blocks))
         return x if last is None else x + last.to(x.dtype)
