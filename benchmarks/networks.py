@@ -84,11 +84,12 @@ def transformer(implementation: str, model: str, blocks: int | None = None, devi
             return SanaTransformer2DModel(**sizes, **options)
     import comfy.ops
     from sana_native.models.sana.config import SanaConfig
-    from sana_native.models.sana.cpu import choose_network
+    from sana_native.models.sana.loader import choose_network
 
     config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
     with torch.device("meta"):
-        return choose_network(torch.device(device))(config, operations=comfy.ops.disable_weight_init)
+        network, _ = choose_network(torch.device(device))
+        return network(config, operations=comfy.ops.disable_weight_init)
 
 
 def autoencoder(implementation: str, device: str):

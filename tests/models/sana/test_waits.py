@@ -9,7 +9,7 @@ from sana_native.benchmarks import fake_cuda
 from sana_native.models.runtime.precision import Precision
 from sana_native.models.sana.conds import MaskCond, TextCond
 from sana_native.models.sana.config import SanaConfig
-from sana_native.models.sana.cpu import choose_network
+from sana_native.models.sana.loader import choose_network
 from sana_native.models.sana.model_sampling import ModelSamplingSana
 from sana_native.models.sana.supported_models import SanaSupported
 from sana_native.tests.support import workbench as bench
@@ -39,7 +39,7 @@ def conds(sprint: bool, length: int, padded: bool) -> dict:
 @pytest.mark.parametrize("interpolation_scale", [None, 1.0], ids=["1024 px", "2K"])
 @pytest.mark.parametrize("texts", [[(16, False)], [(16, False), (16, False)], [(16, True), (48, True)]], ids=str)
 def test_a_network_step_as_the_host_calls_it_never_waits_for_the_device(sprint, interpolation_scale, texts):
-    supported = SanaSupported(config(sprint, interpolation_scale), PRECISION, choose_network(torch.device("cuda")))
+    supported = SanaSupported(config(sprint, interpolation_scale), PRECISION, *choose_network(torch.device("cuda")))
     model = supported.get_model({}, device=META)
     with fake_cuda.device():
         fake_cuda.move(model)
