@@ -96,7 +96,7 @@ def transformer(implementation: str, model: str, blocks: int | None = None, devi
             return SanaTransformer2DModel(**sizes, **options)
     import comfy.ops
     from sana_native.models.sana.config import SanaConfig
-    from sana_native.models.sana.cpu import choose_network
+    from sana_native.models.sana.loader import choose_network
     from sana_native.models.sana.model import Sana
 
     config = SanaConfig(
@@ -104,7 +104,7 @@ def transformer(implementation: str, model: str, blocks: int | None = None, devi
         *(bool(options.get("qk_norm")), bool(options.get("guidance_embeds"))),
         *(0.1, None, 32, 3.0, None),
     )
-    network = Sana if implementation == "plain" else choose_network(torch.device(device))
+    network = Sana if implementation == "plain" else choose_network(torch.device(device))[0]
     with torch.device("meta"):
         return network(config, operations=comfy.ops.disable_weight_init)
 
