@@ -152,10 +152,14 @@ class InplaceDecoder(InplaceHalf, Decoder):
     def to_image(self, x: Tensor) -> Tensor:
         """The last norm, activation and convolution."""
         if can_overwrite() and is_unmodified(self.norm_out):
-            x = activate_normalized_(self.norm_out, self.activation, x)
+            x = self.activate_normalized(x)
         else:
             x = self.activation(self.norm_out(x))
         return run([self.conv_out], x)
+
+    def activate_normalized(self, x: Tensor) -> Tensor:
+        """The last norm and activation of x, which may be overwritten."""
+        return activate_normalized_(self.norm_out, self.activation, x)
 
 
 class InplaceAutoencoderDC(AutoencoderDC):
@@ -194,8 +198,7 @@ class InplaceAutoencoderDC(AutoencoderDC):
             logger.info("SANA: out of memory %s, so smaller tiles are tried", tried)
 
 
-def choose_network(device: torch.device) -> type[InplaceAutoencoderDC]:
-    """The network for a DC-AE that is to run on the device; called once for each that is loaded."""
+def prepare_allocator(device: torch.device) -> None:
+    """Called once for each DC-AE that is loaded for the device."""
     if device.type == "cpu":
         raise_mmap_threshold()
-    return InplaceAutoencoderDC

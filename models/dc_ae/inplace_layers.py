@@ -202,23 +202,30 @@ class InplaceUpsample(Upsample):
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(image, self.conv.out_channels):
                 rows = rows_of(self.conv, image, start, stop, halo=1)
-                squares(target[:, :, 2 * start : 2 * stop]).copy_(unshuffled(rows, 2, 2))
+                squares(target[:, :, 2 * start : 2 * stop]).copy_(unshuffled(rows, 2, 2).contiguous())
         return out
 
 
 class InplaceUpBlock(InplaceUpsample, UpBlock):
     """Upsampling whose shortcut is added in row bands."""
 
+    @property
+    def square(self) -> tuple[int, int]:
+        """Rows and columns of a 2 x 2 square to which the shortcut gives values of their own.
+
+        A channel repeated four times gives one value to all of the square, one repeated twice one to each row.
+        """
+        return 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
+
     def forward_inplace(self, x: Tensor) -> Tensor:
         out = super().forward_inplace(x)
-        # A channel repeated four times gives one value to all of a 2 x 2 square, one repeated twice one to each row.
-        rows, columns = 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
+        rows, columns = self.square
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(image, 2 * x.shape[1]):
                 values = image[:, :, start:stop]
                 if self.repeats > 4:  # otherwise not called: it would lose the layout
                     values = values.repeat_interleave(self.repeats // 4, dim=1)
-                squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns))
+                squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns).contiguous())
         return out
 
 
@@ -228,9 +235,12 @@ def squares(x: Tensor) -> Tensor:
 
 
 def unshuffled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, D * rows * columns, H, W) -> (B, H, rows, W, columns, D), as pixel shuffle spreads channels over places."""
+    """(B, D * rows * columns, H, W) -> (B, H, rows, W, columns, D), as pixel shuffle spreads channels over places.
+
+    A view of channels-last x.
+    """
     x = x.permute(0, 2, 3, 1).unflatten(3, (-1, rows, columns))
-    return x.permute(0, 1, 4, 2, 5, 3).contiguous()
+    return x.permute(0, 1, 4, 2, 5, 3)
 
 
 def sub_pixel_weight(weight: Tensor) -> Tensor:
@@ -257,13 +267,20 @@ def is_own_layer(module: nn.Module) -> bool:
     return own and not (patched or module._forward_hooks or module._forward_pre_hooks)
 
 
+def in_sequence(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules one after another, those of plain sequences in the place of the sequence."""
+    for module in modules:
+        if type(module) is nn.Sequential and is_own_layer(module):
+            yield from in_sequence(module)
+        else:
+            yield module
+
+
 def run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     """The modules one after another on an x (B, C, H, W) that is the caller's own, in place where that is allowed."""
-    for module in modules:
+    for module in in_sequence(modules):  # in one loop, so that nothing but `x` holds on to a map of a lower resolution
         x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
-        if type(module) is nn.Sequential and is_own_layer(module):
-            x = run(module, x)
-        elif not can_overwrite():
+        if not can_overwrite():
             x = module(x)
         elif not is_unmodified(module):
             x = module(x).clone()  # a hook may hold on to the result, which the next block overwrites

@@ -11,8 +11,8 @@ import pytest
 import torch
 from sana_native.models.dc_ae import vae as vae_module
 from sana_native.models.dc_ae.detection import detect_dc_ae
-from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC, choose_network
-from sana_native.models.dc_ae.loader import load_dc_ae
+from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC
+from sana_native.models.dc_ae.loader import choose_network, load_dc_ae
 from sana_native.models.dc_ae.model import AutoencoderDC
 from sana_native.models.runtime.cpu import malloc
 from sana_native.tests.support import tiny
@@ -80,7 +80,7 @@ def test_the_loader_chooses_the_network_once(monkeypatch, vae):
     calls = []
     monkeypatch.setattr("sana_native.models.dc_ae.inplace.raise_mmap_threshold", lambda: calls.append(1))
     assert choose_network(torch.device("cpu")) is type(vae.first_stage_model) is InplaceAutoencoderDC
-    assert choose_network(torch.device("cuda")) is InplaceAutoencoderDC and len(calls) == 1
+    assert choose_network(torch.device("mps")) is InplaceAutoencoderDC and len(calls) == 1
     vae.decode(latent())
     assert len(calls) == 1 and malloc.LARGEST_REUSED > 0
 
