@@ -1,4 +1,5 @@
-"""DC-AE as nodes run it: in place, in row bands, in exact tiles, and on a CPU with Winograd's convolutions.
+"""DC-AE as nodes run it: in place, in exact tiles, in row bands, on a CPU with Winograd's convolutions; and on a CUDA
+device with whole maps in the place of both.
 
 Chosen once, by the loader; same keys and values as `model.py`. Wherever a gradient is wanted, a compiler plans the
 memory, or a layer is hooked or not the host's plain one, the plain forward takes its place.
@@ -18,10 +19,23 @@ from ..runtime.layer_weights import cast_weights
 from ..runtime.overwrite import can_overwrite
 from ..runtime.row_bands import empty_map
 from .config import DCAEConfig, DCAEHalfConfig
+from .cuda_layers import (
+    DEVICE,
+    WholeAttention,
+    WholeDownBlock,
+    WholeGLUMBConv,
+    WholeResBlock,
+    WholeUpBlock,
+    WholeUpsample,
+    is_whole,
+    normalized,
+)
 from .exact_tiling import Stage, run_in_tiles
 from .inplace_layers import (
+    InplaceAttention,
     InplaceDownBlock,
     InplaceEfficientViTBlock,
+    InplaceGLUMBConv,
     InplaceResBlock,
     InplaceUpBlock,
     InplaceUpsample,
@@ -198,7 +212,68 @@ class InplaceAutoencoderDC(AutoencoderDC):
             logger.info("SANA: out of memory %s, so smaller tiles are tried", tried)
 
 
-def prepare_allocator(device: torch.device) -> None:
-    """Called once for each DC-AE that is loaded for the device."""
+class CudaResBlock(WholeResBlock, WinogradResBlock):
+    """Residual block on the whole map on a CUDA device."""
+
+
+class CudaAttention(WholeAttention, InplaceAttention):
+    """Attention on the whole map on a CUDA device."""
+
+
+class CudaGLUMBConv(WholeGLUMBConv, InplaceGLUMBConv):
+    """GLUMBConv on the whole map on a CUDA device."""
+
+
+class CudaEfficientViTBlock(InplaceEfficientViTBlock):
+    """Attention and GLUMBConv on the whole map on a CUDA device."""
+
+    attention, feed_forward = CudaAttention, CudaGLUMBConv
+
+
+class CudaDownBlock(WholeDownBlock, InplaceDownBlock):
+    """Downsampling on the whole map on a CUDA device."""
+
+
+class CudaUpsample(WholeUpsample, InplaceUpsample):
+    """Upsampling on the whole map on a CUDA device."""
+
+
+class CudaUpBlock(WholeUpBlock, InplaceUpBlock):
+    """Upsampling with its shortcut on the whole map on a CUDA device."""
+
+
+class CudaHalf(InplaceHalf):
+    """The classes of an encoder's or decoder's layers that work on whole maps on a CUDA device."""
+
+    res_block, vit_block = CudaResBlock, CudaEfficientViTBlock
+    down_block, up_block, upsample = CudaDownBlock, CudaUpBlock, CudaUpsample
+
+
+class CudaEncoder(CudaHalf, InplaceEncoder):
+    """Encoder whose layers work on whole maps on a CUDA device."""
+
+
+class CudaDecoder(CudaHalf, InplaceDecoder):
+    """Decoder whose layers work on whole maps on a CUDA device."""
+
+    def activate_normalized(self, x: Tensor) -> Tensor:
+        if not is_whole(x, x.shape[1]):
+            return super().activate_normalized(x)
+        return self.activation(normalized(self.norm_out, x), inplace=True)
+
+
+class CudaAutoencoderDC(InplaceAutoencoderDC):
+    """DC-AE that works on whole maps, or tiles, on a CUDA device, and as its base class on others."""
+
+    encoder_class, decoder_class = CudaEncoder, CudaDecoder
+
+
+def choose_network(device: torch.device) -> type[InplaceAutoencoderDC]:
+    """The network for a DC-AE that is to run on the device; called once for each that is loaded.
+
+    Beside a CUDA device it is the one for that, because the host's Select VAE Device can move an autoencoder there.
+    """
     if device.type == "cpu":
         raise_mmap_threshold()
+    devices = (device.type, comfy.model_management.get_torch_device().type)
+    return CudaAutoencoderDC if DEVICE in devices else InplaceAutoencoderDC

@@ -36,6 +36,7 @@ from .layers import (
     UpBlock,
     Upsample,
 )
+from .shortcuts import space_to_channel, square_of, squares, unshuffled
 
 # Below, preparing the weights takes longer than it saves. No tile is so small: it would round unlike the whole.
 SUB_PIXEL_POSITIONS = 256
@@ -169,15 +170,8 @@ class InplaceDownBlock(DownBlock):
         out = in_parts(self.conv, x, self.out_channels, taken=2)
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(target, 2 * self.out_channels):
-                target[:, :, start:stop].add_(self.shortcut(image[:, :, 2 * start : 2 * stop]))
+                target[:, :, start:stop].add_(space_to_channel(image[:, :, 2 * start : 2 * stop], self.out_channels))
         return out
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        averaged = 4 * x.shape[1] // self.out_channels  # positions of a 2 x 2 square, columns before rows
-        rows, columns = 1 if averaged >= 4 else 2, 1 if averaged >= 2 else 2  # that are left of it
-        x = F.avg_pool2d(x, (2 // rows, 2 // columns)).permute(0, 2, 3, 1)
-        x = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).permute(0, 1, 3, 5, 2, 4)
-        return x.flatten(3).unflatten(3, (self.out_channels, -1)).mean(dim=-1).permute(0, 3, 1, 2)
 
 
 class InplaceUpsample(Upsample):
@@ -209,17 +203,9 @@ class InplaceUpsample(Upsample):
 class InplaceUpBlock(InplaceUpsample, UpBlock):
     """Upsampling whose shortcut is added in row bands."""
 
-    @property
-    def square(self) -> tuple[int, int]:
-        """Rows and columns of a 2 x 2 square to which the shortcut gives values of their own.
-
-        A channel repeated four times gives one value to all of the square, one repeated twice one to each row.
-        """
-        return 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
-
     def forward_inplace(self, x: Tensor) -> Tensor:
         out = super().forward_inplace(x)
-        rows, columns = self.square
+        rows, columns = square_of(self.repeats)
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(image, 2 * x.shape[1]):
                 values = image[:, :, start:stop]
@@ -227,20 +213,6 @@ class InplaceUpBlock(InplaceUpsample, UpBlock):
                     values = values.repeat_interleave(self.repeats // 4, dim=1)
                 squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns).contiguous())
         return out
-
-
-def squares(x: Tensor) -> Tensor:
-    """(B, D, 2H, 2W) -> (B, H, 2, W, 2, D), a view."""
-    return x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-
-
-def unshuffled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, D * rows * columns, H, W) -> (B, H, rows, W, columns, D), as pixel shuffle spreads channels over places.
-
-    A view of channels-last x.
-    """
-    x = x.permute(0, 2, 3, 1).unflatten(3, (-1, rows, columns))
-    return x.permute(0, 1, 4, 2, 5, 3)
 
 
 def sub_pixel_weight(weight: Tensor) -> Tensor:

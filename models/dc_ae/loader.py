@@ -14,8 +14,7 @@ from ..runtime.precision import Precision, dc_ae_precision
 from . import detection as dc_ae_detection
 from .config import LATENT_CHANNELS, SANA_LATENT_SCALE, DCAEConfig
 from .convert import convert_original_dc_ae
-from . import cuda
-from .inplace import InplaceAutoencoderDC, prepare_allocator
+from .inplace import choose_network
 from .model import AutoencoderDC
 from .vae import SanaVAE
 
@@ -40,17 +39,6 @@ def configure(checkpoint: Checkpoint) -> DCAEConfig:
     network = AutoencoderDC(config, device="meta", operations=torch.nn)
     check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, {})
     return config
-
-
-def choose_network(device: torch.device) -> type[InplaceAutoencoderDC]:
-    """The network for a DC-AE that is to run on the device; called once for each that is loaded.
-
-    Beside a CUDA device the one for it is taken for the CPU, too, where it computes as the other: the host's Select VAE
-    Device can move an autoencoder from one to the other.
-    """
-    prepare_allocator(device)
-    devices = (device.type, comfy.model_management.get_torch_device().type)
-    return cuda.CudaAutoencoderDC if cuda.DEVICE in devices else InplaceAutoencoderDC
 
 
 def build(config: DCAEConfig, precision: Precision, state_dict: StateDict, device: torch.device) -> SanaVAE:

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sana_native.models.dc_ae import cuda, inplace_layers
-from sana_native.models.dc_ae.cuda import CudaAutoencoderDC
+from sana_native.models.dc_ae import cuda_layers, inplace_layers
 from sana_native.models.dc_ae.detection import detect_dc_ae
-from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC
-from sana_native.models.dc_ae.loader import choose_network
+from sana_native.models.dc_ae.inplace import CudaAutoencoderDC, InplaceAutoencoderDC, choose_network
 from sana_native.models.dc_ae.model import AutoencoderDC
 from sana_native.tests.support import tiny
 
@@ -33,8 +31,8 @@ def reference(request):
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     """The path is taken on the CPU, sub-pixel convolutions at sizes of a test."""
-    monkeypatch.setattr(cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(inplace_layers, "SUB_PIXEL_POSITIONS", 1)
+    monkeypatch.setattr(cuda_layers, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda_layers, "SUB_PIXEL_POSITIONS", 1)
 
 
 def network(reference, kind: type = CudaAutoencoderDC, dtype=torch.float32):
@@ -126,7 +124,7 @@ def test_tiles_equal_the_whole(reference, half, tile_size):
 
 @pytest.mark.parametrize("half", HALVES)
 def test_input_on_another_device_takes_the_path_of_the_cpu(reference, half, monkeypatch):
-    monkeypatch.setattr(cuda, "DEVICE", "cuda")
+    monkeypatch.setattr(cuda_layers, "DEVICE", "cuda")
     model, other, x = network(reference), network(reference, InplaceAutoencoderDC), sample(half, count=2)
     for tile_size in (None, 96):
         assert torch.equal(run(model, half, x, tile_size), run(other, half, x, tile_size))
@@ -135,10 +133,10 @@ def test_input_on_another_device_takes_the_path_of_the_cpu(reference, half, monk
 @pytest.mark.parametrize("half", HALVES)
 def test_maps_beyond_what_cudnn_indexes_take_the_path_in_row_bands(reference, half, monkeypatch):
     model, other, x = network(reference), network(reference, InplaceAutoencoderDC), sample(half, count=2)
-    monkeypatch.setattr(cuda, "CUDNN_INT32_LIMIT", 1)
+    monkeypatch.setattr(cuda_layers, "CUDNN_INT32_LIMIT", 1)
     assert torch.equal(run(model, half, x), run(other, half, x))
     for limit in (20_000, 80_000, 200_000):  # some layers of each kind
-        monkeypatch.setattr(cuda, "CUDNN_INT32_LIMIT", limit)
+        monkeypatch.setattr(cuda_layers, "CUDNN_INT32_LIMIT", limit)
         assert error(run(model, half, x), run(other, half, x)) < 2e-6
 
 
@@ -178,12 +176,12 @@ def test_float32_sums_of_a_sub_pixel_weight_are_rounded_once():
     for dtype in (torch.float32, torch.bfloat16):
         weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3)).to(dtype)
         expected = inplace_layers.sub_pixel_weight(weight)
-        assert torch.allclose(cuda.sub_pixel_weight(weight), expected, rtol=0, atol=2e-6)
+        assert torch.allclose(cuda_layers.sub_pixel_weight(weight), expected, rtol=0, atol=2e-6)
 
 
 def test_a_torch_without_the_fused_norm_gets_the_same_from_strips(reference, monkeypatch):
-    monkeypatch.setattr(cuda, "NORM_IS_FUSED", False)
-    monkeypatch.setattr(cuda.F, "rms_norm", None)
+    monkeypatch.setattr(cuda_layers, "NORM_IS_FUSED", False)
+    monkeypatch.setattr(cuda_layers.F, "rms_norm", None)
     for half in HALVES:
         plain, x = network(reference, AutoencoderDC), sample(half)
         assert error(run(network(reference), half, x), run(plain, half, x)) < 2e-6
@@ -204,6 +202,5 @@ def test_a_torch_without_the_fused_norm_gets_the_same_from_strips(reference, mon
     ],
 )
 def test_the_loader_chooses_by_the_device_and_by_the_one_it_could_be_moved_to(vae, host, kind, monkeypatch):
-    monkeypatch.setattr(cuda, "DEVICE", "cuda")
     monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(host))
     assert choose_network(torch.device(vae)) is kind

@@ -11,8 +11,8 @@ import pytest
 import torch
 from sana_native.models.dc_ae import vae as vae_module
 from sana_native.models.dc_ae.detection import detect_dc_ae
-from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC
-from sana_native.models.dc_ae.loader import choose_network, load_dc_ae
+from sana_native.models.dc_ae.inplace import InplaceAutoencoderDC, choose_network
+from sana_native.models.dc_ae.loader import load_dc_ae
 from sana_native.models.dc_ae.model import AutoencoderDC
 from sana_native.models.runtime.cpu import malloc
 from sana_native.tests.support import tiny
