@@ -1,9 +1,9 @@
 """The blocks of DC-AE for a CUDA device: whole maps, channels last, in few kernels that move few bytes.
 
-There a launch and a pass over a map are what costs, so nothing is cut into row bands and a batch stays one. The classes
-are put before those of `inplace_layers.py` (`inplace.py` does it), which compute what they do not: maps with more
-elements than cuDNN indexes, and input on another device. `forward_inplace` is as in those: without autograd, on
-channels-last input, which it may overwrite, with unmodified layers. `benchmarks/fake_cuda.py` counts what a pass costs.
+There a launch and a pass over a map are what costs, so nothing is cut into row bands and a batch stays one. `inplace.py`
+puts each class before its namesake of `inplace_layers.py`, whose `forward_inplace` takes what `forward_whole` does not:
+maps with more elements than cuDNN indexes, and input on another device. It too works without autograd, on channels-last
+input that it may overwrite, with unmodified layers. `benchmarks/fake_cuda.py` counts what a pass costs.
 """
 
 import comfy.ops
@@ -66,19 +66,19 @@ def sub_pixel_weight(weight: Tensor) -> Tensor:
 class WholeResBlock(ResBlock):
     """Residual block on the whole map."""
 
-    def forward_inplace(self, x: Tensor) -> Tensor:
+    def forward_whole(self, x: Tensor) -> Tensor:
         if not is_whole(x, x.shape[1]):
-            return super().forward_inplace(x)
+            return self.forward_inplace(x)
         return x.add_(normalized(self.norm, self.conv2(F.silu(self.conv1(x), inplace=True))))
 
 
 class WholeAttention(MultiscaleLinearAttention):
     """Attention of all heads of all scales at once."""
 
-    def forward_inplace(self, x: Tensor) -> Tensor:
+    def forward_whole(self, x: Tensor) -> Tensor:
         positions = x.shape[2] * x.shape[3]
         if positions <= self.head_dim or not is_whole(x, 3 * x.shape[1]):
-            return super().forward_inplace(x)
+            return self.forward_inplace(x)
         q, k, v = self.heads(x)
         state, keys = k.mT @ v, k.sum(dim=-2).unsqueeze(-1)
         total = (q @ keys).add_(ATTENTION_EPS)
@@ -109,9 +109,9 @@ class WholeAttention(MultiscaleLinearAttention):
 class WholeGLUMBConv(GLUMBConv):
     """GLUMBConv on the whole map."""
 
-    def forward_inplace(self, x: Tensor) -> Tensor:
+    def forward_whole(self, x: Tensor) -> Tensor:
         if not is_whole(x, 8 * x.shape[1]):
-            return super().forward_inplace(x)
+            return self.forward_inplace(x)
         inner = self.conv_depth(F.silu(pointwise(self.conv_inverted, x), inplace=True))
         value, gate = inner.chunk(2, dim=1)
         out = pointwise(self.conv_point, F.silu(gate, inplace=True).mul_(value))
@@ -121,9 +121,9 @@ class WholeGLUMBConv(GLUMBConv):
 class WholeDownBlock(DownBlock):
     """Downsampling on the whole map."""
 
-    def forward_inplace(self, x: Tensor) -> Tensor:
+    def forward_whole(self, x: Tensor) -> Tensor:
         if not is_whole(x, x.shape[1]):
-            return super().forward_inplace(x)
+            return self.forward_inplace(x)
         return self.conv(x).add_(space_to_channel(x, self.out_channels))
 
 
@@ -133,9 +133,9 @@ class WholeUpsample(Upsample):
     def is_whole(self, x: Tensor) -> bool:
         return is_whole(x, max(x.shape[1], 4 * self.conv.out_channels))
 
-    def forward_inplace(self, x: Tensor) -> Tensor:
+    def forward_whole(self, x: Tensor) -> Tensor:
         if not self.is_whole(x):
-            return super().forward_inplace(x)
+            return self.forward_inplace(x)
         with cast_weights(self.conv, x) as (weight, bias):
             return self.convolved(x, weight, bias)
 
@@ -152,9 +152,9 @@ class WholeUpsample(Upsample):
 class WholeUpBlock(WholeUpsample, UpBlock):
     """Upsampling on the whole map, with its shortcut. It leaves x as it is, which tiles share."""
 
-    def forward_inplace(self, x: Tensor) -> Tensor:
+    def forward_whole(self, x: Tensor) -> Tensor:
         if not self.is_whole(x):
-            return super(WholeUpsample, self).forward_inplace(x)
+            return self.forward_inplace(x)
         rows, columns = square_of(self.repeats)
         with cast_weights(self.conv, x) as (weight, bias):
             out = self.convolved(x, weight, bias if self.pixel_shuffle else None)

@@ -122,7 +122,7 @@ class InplaceEncoder(InplaceHalf, Encoder):
             return super().forward(x)
         if tile_size is None or not self.tiled:
             return self.to_latent(run([self.conv_in, *self.down_blocks], x))
-        return self.to_latent(run(self.down_blocks[self.tiled :], self.fine_in_tiles(x, tile_size)))
+        return self.to_latent(run(self.down_blocks[self.tiled :], self.fine_in_tiles(x, tile_size), whole=False))
 
     def fine_in_tiles(self, x: Tensor, tile_size: int) -> Tensor:
         groups = [[blocks] for blocks in self.down_blocks[: self.tiled]]
@@ -152,7 +152,7 @@ class InplaceDecoder(InplaceHalf, Decoder):
         x = self.from_latent(x)
         if tile_size is None or not self.tiled:
             return self.to_image(run(reversed(self.up_blocks), x))
-        return self.fine_in_tiles(run(reversed(self.up_blocks[self.tiled :]), x), tile_size)
+        return self.fine_in_tiles(run(reversed(self.up_blocks[self.tiled :]), x, whole=False), tile_size)
 
     def fine_in_tiles(self, x: Tensor, tile_size: int) -> Tensor:
         fine = zip(self.up_blocks[: self.tiled], self.halos, strict=True)
@@ -228,6 +228,9 @@ class CudaEfficientViTBlock(InplaceEfficientViTBlock):
     """Attention and GLUMBConv on the whole map on a CUDA device."""
 
     attention, feed_forward = CudaAttention, CudaGLUMBConv
+
+    def forward_whole(self, x: Tensor) -> Tensor:
+        return self.conv_out.forward_whole(self.attn.forward_whole(x))
 
 
 class CudaDownBlock(WholeDownBlock, InplaceDownBlock):

@@ -248,14 +248,19 @@ def in_sequence(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
             yield module
 
 
-def run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The modules one after another on an x (B, C, H, W) that is the caller's own, in place where that is allowed."""
+def run(modules: Iterable[nn.Module], x: Tensor, whole: bool = True) -> Tensor:
+    """The modules one after another on an x (B, C, H, W) that is the caller's own, in place where that is allowed.
+
+    whole: whether those that can work on the whole map may do so; in row bands they need less memory.
+    """
     for module in in_sequence(modules):  # in one loop, so that nothing but `x` holds on to a map of a lower resolution
         x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
         if not can_overwrite():
             x = module(x)
         elif not is_unmodified(module):
             x = module(x).clone()  # a hook may hold on to the result, which the next block overwrites
+        elif whole and hasattr(module, "forward_whole"):
+            x = module.forward_whole(x)
         elif hasattr(module, "forward_inplace"):
             x = module.forward_inplace(x)
         else:  # a 3x3 convolution
