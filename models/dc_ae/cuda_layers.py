@@ -1,9 +1,10 @@
 """The blocks of DC-AE for a CUDA device: whole maps, channels last, in few kernels that move few bytes.
 
-There a launch and a pass over a map are what costs, so nothing is cut into row bands and a batch stays one. `inplace.py`
-puts each class before its namesake of `inplace_layers.py`, whose `forward_inplace` takes what `forward_whole` does not:
-maps with more elements than cuDNN indexes, and input on another device. It too works without autograd, on channels-last
-input that it may overwrite, with unmodified layers. `benchmarks/fake_cuda.py` counts what a pass costs.
+There a launch and a pass over a map are what costs, so nothing is cut into row bands and a batch stays one.
+`inplace.py` puts each class before its namesake of `inplace_layers.py`, whose `forward_inplace` takes what
+`forward_whole` does not: maps with more elements than cuDNN indexes, and input on another device. It too works without
+autograd, on channels-last input that it may overwrite, with unmodified layers. `benchmarks/fake_cuda.py` counts what a
+pass costs.
 """
 
 import comfy.ops
@@ -23,10 +24,9 @@ from .layers import (
     UpBlock,
     Upsample,
 )
+from .memory_estimate import CUDNN_INT32_LIMIT, DEVICE
 from .shortcuts import space_to_channel, square_of, squares, unshuffled
 
-DEVICE = "cuda"  # torch's type of the devices for which these are the better ones; AMD's bear the same name
-CUDNN_INT32_LIMIT = 2**31  # elements of a map, from which on convolutions are slow or missing
 SUB_PIXEL_POSITIONS = 256  # below, preparing the weights takes longer than it saves
 NORM_IS_FUSED = hasattr(torch.ops.aten, "_fused_rms_norm")  # older torch makes it of many kernels, on float32 copies
 

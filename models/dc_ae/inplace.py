@@ -20,7 +20,6 @@ from ..runtime.overwrite import can_overwrite
 from ..runtime.row_bands import empty_map
 from .config import DCAEConfig, DCAEHalfConfig
 from .cuda_layers import (
-    DEVICE,
     WholeAttention,
     WholeDownBlock,
     WholeGLUMBConv,
@@ -44,7 +43,7 @@ from .inplace_layers import (
     is_unmodified,
     run,
 )
-from .memory_estimate import TILE_SIZES
+from .memory_estimate import DEVICE, TILE_SIZES
 from .model import AutoencoderDC, Decoder, Encoder, Half
 
 logger = logging.getLogger(__name__)

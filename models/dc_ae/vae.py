@@ -138,9 +138,11 @@ class SanaVAE(comfy.sd.VAE):
         free = self.free_memory(self.patcher.get_free_memory(self.device))
         tile_size = workload.choose_tile_size(free)
         if tile_size is not None:
+            takes = f"takes {workload.memory() / 2**30:.1f} GB where {max(free, 0) / 2**30:.1f} are free"
             logger.info(
-                "SANA: %d x %d px in tiles of %d px, exactly as the whole, which takes %.1f GB where %.1f are free",
-                *(workload.width, workload.height, tile_size, workload.memory() / 2**30, max(free, 0) / 2**30),
+                "SANA: %d x %d px in tiles of %d px, exactly as the whole, which %s",
+                *(workload.width, workload.height, tile_size),
+                takes if workload.is_one_map() else "has more values than the device's convolutions count",
             )
         self.first_stage_model.tile_size = tile_size
         try:
