@@ -178,11 +178,12 @@ class InplaceDecoder(InplaceHalf, Decoder):
 class InplaceAutoencoderDC(AutoencoderDC):
     """DC-AE that works in place, in exact tiles where it is told to, and in smaller ones when memory runs out.
 
-    tile_size: of the exact tiles in px; None for the whole.
+    tile_size: of the exact tiles in px; None for the whole. sums: None, or a list that gets every decoded image's sum.
     """
 
     encoder_class, decoder_class = InplaceEncoder, InplaceDecoder
     tile_size: int | None = None
+    sums: list[Tensor] | None = None
 
     def encode(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) -> latent (B, 32, H/32, W/32)."""
@@ -190,7 +191,11 @@ class InplaceAutoencoderDC(AutoencoderDC):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent (B, 32, h, w) -> image (B, 3, 32h, 32w)."""
-        return self.retry_smaller_tiles(self.decoder, z, max(z.shape[2:]) * 2 ** (len(self.config.decoder.widths) - 1))
+        ratio = 2 ** (len(self.config.decoder.widths) - 1)
+        image = self.retry_smaller_tiles(self.decoder, z, max(z.shape[2:]) * ratio)
+        if self.sums is not None:
+            self.sums.append(image.sum(dtype=torch.float32))
+        return image
 
     def retry_smaller_tiles(self, half: Callable, x: Tensor, size: int) -> Tensor:
         """half(x, tile size), smaller tiles when memory runs out. Raises what the smallest tiles raise."""
