@@ -84,8 +84,13 @@ class WholeAttention(MultiscaleLinearAttention):
         total = (q @ keys).add_(ATTENTION_EPS)
         out = x.new_empty(x.shape[0], positions, q.shape[1], self.head_dim)
         torch.div((q @ state).transpose(1, 2), total.transpose(1, 2), out=out)  # into x's format and order, too
-        out = self.to_out(out.flatten(2)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return x.add_(normalized(self.norm_out, out))
+        return self.add_branch_(x, self.to_out(out.flatten(2)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
+
+    def add_branch_(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x += norm(branch), rounded in row bands, too, as it is on the whole map."""
+        if not is_whole(x, x.shape[1]):
+            return super().add_branch_(x, branch)
+        return x.add_(normalized(self.norm_out, branch))
 
     def heads(self, x: Tensor) -> Tensor:
         """Rectified queries and keys, and values, of all scales in float32: (3, B, h, N, d)."""
@@ -114,8 +119,13 @@ class WholeGLUMBConv(GLUMBConv):
             return self.forward_inplace(x)
         inner = self.conv_depth(F.silu(pointwise(self.conv_inverted, x), inplace=True))
         value, gate = inner.chunk(2, dim=1)
-        out = pointwise(self.conv_point, F.silu(gate, inplace=True).mul_(value))
-        return x.add_(normalized(self.norm, out))
+        return self.add_branch_(x, pointwise(self.conv_point, F.silu(gate, inplace=True).mul_(value)))
+
+    def add_branch_(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x += norm(branch), rounded in row bands, too, as it is on the whole map."""
+        if not is_whole(x, x.shape[1]):
+            return super().add_branch_(x, branch)
+        return x.add_(normalized(self.norm, branch))
 
 
 class WholeDownBlock(DownBlock):
@@ -156,10 +166,10 @@ class WholeUpBlock(WholeUpsample, UpBlock):
         if not self.is_whole(x):
             return self.forward_inplace(x)
         rows, columns = square_of(self.repeats)
+        values = x.repeat_interleave(self.repeats // 4, dim=1) if self.repeats > 4 else x
         with cast_weights(self.conv, x) as (weight, bias):
             out = self.convolved(x, weight, bias if self.pixel_shuffle else None)
             if not self.pixel_shuffle:  # the bias reaches every position with the shortcut, which is smaller
-                x = x + bias.repeat_interleave(rows * columns)[:, None, None]
-        values = x.repeat_interleave(self.repeats // 4, dim=1) if self.repeats > 4 else x
+                values = values + bias.repeat_interleave(rows * columns)[:, None, None]
         squares(out).add_(unshuffled(values, rows, columns))
         return out

@@ -121,7 +121,8 @@ class InplaceEncoder(InplaceHalf, Encoder):
             return super().forward(x)
         if tile_size is None or not self.tiled:
             return self.to_latent(run([self.conv_in, *self.down_blocks], x))
-        return self.to_latent(run(self.down_blocks[self.tiled :], self.fine_in_tiles(x, tile_size), whole=False))
+        x = self.fine_in_tiles(x, tile_size)
+        return self.to_latent(run(self.down_blocks[self.tiled :], x, attention_in_bands=True))
 
     def fine_in_tiles(self, x: Tensor, tile_size: int) -> Tensor:
         groups = [[blocks] for blocks in self.down_blocks[: self.tiled]]
@@ -151,7 +152,8 @@ class InplaceDecoder(InplaceHalf, Decoder):
         x = self.from_latent(x)
         if tile_size is None or not self.tiled:
             return self.to_image(run(reversed(self.up_blocks), x))
-        return self.fine_in_tiles(run(reversed(self.up_blocks[self.tiled :]), x, whole=False), tile_size)
+        x = run(reversed(self.up_blocks[self.tiled :]), x, attention_in_bands=True)
+        return self.fine_in_tiles(x, tile_size)
 
     def fine_in_tiles(self, x: Tensor, tile_size: int) -> Tensor:
         fine = zip(self.up_blocks[: self.tiled], self.halos, strict=True)

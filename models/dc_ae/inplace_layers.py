@@ -129,7 +129,10 @@ class InplaceAttention(MultiscaleLinearAttention):
             for i, q in enumerate(queries.pop(0)):
                 out[:, i] = apply_kv_state(split_heads_fp32(q), states[i], ATTENTION_EPS).flatten(1)
             out = self.to_out(out.flatten(1)).unflatten(0, (1, -1, width))
-            add_normalized_(self.norm_out, x[:, :, start:stop], out.permute(0, 3, 1, 2))
+            self.add_branch_(x[:, :, start:stop], out.permute(0, 3, 1, 2))
+
+    def add_branch_(self, x: Tensor, branch: Tensor) -> Tensor:
+        return add_normalized_(self.norm_out, x, branch)
 
 
 class InplaceGLUMBConv(GLUMBConv):
@@ -141,8 +144,11 @@ class InplaceGLUMBConv(GLUMBConv):
             for start, stop, band, rows in sliding_rows(image, self.expand_to, inner, halo=1, widest=inner):
                 value, gate = self.conv_depth(rows)[:, :, band].chunk(2, dim=1)
                 out = pointwise(self.conv_point, F.silu(gate, inplace=True) * value)
-                add_normalized_(self.norm, image[:, :, start:stop], out)
+                self.add_branch_(image[:, :, start:stop], out)
         return x
+
+    def add_branch_(self, x: Tensor, branch: Tensor) -> Tensor:
+        return add_normalized_(self.norm, x, branch)
 
     def expand_to(self, x: Tensor, out: Tensor) -> None:
         """x (1, C, H, W) through the first layer and SiLU, to out (H, W, 8C)."""
@@ -248,10 +254,11 @@ def in_sequence(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
             yield module
 
 
-def run(modules: Iterable[nn.Module], x: Tensor, whole: bool = True) -> Tensor:
+def run(modules: Iterable[nn.Module], x: Tensor, attention_in_bands: bool = False) -> Tensor:
     """The modules one after another on an x (B, C, H, W) that is the caller's own, in place where that is allowed.
 
-    whole: whether those that can work on the whole map may do so; in row bands they need less memory.
+    attention_in_bands: whether blocks with attention, whose maps are the widest, work in row bands even where they
+    could work on the whole map.
     """
     for module in in_sequence(modules):  # in one loop, so that nothing but `x` holds on to a map of a lower resolution
         x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
@@ -259,7 +266,7 @@ def run(modules: Iterable[nn.Module], x: Tensor, whole: bool = True) -> Tensor:
             x = module(x)
         elif not is_unmodified(module):
             x = module(x).clone()  # a hook may hold on to the result, which the next block overwrites
-        elif whole and hasattr(module, "forward_whole"):
+        elif hasattr(module, "forward_whole") and not (attention_in_bands and isinstance(module, EfficientViTBlock)):
             x = module.forward_whole(x)
         elif hasattr(module, "forward_inplace"):
             x = module.forward_inplace(x)

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sana_native.models.dc_ae import cuda_layers, inplace_layers
+from sana_native.benchmarks import fake_cuda
+from sana_native.models.dc_ae import cuda_layers, inplace, inplace_layers
 from sana_native.models.dc_ae.detection import detect_dc_ae
 from sana_native.models.dc_ae.inplace import CudaAutoencoderDC, InplaceAutoencoderDC, choose_network
+from sana_native.models.dc_ae.memory_estimate import Workload
 from sana_native.models.dc_ae.model import AutoencoderDC
+from sana_native.models.dc_ae.vae import SanaVAE
+from sana_native.models.runtime import row_bands
 from sana_native.tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,7 +34,8 @@ def reference(request):
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
-    """The path is taken on the CPU, sub-pixel convolutions at sizes of a test."""
+    """The path is taken on the CPU; several row bands beside tiles, and sub-pixel convolutions, at sizes of a test."""
+    monkeypatch.setitem(row_bands.BAND, "cpu", 2**13)
     monkeypatch.setattr(cuda_layers, "DEVICE", "cpu")
     monkeypatch.setattr(cuda_layers, "SUB_PIXEL_POSITIONS", 1)
 
@@ -187,6 +192,19 @@ def test_a_torch_without_the_fused_norm_gets_the_same_from_strips(reference, mon
         assert error(run(network(reference), half, x), run(plain, half, x)) < 2e-6
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("widths", [(4, 16), (8, 16), (16, 16), (16, 8), (32, 8)], ids=str)
+def test_blocks_between_resolutions_of_any_widths_equal_the_plain_ones(widths, shuffle):
+    kw = {"operations": comfy.ops.manual_cast, "dtype": torch.float32}
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, widths[0], 6, 10, generator=generator).to(memory_format=torch.channels_last)
+    for block in (inplace.CudaUpBlock(*widths, shuffle, **kw), inplace.CudaDownBlock(*widths, **kw)):
+        for parameter in block.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        with torch.inference_mode():
+            assert error(block.forward_whole(x), block(x)) < 2e-6
+
+
 # Which network
 
 
@@ -204,3 +222,15 @@ def test_a_torch_without_the_fused_norm_gets_the_same_from_strips(reference, mon
 def test_the_loader_chooses_by_the_device_and_by_the_one_it_could_be_moved_to(vae, host, kind, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(host))
     assert choose_network(torch.device(vae)) is kind
+
+
+def test_memory_is_told_for_the_device_that_the_autoencoder_was_moved_to():
+    reference = tiny.dc_ae(**WIDTHS)
+    vae = SanaVAE(CudaAutoencoderDC, detect_dc_ae(reference.state_dict()), reference.state_dict(), torch.float32)
+    moved = copy.copy(vae)
+    moved.device = torch.device("cuda")
+    with fake_cuda.device():
+        for one, device in ((vae, "cpu"), (moved, "cuda")):
+            told = Workload(512, 768, torch.float32, device).memory()
+            assert one.memory_used_decode((1, 32, 16, 24), torch.float32) == told
+            assert one.memory_used_encode((1, 3, 512, 768), torch.float32) == told
