@@ -46,6 +46,8 @@ PURE = {
     "models/files/config_values.py",
     "models/files/foreign_files.py",
     "models/files/layout.py",
+    "models/files/names.py",
+    "models/files/saved_config.py",
     "models/runtime/precision.py",
     "samplers/schedules.py",
 }
