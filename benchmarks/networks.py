@@ -151,7 +151,7 @@ def build(stage: str, implementation: str, dtype, device: str = "cpu", model: st
 
 def batched_text(context, mask) -> tuple:
     """The rows as the host puts them together for our network: without their padding."""
-    from sana_native.models.sana.conds import TextCond, without_padding
+    from sana_native.models.runtime.text_conds import TextCond, without_padding
 
     rows = [without_padding(context[i : i + 1], mask[i : i + 1]) for i in range(len(context))]
     contexts, masks = ([TextCond(part) for part in parts] for parts in zip(*rows))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..runtime.precision import require_finite
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
-from .conds import TextCond, without_padding
+from ..runtime.text_conds import TextCond, without_padding
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
 from .run_checks import require_area, require_image_latent

@@ -9,7 +9,7 @@ import torch
 from sana_native.models.layers import linear_attention, linear_attention_of_tokens
 from sana_native.models.lora.depthwise import Branches, DepthwiseLoRA
 from sana_native.models.runtime.cpu.absorbed_attention import TextKV
-from sana_native.models.sana.conds import LENGTH_STEP, TextCond, without_padding
+from sana_native.models.runtime.text_conds import LENGTH_STEP, TextCond, without_padding
 from sana_native.models.sana.convert import to_network_layout
 from sana_native.models.sana.cpu import STRIP_TOKENS, CpuGLUMBConv, CpuSana, linear_attention_in_strips
 from sana_native.models.sana.detection import detect_sana
