@@ -7,10 +7,12 @@ from .files.family import Family, describe, detect
 from .files.layout import StateDict
 from .files.reader import Checkpoint
 from .gemma.loader import GEMMA
+from .pixart.loader import PIXART
 from .sana.loader import SANA
 
 FAMILIES: tuple[Family, ...] = (
     SANA,
+    PIXART,
     GEMMA,
     DC_AE,
 )

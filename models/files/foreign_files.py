@@ -34,6 +34,7 @@ FOREIGN_ENGINES = tuple(f".{end}" for end in QUANTIZERS)
 # What shares most names with a family of ours, or all of them. A ControlNet comes before its base model.
 RELATIVES = QUANTIZERS | {
     "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
+    "controlnet.0.copied_block.mlp.fc1.weight": "a PixArt ControlNet, which this version does not load",
     "controlnet.0.before_proj.weight": "a SANA ControlNet merged with its base, which this version does not load",
     "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
     "controlnet_cond_embedding.conv_in.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
@@ -51,8 +52,6 @@ RELATIVES = QUANTIZERS | {
 }
 # A checkpoint of several parts is named after its diffusion model, so text encoders and autoencoders come after these.
 DIFFUSION_MODELS = {
-    "blocks.0.mlp.fc1.weight+y_embedder.y_proj.fc1.weight": f"a PixArt model ({HOST_LOADER})",
-    "pos_embed.proj.weight+adaln_single.linear.weight": f"a PixArt model ({HOST_LOADER})",
     "double_blocks.0.img_attn.qkv.weight": f"a Flux-like model ({HOST_LOADER})",
     "single_transformer_blocks.0.attn.to_q.weight": f"a Flux-like model ({HOST_LOADER})",
     "joint_blocks.0.x_block.attn.qkv.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",

@@ -4,13 +4,13 @@ import logging
 import math
 from functools import cache
 
-import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
+from ..runtime.device import patcher_class
 from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
 from .depthwise import BRANCH, add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
@@ -173,15 +173,13 @@ class StockLora:
 
 
 @cache
-def with_stock_lora(patcher_class: type) -> type:
-    return type("SanaModelPatcher", (StockLora, patcher_class), {})
+def with_stock_lora(base: type) -> type:
+    return type("SanaModelPatcher", (StockLora, base), {})
 
 
 def sana_patcher(
     model: torch.nn.Module, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """The host's patcher of the moment, with our checks. Asked for at call time: the host rebinds it on a GPU."""
-    patcher_class = comfy.model_patcher.CoreModelPatcher
-    if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
-        patcher_class = comfy.model_patcher.ModelPatcher
-    return with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device)
+    """The host's patcher with our checks."""
+    chosen = with_stock_lora(patcher_class(load_device, disable_dynamic))
+    return chosen(model, load_device=load_device, offload_device=offload_device)
