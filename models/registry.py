@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .autoencoder_kl.loader import KL
 from .dc_ae.loader import DC_AE
 from .files.family import Family, describe, detect
 from .files.layout import StateDict
@@ -9,12 +10,15 @@ from .files.reader import Checkpoint
 from .gemma.loader import GEMMA
 from .pixart.loader import PIXART
 from .sana.loader import SANA
+from .t5.loader import T5
 
 FAMILIES: tuple[Family, ...] = (
     SANA,
     PIXART,
     GEMMA,
+    T5,
     DC_AE,
+    KL,
 )
 
 

@@ -13,11 +13,11 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             node_id="SanaNativeGemmaEncode",
             display_name="SANA Gemma Encode",
             category="model/conditioning/sana",
-            description="Encodes prompt and negative prompt as SANA was trained: the instruction before the prompt, "
-            "none before the negative.",
+            description="Encodes prompt and negative prompt as the model was trained: for SANA with an instruction "
+            "before the prompt.",
             search_aliases=["sana prompt", "gemma text encode", "clip text encode"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Gemma-2 from SANA Gemma Loader."),
+                io.Clip.Input("clip", tooltip="Gemma-2, or T5-XXL for PixArt, from SANA Gemma Loader."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -39,7 +39,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     default="on",
                     optional=True,
                     tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for "
-                    "LoRAs trained without it. custom: the text below.",
+                    "LoRAs trained without it. custom: the text below. PixArt has none.",
                 ),
                 io.String.Input(
                     "custom_instruction",
@@ -54,11 +54,13 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     default=False,
                     advanced=True,
                     optional=True,
-                    tooltip="Lowers the case of both prompts, as diffusers does; NVIDIA's own pipeline does not.",
+                    tooltip="Lowers the case of both prompts, as diffusers does; the authors' own pipelines do not.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt: 300 tokens with their mask."),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt: 300 tokens with their mask, or PixArt's without."
+                ),
                 io.Conditioning.Output(
                     display_name="negative", tooltip="The negative prompt: 300 tokens with their mask."
                 ),

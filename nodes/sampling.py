@@ -5,10 +5,14 @@ from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..models.dc_ae.previews import MEMORY
+from ..models.pixart.config import DMD, LCM
+from ..models.pixart.model_base import PixArtModel
+from ..models.pixart.model_sampling import is_consistency
 from ..models.sana.model_sampling import require_flow
+from ..samplers.dmd import sample_pixart_dmd
 from ..samplers.flow_dpm import sample_flow_dpm
-from ..samplers.registration import flow_shift_of
-from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
+from ..samplers.registration import check_pixart, flow_shift_of
+from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_pixart, get_sigmas_scm
 from ..samplers.scm import sample_scm
 
 SCHEDULERS = "model/sampling/schedulers"
@@ -37,11 +41,25 @@ def model_shift(model) -> float:
 
 
 def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
-    """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest."""
+    """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest of SANA."""
+    if isinstance(model.model, PixArtModel):
+        return pixart_solver(model, steps, denoise, batch_index)
     if getattr(model.model, "is_sprint", False):
         sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
         return sampler, get_sigmas_scm(steps, denoise=denoise)
     return comfy.samplers.KSAMPLER(sample_flow_dpm), get_sigmas_flow_dpm(steps, model_shift(model), denoise)
+
+
+def pixart_solver(model, steps: int, denoise: float, batch_index: list[int] | None):
+    """The released solver and sigmas of a PixArt: DPM-Solver++ 2M, or what its distilled form needs."""
+    model_sampling, distilled = model.get_model_object("model_sampling"), model.model.config.distilled
+    if distilled == DMD:
+        return comfy.samplers.KSAMPLER(sample_pixart_dmd), get_sigmas_pixart(1, denoise)
+    if distilled == LCM or is_consistency(model_sampling):
+        sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise))
+        return comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index}), sigmas[-(steps + 1) :]
+    check_pixart(model_sampling)
+    return comfy.samplers.sampler_object("dpmpp_2m"), get_sigmas_pixart(steps, denoise)
 
 
 class SanaNativeFlowScheduler(io.ComfyNode):
@@ -197,10 +215,10 @@ class SanaNativeSampler(io.ComfyNode):
             display_name="SANA Sampler",
             category="model/sampling",
             description="Samples with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
-            "for SANA-Sprint.",
+            "for SANA-Sprint, DPM-Solver++ for PixArt.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="SANA, SANA-1.5 or SANA-Sprint."),
+                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint or PixArt."),
                 io.Conditioning.Input("positive", tooltip="What to generate."),
                 io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
@@ -220,7 +238,7 @@ class SanaNativeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint.",
+                    tooltip="20 for SANA and PixArt, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; its DMD takes one step anyway.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -231,11 +249,14 @@ class SanaNativeSampler(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
-                    "SANA. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
+                    "SANA and PixArt. 1 for PixArt's LCM and DMD. Must be 1 for SANA-Sprint, whose guidance is set with "
+                    "FluxGuidance.",
                 ),
                 denoise_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The generated latent, for SANA DC-AE Decode.")],
+            outputs=[
+                io.Latent.Output(tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after PixArt.")
+            ],
         )
 
     @classmethod

@@ -47,6 +47,8 @@ RELATIVES = QUANTIZERS | {
     "layers.0.attention_y_norm.weight": LUMINA_NEXT,
     "time_caption_embed.caption_embedder.0.bias+layers.0.attn2.to_k.weight": LUMINA_NEXT,
     "layers.0.pre_feedforward_layernorm.weight+self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
+    "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": f"a UMT5 text encoder ({HOST_LOADER})",
+    "encoder.block.0.layer.1.DenseReluDense.wi.weight": "a T5 1.0 text encoder (use t5-v1_1-xxl)",
     "encoder.conv_in.conv.weight": OTHER_DC_AE,
     "encoder.project_in.conv.conv.weight": OTHER_DC_AE,
 }
@@ -62,9 +64,6 @@ DIFFUSION_MODELS = {
 OTHER_PARTS = {
     "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": OTHER_LANGUAGE_MODEL,
     "encoder.layers.0.mlp.fc1.weight+embeddings.token_embedding.weight": f"a CLIP text encoder ({HOST_LOADER})",
-    "encoder.block.0.layer.0.SelfAttention.k.weight": f"a T5 text encoder ({HOST_LOADER})",
-    "decoder.mid.block_1.conv1.weight": f"another family's VAE ({HOST_LOADER})",
-    "decoder.mid_block.resnets.0.conv1.weight": f"another family's VAE ({HOST_LOADER})",
 }
 FOREIGN = (RELATIVES, DIFFUSION_MODELS, OTHER_PARTS)
 

@@ -22,6 +22,9 @@ PREFIXES = {
         "gemma2_2b.transformer.",
         "text_encoder.",
         "text_encoders.gemma2_2b.",
+        "text_encoders.t5xxl.transformer.",
+        "t5xxl.transformer.",
+        "text_encoders.t5xxl.",
         *WRAPPERS,
     ),
 }

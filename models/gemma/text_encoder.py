@@ -361,7 +361,7 @@ def prompt_notices(
 def require_gemma_clip(clip) -> None:
     if clip is None:
         raise ValueError("There is no text encoder to encode with: connect the CLIP of SANA Gemma Loader.")
-    if not isinstance(clip.tokenizer, SanaTokenizer):
+    if not hasattr(clip.tokenizer, "notices"):  # of the text encoders of this pack, other families' too
         raise ValueError(
             f"This CLIP tokenizes with {type(clip.tokenizer).__name__}, not as SANA needs: "
             "load it with SANA Gemma Loader."

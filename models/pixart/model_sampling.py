@@ -6,6 +6,7 @@ Source: Latent Consistency Models, arXiv 2310.04378, section 4; PixArt-delta, ar
 from comfy.model_sampling import EPS, ModelSamplingDiscrete
 from torch import Tensor
 
+TIMESTEPS = 1000
 STRIDE = 20  # timesteps between those that were distilled: 19, 39, ..., 999
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
@@ -30,3 +31,8 @@ class ModelSamplingLCM(ModelSamplingDiscrete, EPS):
         t = self.timestep(sigma).view(-1, *[1] * (x0.ndim - 1)) * TIMESTEP_SCALING
         total = t**2 + SIGMA_DATA**2
         return x0 * (t / total**0.5) + model_input * (SIGMA_DATA**2 / total)
+
+
+def is_consistency(model_sampling: object) -> bool:
+    """Whether a model samples at the distilled timesteps alone: ours, or what the host's node makes for an LCM LoRA."""
+    return len(getattr(model_sampling, "sigmas", ())) == TIMESTEPS // STRIDE

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import comfy.text_encoders.pixart_t5
 import diffusers
 import safetensors.torch
 import torch
+import transformers
 from sana_native.tests.support import tiny
 from torch import Tensor
 
@@ -114,3 +116,38 @@ def save(model: diffusers.PixArtTransformer2DModel, kind: str, layout: str, root
         state_dict["pos_embed"] = torch.zeros(1, (sample_size // 2) ** 2, model.inner_dim)
     torch.save({"state_dict": state_dict, "epoch": 1}, root / f"{name}.pth")
     return str(root / f"{name}.pth")
+
+
+def t5(layers: int = 2, seed: int = 6) -> transformers.T5EncoderModel:
+    """A narrow T5 v1.1 encoder with the vocabulary of the host's tokenizer."""
+    config = transformers.T5Config(
+        vocab_size=32128,
+        d_model=TEXT_WIDTH,
+        d_kv=16,
+        d_ff=96,
+        num_layers=layers,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return tiny.randomize(transformers.T5EncoderModel(config), seed)
+
+
+def t5_tokenizer() -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of the released pipelines, from the host's copy of its files."""
+    folder = Path(comfy.text_encoders.pixart_t5.__file__).with_name("t5_tokenizer")
+    return transformers.T5TokenizerFast.from_pretrained(folder)
+
+
+def kl(scaling_factor: float = 0.13025, channels: int = 4) -> diffusers.AutoencoderKL:
+    """The autoencoder of Stable Diffusion 1 and SDXL in its true shape, which the host builds whatever the file."""
+    torch.manual_seed(5)
+    kind = "DownEncoderBlock2D", "UpDecoderBlock2D"
+    return diffusers.AutoencoderKL(
+        down_block_types=kind[:1] * 4,
+        up_block_types=kind[1:] * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=channels,
+        scaling_factor=scaling_factor,
+    ).eval()
