@@ -18,7 +18,7 @@ class SanaNativeEmptyLatent(io.ComfyNode):
             node_id="SanaNativeEmptyLatent",
             display_name="SANA Empty Latent",
             category="model/latent/sana",
-            description="An empty latent at one of the sizes SANA and PixArt were trained on, or at any multiple of 32 px.",
+            description="An empty latent at a size SANA and PixArt were trained on, or at any multiple of 32 px.",
             search_aliases=["sana resolution", "sana size", "empty latent", "aspect ratio"],
             inputs=[
                 io.Combo.Input(

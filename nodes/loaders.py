@@ -32,7 +32,7 @@ class SanaNativeModelLoader(io.ComfyNode):
             node_id="SanaNativeModelLoader",
             display_name="SANA Model Loader",
             category=CATEGORY,
-            description="Loads a transformer of SANA, SANA-1.5, SANA-Sprint or PixArt from a file or a diffusers folder.",
+            description="Loads a SANA, SANA-1.5, SANA-Sprint or PixArt transformer from a file or a diffusers folder.",
             search_aliases=["sana", "sana loader", "sana sprint", "pixart", "load diffusion model", "unet"],
             inputs=[
                 io.Combo.Input(
@@ -68,7 +68,8 @@ class SanaNativeModelLoader(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in "
-                    "float16, which depend on it in every format, and where the training is not known. No effect on PixArt.",
+                    "float16, which depend on it in every format, and where the training is not known. No effect on "
+                    "PixArt.",
                 ),
                 io.Combo.Input(
                     "native_resolution",
@@ -170,14 +171,15 @@ class SanaNativeDCAELoader(io.ComfyNode):
             node_id="SanaNativeDCAELoader",
             display_name="SANA DC-AE Loader",
             category=CATEGORY,
-            description="Loads DC-AE f32c32, SANA's 32x autoencoder, or PixArt's AutoencoderKL, from a file or a folder.",
+            description="Loads SANA's autoencoder, DC-AE f32c32, or PixArt's, AutoencoderKL, from a file or a folder.",
             search_aliases=["dc-ae", "dcae", "sana vae", "pixart vae", "load vae"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=list_names("vae", "vae"),
                     tooltip="File in models/vae (dc-ae-f32c32-sana-1.0, 1.1 or Lite, or the VAE of "
-                    "Stable Diffusion 1 or SDXL) or models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
+                    "Stable Diffusion 1 or SDXL) or models/checkpoints, or a folder in models/diffusers, shown with a "
+                    "slash at its end.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -238,7 +238,7 @@ class SanaNativeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="20 for SANA and PixArt, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; its DMD takes one step anyway.",
+                    tooltip="20 for SANA and PixArt, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; DMD takes one.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -249,8 +249,8 @@ class SanaNativeSampler(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
-                    "SANA and PixArt. 1 for PixArt's LCM and DMD. Must be 1 for SANA-Sprint, whose guidance is set with "
-                    "FluxGuidance.",
+                    "SANA and PixArt, 1 for PixArt's LCM and DMD. Must be 1 for SANA-Sprint, whose guidance is set "
+                    "with FluxGuidance.",
                 ),
                 denoise_input(),
             ],
