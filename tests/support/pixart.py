@@ -139,15 +139,40 @@ def t5_tokenizer() -> transformers.PreTrainedTokenizerBase:
     return transformers.T5TokenizerFast.from_pretrained(folder)
 
 
-def kl(scaling_factor: float = 0.13025, channels: int = 4) -> diffusers.AutoencoderKL:
+def kl(scaling_factor: float = 0.13025, widths: tuple[int, ...] = (128, 256, 512, 512)) -> diffusers.AutoencoderKL:
     """The autoencoder of Stable Diffusion 1 and SDXL in its true shape, which the host builds whatever the file."""
     torch.manual_seed(5)
     kind = "DownEncoderBlock2D", "UpDecoderBlock2D"
     return diffusers.AutoencoderKL(
         down_block_types=kind[:1] * 4,
         up_block_types=kind[1:] * 4,
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=widths,
         layers_per_block=2,
-        latent_channels=channels,
+        latent_channels=4,
         scaling_factor=scaling_factor,
     ).eval()
+
+
+def scheduler(kind: str = "") -> diffusers.SchedulerMixin:
+    """The scheduler of the released folders: DPM-Solver++, LCM or DMD's."""
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    if kind == "LCM":
+        return diffusers.LCMScheduler(**betas)
+    if kind == "DMD":
+        return diffusers.DDPMScheduler(**betas, clip_sample=False)
+    return diffusers.DPMSolverMultistepScheduler(**betas)
+
+
+def pipeline(kind: str, distilled: str = "", true_vae: bool = False) -> diffusers.DiffusionPipeline:
+    """A small PixArt as the released pipeline of its family. The host loads an autoencoder of the true shape alone."""
+    is_alpha = kind.startswith("alpha")
+    build = diffusers.PixArtAlphaPipeline if is_alpha else diffusers.PixArtSigmaPipeline
+    whole = build(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        vae=kl(0.18215 if is_alpha else 0.13025, **({} if true_vae else {"widths": (32,) * 4})),
+        transformer=reference(kind, layers=2),
+        scheduler=scheduler(distilled),
+    )
+    whole.set_progress_bar_config(disable=True)
+    return whole
