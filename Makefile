@@ -34,9 +34,10 @@ prepare: ## fetch ComfyUI and its environment only
 test: ## the tests, a few minutes on two cores
 	@exec $(RUN) --extra test -- -m pytest
 
-# Chromium or Chrome must be installed; every test leaves a screenshot in output/browser.
-test-browser: ## ComfyUI's page in a Chromium, which must be installed
-	@exec $(RUN) --extra test --extra browser -- -m pytest -m browser
+# Chromium or Chrome must be installed; every test leaves a screenshot in output/browser. FRONTEND=1.58.1 takes that
+# version of ComfyUI's page in place of the host's own; TESTS=tests/browser/test_templates.py runs that file alone.
+test-browser: ## ComfyUI's page in a Chromium, which must be installed: FRONTEND= TESTS=
+	@exec $(RUN) --extra test --extra browser -- -m pytest -m browser $(TESTS)
 
 test-heavy: ## the slow tests: a full-size step, a killed server, ComfyUI Manager
 	@exec $(RUN) --extra test -- -m pytest -m heavy

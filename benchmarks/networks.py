@@ -42,13 +42,20 @@ def dc_ae_config():
     return DCAEConfig(3, 32, 32, 0.41407, encoder, DCAEHalfConfig(types_, widths, (3,) * 6, kernels))
 
 
-def text_encoder(implementation: str, dtype, device: str, blocks: int | None = None, **sizes):
-    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike."""
+def text_encoder(
+    implementation: str, dtype, device: str, blocks: int | None = None, runs_on: str | None = None, **sizes
+):
+    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike. runs_on: as in `build`;
+    ours computes in the format that the loader would choose there."""
     sizes = GEMMA | {"num_hidden_layers": blocks or GEMMA["num_hidden_layers"]} | sizes
     if implementation == "ours":
-        from sana_native.models.gemma.text_encoder import CLIP_NAME, SanaTextEncoder
+        from sana_native.models.gemma.text_encoder import CLIP_NAME, COMPUTE, SanaTextEncoder
+        from sana_native.models.runtime.cpu.features import cpu_multiplies_bfloat16
+        from sana_native.models.runtime.precision import Device, Request, gemma_precision
 
-        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes})
+        fast = cpu_multiplies_bfloat16() if (runs_on or device) == "cpu" else True
+        precision = gemma_precision(dtype, Request(), Device(str(runs_on), bfloat16=fast))
+        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes, COMPUTE: precision.compute})
     import torch
     from accelerate import init_empty_weights
     from transformers import Gemma2Config, Gemma2Model
@@ -61,8 +68,9 @@ def text_encoder(implementation: str, dtype, device: str, blocks: int | None = N
     return network.to(device)
 
 
-def transformer(implementation: str, model: str, blocks: int | None = None, **options):
-    """On "meta". blocks: as for the text encoder. options: of diffusers' class."""
+def transformer(implementation: str, model: str, blocks: int | None = None, device: str = "cpu", **options):
+    """On "meta", the network that ours would be on this device. blocks: as for the text encoder. options: of diffusers'
+    class."""
     import torch
 
     width, depth, heads, hidden = TRANSFORMERS[model]
@@ -80,7 +88,7 @@ def transformer(implementation: str, model: str, blocks: int | None = None, **op
 
     config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
     with torch.device("meta"):
-        return choose_network(torch.device("cpu"))(config, operations=comfy.ops.disable_weight_init)
+        return choose_network(torch.device(device))(config, operations=comfy.ops.disable_weight_init)
 
 
 def autoencoder(implementation: str, device: str):
@@ -136,13 +144,25 @@ def randomize(network):
     return network
 
 
-def build(stage: str, implementation: str, dtype, device: str = "cpu", model: str = "0.6B", blocks: int | None = None):
-    """A network with random weights in this format on this device, "meta" for one without weights."""
+def build(
+    stage: str,
+    implementation: str,
+    dtype,
+    device: str = "cpu",
+    model: str = "0.6B",
+    blocks: int | None = None,
+    runs_on: str | None = None,
+):
+    """A network with random weights in this format on this device, "meta" for one without weights.
 
+    runs_on: the device that it is the network for, if it is another one.
+    """
+    runs_on = runs_on or device
     if stage == "text":
-        network = text_encoder(implementation, dtype, device, blocks)
+        network = text_encoder(implementation, dtype, device, blocks, runs_on)
     else:
-        network = transformer(implementation, model, blocks) if stage == "step" else autoencoder(implementation, device)
+        chosen = transformer(implementation, model, blocks, runs_on) if stage == "step" else None
+        network = chosen or autoencoder(implementation, runs_on)
         for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
             setattr(network, unused, None)
         network = network.to(dtype).to_empty(device=device)

@@ -151,8 +151,9 @@ class SanaNativeGemmaLoader(io.ComfyNode):
                     options=WIDE_DTYPES,
                     default="auto",
                     optional=True,
-                    tooltip="Number format of the weights; auto uses the file's, 8 bits too. Computation is in "
-                    "float32 either way, because Gemma and T5 overflow in float16.",
+                    tooltip="Number format of the weights; auto uses the file's, 8 bits too. Gemma's bfloat16 weights "
+                    "are computed in bfloat16 where the device is fast at it, all else in float32; Gemma overflows in "
+                    "float16.",
                 ),
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for SANA Gemma Encode or any CLIP Text Encode node.")],

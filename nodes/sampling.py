@@ -9,6 +9,7 @@ from ..models.pixart.config import DMD, LCM
 from ..models.pixart.model_base import PixArtModel
 from ..models.pixart.model_sampling import is_consistency
 from ..models.sana.model_sampling import require_flow
+from ..models.sana.run_checks import require_position
 from ..samplers.dmd import sample_pixart_dmd
 from ..samplers.flow_dpm import sample_flow_dpm
 from ..samplers.registration import check_pixart, flow_shift_of
@@ -271,6 +272,7 @@ class SanaNativeSampler(io.ComfyNode):
         cfg: float = 4.5,
         denoise: float = 1.0,
     ) -> io.NodeOutput:
+        require_position(latent_image["samples"].shape, latent_image.get("downscale_ratio_spacial"))
         MEMORY.prepare()  # previews may have been switched on after the DC-AE was loaded
         sampler, sigmas = solver_for(model, steps, denoise, latent_image.get("batch_index"))
         output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)

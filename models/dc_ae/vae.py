@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
+from ..runtime.device import disk_options
 from ..runtime.precision import require_finite
 from .config import DCAEConfig
 from .memory_estimate import Workload
@@ -28,6 +29,7 @@ OVERLAP = 4
 LATENT_CURE = "look for the stage that made it, often a float16 model; use bfloat16 there"
 DECODE_CURE = "load the autoencoder in bfloat16 or float32"
 ENCODE_CURE = "check the node that made the image, and load the autoencoder in float32"
+EMPTY_CURE = "check the node that made it, such as one that takes images from a batch"
 DC_AE_CURE = "connect the VAE of SANA DC-AE Loader, which loads dc-ae-f32c32-sana-1.0 or 1.1"
 # Latent channels and pixels per latent position of the host's other VAEs -> whose it likely is.
 OTHER_VAES = {
@@ -77,8 +79,10 @@ class SanaVAE(comfy.sd.VAE):
         self.first_stage_model = model.eval().to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.output_device = comfy.model_management.intermediate_device()
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
-            self.first_stage_model, load_device=self.device, offload_device=offload_device
+        patcher_class = comfy.model_patcher.CoreModelPatcher
+        options = disk_options(patcher_class, state_dict)
+        self.patcher = patcher_class(
+            self.first_stage_model, load_device=self.device, offload_device=offload_device, **options
         )
         self.first_stage_model.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
         self.model_size()
@@ -182,9 +186,11 @@ class SanaVAE(comfy.sd.VAE):
                 f"This latent has {samples.shape[1]} channels where DC-AE decodes {self.latent_channels}: "
                 "it comes from another model, so use that model's VAE."
             )
+        if 0 in samples.shape:
+            raise ValueError(f"This latent holds nothing, its shape is {tuple(samples.shape)}: {EMPTY_CURE}.")
         require_finite(is_finite(samples), "The latent to decode", LATENT_CURE)
 
-    def encode(self, pixel_samples: Tensor) -> Tensor:
+    def encode(self, pixel_samples: Tensor, not_video: bool | None = None) -> Tensor:  # noqa: ARG002 - newer hosts'
         self.check_image(pixel_samples)
         workload = Workload(*pixel_samples.shape[1:3], self.vae_dtype, self.device.type)
         if not self.fits(workload):
@@ -198,7 +204,14 @@ class SanaVAE(comfy.sd.VAE):
         return self.encode_checked(super().encode, pixels)
 
     def encode_tiled(
-        self, pixel_samples: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None
+        self,
+        pixel_samples: Tensor,
+        tile_x=None,
+        tile_y=None,
+        overlap=None,
+        tile_t=None,
+        overlap_t=None,
+        not_video: bool | None = None,  # noqa: ARG002 - newer hosts'; DC-AE encodes images alone
     ) -> Tensor:
         self.check_image(pixel_samples)
         return self.encode_checked(super().encode_tiled, pixel_samples, tile_x, tile_y, overlap, tile_t, overlap_t)
@@ -217,6 +230,8 @@ class SanaVAE(comfy.sd.VAE):
                 f"This image {found}, where DC-AE encodes images of 3 channels (RGB): convert it to RGB first, a mask "
                 "or a one-channel image with Convert Mask to Image."
             )
+        if not len(pixels):
+            raise ValueError(f"This batch holds no image, its shape is {tuple(pixels.shape)}: {EMPTY_CURE}.")
         height, width = pixels.shape[1:3]
         if min(height, width) < RATIO:
             raise ValueError(

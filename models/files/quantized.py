@@ -19,6 +19,8 @@ METADATA = "_quantization_metadata"
 # Besides the weight and the mark: what a layer must have (where a format is not listed, a weight_scale) and may have.
 REQUIRED = {"nvfp4": ("weight_scale", "weight_scale_2")}
 OPTIONAL = ("input_scale", "pre_quant_scale")
+# What the layout of weights and scales is known of here. Newer hosts read more, with other side tensors.
+FORMATS = ("convrot_w4a4", "float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
 SIDE_TENSORS = ("weight_scale", "weight_scale_2", MARK, *OPTIONAL)
 
 
@@ -54,8 +56,13 @@ def quantized_layers(state_dict: StateDict) -> dict[str, str]:
 
 
 def check_quantized(name: str, state_dict: StateDict, layers: dict[str, str]) -> None:
-    """Raises ValueError for a format this host cannot read, or for a layer that lacks its weight or a scale."""
+    """Raises ValueError for a format that cannot be read, and for a layer without its weight or a scale."""
     for layer, kind in layers.items():
+        if kind in QUANT_ALGOS and kind not in FORMATS:
+            raise ValueError(
+                f"{name} is quantized as {kind} ({layer}), which is not supported: use a file of the model in one of "
+                f"{', '.join(FORMATS)}, or one that is not quantized."
+            )
         if kind not in QUANT_ALGOS:
             raise ValueError(
                 f"{name} is quantized as {kind} ({layer}), and this ComfyUI reads {', '.join(sorted(QUANT_ALGOS))}: "

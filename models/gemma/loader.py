@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
@@ -15,10 +16,11 @@ from ..files.layout import StateDict
 from ..files.reader import Checkpoint
 from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
 from ..files.validation import check_tensors, log_loaded, reading_config
-from ..runtime.device import requested
+from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, gemma_precision
 from . import detection as gemma_detection
-from .text_encoder import CLIP_NAME, Gemma2, GemmaClip, SanaTextEncoder, SanaTokenizer
+from .model import Gemma2
+from .text_encoder import CLIP_NAME, COMPUTE, GemmaClip, SanaTextEncoder, SanaTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def build(
     """The host's CLIP of a configuration with these tensors in it."""
     model_options = {
         "dtype": precision.weights,
+        COMPUTE: precision.compute,
         f"{CLIP_NAME}_model_config": model_config,
         "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
     }
@@ -97,7 +100,8 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
         stored = comfy.sd.llama_detect([state_dict]).get("dtype_llama", torch.bfloat16)
     else:
         stored = comfy.utils.weight_dtype(state_dict)
-    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
+    device = describe_device(comfy.model_management.text_encoder_device(), parameters)
+    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"), device)
     clip = build(model_config, precision, state_dict, spiece, parameters, disable_dynamic)
     clip.patcher.cached_patcher_init = (load_gemma_patcher, (checkpoint.source, options))
     if gemma_detection.is_base_gemma(checkpoint.path, gemma_config(checkpoint)):

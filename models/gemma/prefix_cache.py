@@ -1,9 +1,10 @@
-"""Prefix cache: keys and values of the text that many prompts begin with, SANA's instruction, computed once.
+"""Caches of the text encoder: the states of the last texts, and the keys and values that many prompts begin with.
 
-In a causal network later positions need nothing of earlier ones but their keys and values.
+In a causal network later positions need nothing of earlier ones but their keys and values, so SANA's instruction is
+computed once. A negative prompt is the same from prompt to prompt, mostly empty, and costs a whole pass of the weights.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import torch
@@ -11,8 +12,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..runtime.weight_fingerprint import WeightFingerprint, has_untracked_edits, track_versions
+from .model import KeysValues
 
-KeysValues = list[tuple[Tensor, Tensor]]  # one pair per layer, each (1, g, P, d)
+PREFIXES, TEXTS = 1, 2  # a prompt and its negative
 
 
 class Prefix(NamedTuple):
@@ -41,38 +43,57 @@ def track_loaded(patcher: ModelPatcher, *_) -> None:
     track_versions(patcher.model, {key: saved.weight for key, saved in backup.items()})
 
 
-def clear_prefix_cache(patcher: ModelPatcher, unpatch_all: bool) -> None:
+def clear_caches(patcher: ModelPatcher, unpatch_all: bool) -> None:
     """Called by the host when it takes a model off its device; without `unpatch_all` it is only to be loaded anew."""
     if unpatch_all:
         patcher.model.prefix_cache.clear()
+        patcher.model.states_cache.clear()
 
 
-class PrefixCache:
-    """The last prefix, valid while the weights that made it are in use and unchanged.
+def compact(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it is a part of a larger one that would live as long."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
-    It stays on the device that computed it, as long as the model does: 43 MB in float32 for Gemma-2-2b and the trained
-    instruction.
+
+class Entry(NamedTuple):
+    tokens: list[int]
+    fingerprint: WeightFingerprint
+    device: torch.device
+    result: Any
+
+
+class TextCache:
+    """What was computed of the last texts, valid while the weights that made it are in use and unchanged.
+
+    It stays on the device that computed it, as long as the model does: the trained instruction's keys and values are
+    43 MB in float32 for Gemma-2-2b, a text's states 3 MB at most.
     """
 
-    def __init__(self):
-        self.clear()
+    def __init__(self, size: int):
+        self.size = size
+        self.entries: list[Entry] = []  # the last used is last
 
-    def __deepcopy__(self, memo: dict) -> "PrefixCache":
-        return PrefixCache()  # a copy of the model has weights of its own
+    def __deepcopy__(self, memo: dict) -> "TextCache":
+        return TextCache(self.size)  # a copy of the model has weights of its own
 
     def clear(self) -> None:
-        self.tokens: list[int] = []
-        self.fingerprint: WeightFingerprint | None = None
-        self.prefix: Prefix | None = None
+        self.entries = []
 
-    def find(self, tokens: list[int], fingerprint: WeightFingerprint | None, device) -> Prefix | None:
-        if self.prefix is None or fingerprint is None or self.tokens != tokens:
+    def find(self, tokens: list[int], fingerprint: WeightFingerprint | None, device) -> Any:
+        """None if it has not been computed with these weights on this device; what others have made is dropped."""
+        if fingerprint is None:
             return None
-        same_device = self.prefix.first.device == torch.empty(0, device=device).device  # "cuda" is "cuda:0"
-        return self.prefix if same_device and self.fingerprint.matches(fingerprint) else None
+        device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+        self.entries = [one for one in self.entries if one.device == device and one.fingerprint.matches(fingerprint)]
+        for i, entry in enumerate(self.entries):
+            if entry.tokens == tokens:
+                self.entries.append(self.entries.pop(i))
+                return entry.result
+        return None
 
-    def store(self, tokens: list[int], fingerprint: WeightFingerprint | None, prefix: Prefix) -> None:
+    def store(self, tokens: list[int], fingerprint: WeightFingerprint | None, device, result: Any) -> None:
         """Stores nothing without a fingerprint."""
-        self.clear()
-        if fingerprint is not None:
-            self.tokens, self.fingerprint, self.prefix = tokens, fingerprint, prefix
+        if fingerprint is None:
+            return self.clear()
+        entry = Entry(tokens, fingerprint, torch.empty(0, device=device).device, result)
+        self.entries = [*self.entries, entry][-self.size :]

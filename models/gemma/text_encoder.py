@@ -6,6 +6,7 @@ for the host's text generation the turns of Gemma's chat.
 """
 
 import logging
+from collections.abc import Sized
 from typing import Any
 
 import comfy.model_management
@@ -13,7 +14,6 @@ import comfy.sd
 import comfy.sd1_clip
 import torch
 from comfy.patcher_extension import CallbacksMP
-from comfy.text_encoders import llama
 from comfy.text_encoders.lumina2 import Gemma2BTokenizer
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
@@ -22,10 +22,21 @@ from ..files.prepare import prepare_state_dict
 from ..runtime.cpu.linear_ops import TextOperations
 from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
-from ..runtime.weight_fingerprint import read_version, with_version
+from ..runtime.weight_fingerprint import WeightFingerprint, read_version, with_version
 from ..runtime.zero_padding import ZERO_PADDED
+from .bfloat16 import Bfloat16Gemma2
 from .chat import END_OF_TURN, START_OF_TURN, as_question, decode_answer, encode_turns, stop_tokens
-from .prefix_cache import KeysValues, Prefix, PrefixCache, clear_prefix_cache, fingerprint_in_use, track_loaded
+from .model import Gemma2, KeysValues
+from .prefix_cache import (
+    PREFIXES,
+    TEXTS,
+    Prefix,
+    TextCache,
+    clear_caches,
+    compact,
+    fingerprint_in_use,
+    track_loaded,
+)
 from .prompt_checks import TEXT_NOTICES, check_surrogates, describe_cut
 
 logger = logging.getLogger(__name__)
@@ -53,9 +64,8 @@ INSTRUCTION = "\n".join(
 PAD = 0
 LONGEST_INSTRUCTION = 4096  # tokens; with the prompt about half of what Gemma-2 was trained to read at once
 CONTEXT_LENGTH = 300  # positions the transformer is given: BOS and the last 299
-ATTENTION_SOFTCAP = 50.0
-LOGIT_SOFTCAP = 30.0  # of the next token's scores, in text generation
 CLIP_NAME = "gemma2_2b"  # the host's prefix for this encoder in saved files
+COMPUTE = f"{CLIP_NAME}_compute"  # of model_options: the format of matrix products, float32 unless given
 
 
 def without_end_of_turn(text: str) -> str:
@@ -63,60 +73,6 @@ def without_end_of_turn(text: str) -> str:
     while END_OF_TURN in text:
         text = text.replace(END_OF_TURN, "")
     return text
-
-
-def softcap_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
-    """Softmax attention whose logits tanh limits to +-50.
-
-    q: (B, h, L, d); k, v: (B, g, K, d), h a multiple of g; mask: added to (B, h, L, K). Returns (B, L, h * d).
-    """
-    q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, g, h / g * L, d): heads that share keys, one below another
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    scores = torch.tanh(scores / ATTENTION_SOFTCAP) * ATTENTION_SOFTCAP
-    if mask is not None:
-        scores = (scores.unflatten(2, (heads // k.shape[1], -1)) + mask.unsqueeze(-3)).flatten(2, 3)
-    out = torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
-    return out.unflatten(2, (heads // k.shape[1], -1)).flatten(1, 2).transpose(1, 2).flatten(2)
-
-
-class SoftcapAttention(llama.Attention):
-    """The host's attention layer with Gemma-2's soft-capping, whatever attention function it is handed."""
-
-    def forward(self, *args, optimized_attention=None, **kwargs):  # noqa: ARG002 - replaced on purpose
-        return super().forward(*args, optimized_attention=softcap_attention, **kwargs)
-
-
-class Gemma2(llama.Gemma2_2B):
-    """Gemma-2 with soft-capped attention; the width and depth come from `config_dict`."""
-
-    def __init__(self, config_dict: dict, dtype, device, operations):
-        super().__init__(config_dict, dtype, device, operations)
-        for layer in self.model.layers:
-            layer.self_attn = SoftcapAttention(self.model.config, device=device, dtype=dtype, ops=operations)
-        if dtype in FLOAT8:  # the norms add one to their weights, which float8 cannot
-            for module in self.modules():
-                if isinstance(module, llama.RMSNorm):
-                    module.to(torch.bfloat16)
-
-    def logits(self, x: Tensor) -> Tensor:
-        return torch.tanh(super().logits(x) / LOGIT_SOFTCAP) * LOGIT_SOFTCAP
-
-    def continue_from(self, past: KeysValues, embeds: Tensor) -> tuple[Tensor, KeysValues]:
-        """Final states (1, L, C) of positions that follow P known ones, and the keys and values of all P + L.
-
-        embeds: (1, L, C), none of them padding. The host's own loop continues by single positions only.
-        """
-        network, length = self.model, embeds.shape[1]
-        known = past[0][0].shape[2] if past else 0
-        positions = torch.arange(known, known + length, device=embeds.device)[None]
-        rotation = network.compute_freqs_cis(positions, embeds.device)
-        mask = embeds.new_full((length, known + length), -torch.inf).triu_(known + 1)
-        x, present = embeds, []
-        for i, layer in enumerate(network.layers):
-            before = (*past[i], known) if past else ()
-            x, (keys, values, _) = layer(x, attention_mask=mask, freqs_cis=rotation, past_key_value=before)
-            present.append((keys, values))
-        return network.norm(x), present
 
 
 class GemmaModel(comfy.sd1_clip.SDClipModel):
@@ -134,7 +90,7 @@ class GemmaModel(comfy.sd1_clip.SDClipModel):
             layer_norm_hidden_state=False,
             enable_attention_masks=True,
             return_attention_masks=True,
-            model_class=Gemma2,
+            model_class=Bfloat16Gemma2 if model_options.get(COMPUTE) == torch.bfloat16 else Gemma2,
             model_options=model_options,
         )
 
@@ -211,11 +167,19 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
     def sentencepiece(self) -> SentencePieceProcessor:
         return self.gemma2_2b.tokenizer.tokenizer
 
-    def question(self, text: str, plain: bool, image=None, video=None, audio=None, **_) -> list[tuple[int, float]]:
-        if any(given is not None for given in (image, video, audio)):
+    def question(
+        self, text: str, plain: bool, image=None, images=None, video=None, audio=None, system_prompt: str = "", **_
+    ) -> list[tuple[int, float]]:
+        """Token pairs of a question. system_prompt: in place of the instruction; Gemma-2 knows no turn of its own for
+        one. Newer hosts give it, and `images` for `image`."""
+        if any(map(is_linked, (image, images, video, audio))):
             raise ValueError("SANA's Gemma-2 reads text alone: unlink image, video and audio from the node that asks.")
+        system_prompt = without_end_of_turn(system_prompt or "").strip()
         if not plain and not text.startswith(START_OF_TURN):
-            text = as_question(INSTRUCTION + without_end_of_turn(text).strip())
+            before = f"{system_prompt}\n\n" if system_prompt else INSTRUCTION
+            text = as_question(before + without_end_of_turn(text).strip())
+        elif system_prompt:
+            logger.warning("SANA: system_prompt has no effect, as the text is asked as it stands, without a template.")
         return [(token, 1.0) for token in encode_turns(self.sentencepiece, text)]
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:  # noqa: ARG002 - the host's signature
@@ -226,12 +190,17 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
         return {f"{CLIP_NAME}.{key}": value for key, value in super().state_dict().items()}
 
 
+def is_linked(given) -> bool:
+    """Whether an input of the host's node is wired: a list of inputs arrives as an empty container if none is."""
+    return given is not None and not (isinstance(given, Sized) and len(given) == 0)
+
+
 class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
     """Gemma-2 states at BOS and the last 299 positions: context (1, 300, C) and attention_mask (1, 300)."""
 
     def __init__(self, device="cpu", dtype=None, model_options: dict[str, Any] = {}):  # noqa: B006 - the host's signature
         super().__init__(device=device, dtype=dtype, name=CLIP_NAME, clip_model=GemmaModel, model_options=model_options)
-        self.prefix_cache = PrefixCache()
+        self.prefix_cache, self.states_cache = TextCache(PREFIXES), TextCache(TEXTS)
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None, dict[str, Tensor]]:
         rows = token_weight_pairs[CLIP_NAME]
@@ -260,33 +229,43 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
     def encode_tokens(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
         """Context and mask of one row, padded on the right.
 
-        Padding is not computed, as no position may attend to it: its states are zero. Of positions before the last 299
-        only keys and values are needed, and they are cached for the next prompt.
+        Padding is not computed, as no position may attend to it: its states are zero. A text whose states are cached
+        is not computed either.
         """
         device = self.gemma2_2b.execution_device or self.gemma2_2b.transformer.get_input_embeddings().weight.device
-        prefix_length = len(tokens) - (CONTEXT_LENGTH - 1) if len(tokens) > CONTEXT_LENGTH else 0
-        used = tokens[: tokens.index(PAD)] if PAD in tokens else tokens
-        selected, past = [], []
-        if prefix_length:
-            prefix = self.encode_prefix(used[:prefix_length], device)
-            selected, past = [prefix.first], prefix.keys_values
-        if used[prefix_length:]:
-            selected.append(self.continue_from(past, used[prefix_length:], device)[0])
-        states = torch.cat(selected, dim=1).float()
+        fingerprint = fingerprint_in_use(self, self.gemma2_2b.transformer)
+        states = self.states_cache.find(tokens, fingerprint, device)
+        if states is None:
+            states = self.compute_states(tokens, fingerprint, device)
+            self.states_cache.store(tokens, fingerprint, device, states)
         length = min(len(tokens), CONTEXT_LENGTH)
         context = torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
         mask = (torch.arange(length, device=device)[None] < states.shape[1]).long()
         target = comfy.model_management.intermediate_device()
         return context.to(target), mask.to(target)
 
-    def encode_prefix(self, tokens: list[int], device) -> Prefix:
+    def compute_states(self, tokens: list[int], fingerprint: WeightFingerprint | None, device) -> Tensor:
+        """States (1, L, C) in float32 of the text's L positions, at most BOS and the last 299 with their padding.
+
+        Of positions before those only keys and values are needed, and they are cached for the next prompt.
+        """
+        prefix_length = len(tokens) - (CONTEXT_LENGTH - 1) if len(tokens) > CONTEXT_LENGTH else 0
+        used = tokens[: tokens.index(PAD)] if PAD in tokens else tokens
+        selected, past = [], []
+        if prefix_length:
+            prefix = self.encode_prefix(used[:prefix_length], fingerprint, device)
+            selected, past = [prefix.first], prefix.keys_values
+        if used[prefix_length:]:
+            selected.append(self.continue_from(past, used[prefix_length:], device)[0])
+        return torch.cat(selected, dim=1).float()
+
+    def encode_prefix(self, tokens: list[int], fingerprint: WeightFingerprint | None, device) -> Prefix:
         """Always computed apart from what follows, so that a prompt's states do not depend on those before it."""
-        fingerprint = fingerprint_in_use(self, self.gemma2_2b.transformer)
         prefix = self.prefix_cache.find(tokens, fingerprint, device)
         if prefix is None:
             states, keys_values = self.continue_from([], tokens, device)
-            prefix = Prefix(keys_values, states[:, :1].clone())
-            self.prefix_cache.store(tokens, fingerprint, prefix)
+            prefix = Prefix([(compact(keys), compact(values)) for keys, values in keys_values], states[:, :1].clone())
+            self.prefix_cache.store(tokens, fingerprint, device, prefix)
         return prefix
 
     def continue_from(self, past: KeysValues, tokens: list[int], device) -> tuple[Tensor, KeysValues]:
@@ -310,8 +289,10 @@ class GemmaClip(comfy.sd.CLIP):
             super().__init__(*args, **kwargs)
         # The host stops at the end of the text alone, which an instruction-tuned Gemma does not write.
         self.cond_stage_model.gemma2_2b.transformer.model.config.stop_tokens = stop_tokens(self.tokenizer.sentencepiece)
-        self.patcher.add_callback_with_key(CallbacksMP.ON_LOAD, "sana_prefix_cache", track_loaded)
-        self.patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "sana_prefix_cache", clear_prefix_cache)
+        if isinstance(self.cond_stage_model.gemma2_2b.transformer, Bfloat16Gemma2):
+            self.patcher.set_model_compute_dtype(torch.bfloat16)
+        self.patcher.add_callback_with_key(CallbacksMP.ON_LOAD, "sana_text_caches", track_loaded)
+        self.patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "sana_text_caches", clear_caches)
 
     def load_sd(self, sd: dict[str, Tensor], full_model: bool = False):  # noqa: ARG002 - the host's signature
         for key, tensor in sd.items():
@@ -331,6 +312,10 @@ def encode_prompts(
     clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False
 ) -> tuple[list, list]:
     """Host conditioning of a prompt and a negative prompt; only the prompt is given the instruction.
+
+    The negative is encoded even where the sampler will not use it, as a Sprint or a cfg of 1 does not: a node is not
+    told what its outputs are linked to, and the sampler's cfg can come from anywhere. Its states are cached instead, so
+    that it is computed with the first prompt alone.
 
     instruction: None for the trained one, "" for none. Raises ValueError when the CLIP is not SANA's text encoder.
     """

@@ -2,15 +2,17 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cache
 
 import comfy.model_patcher
 import comfy.utils
 import torch
-from comfy.weight_adapter import WeightAdapterBase
+from comfy.weight_adapter import BypassInjectionManager, WeightAdapterBase
 from torch import Tensor
 
-from ..runtime.device import patcher_class
+from ..runtime.device import disk_options, patcher_class
+from .bypass import bypass_managers, computes, in_layer_shape, inference_hooks
 from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
 from .depthwise import BRANCH, add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
@@ -112,6 +114,31 @@ class StockLora:
         others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
         super().add_hook_patches(hook, others, strength_patch, strength_model)
 
+    def set_injections(self, key: str, injections: list) -> None:
+        """A LoRA of the host's bypass node. Raises ValueError for one that its layers cannot compute."""
+        for manager in bypass_managers(injections):
+            self.check_bypass(manager)
+        super().set_injections(key, injections)
+
+    def check_bypass(self, manager: BypassInjectionManager) -> None:
+        """Takes hooks with adapters of another width out; raises as `set_injections` says."""
+        hooks = inference_hooks(manager, self.model)
+        for hook in hooks.values():
+            hook.adapter = in_layer_shape(hook.adapter, hook.module)
+        adapters = {key: hook.adapter for key, hook in hooks.items()}
+        require_finite_factors(adapters)
+        weights = {key: hooks[key].module.weight for key in adapters}
+        for key, adapter in adapters.items():
+            if has_magnitude(adapter):
+                raise ValueError(f"This LoRA is a DoRA, whose magnitudes bypass mode leaves out: {OWN_NODE}.")
+            dense = find_depthwise_lora(adapter, weights[key], 1.0) is not None
+            if dense or (fits(adapter, weights[key]) and not computes(hooks[key])):
+                raise ValueError(f"Bypass mode cannot compute this LoRA on {layer_of(key)}: {OWN_NODE}.")
+        left = drop_misfits(adapters, weights) if adapters else {}
+        manager.hooks[:] = [
+            hook for hook in manager.hooks if hook not in hooks.values() or hook.adapter in left.values()
+        ]
+
     def get_key_patches(self, filter_prefix: str | None = None) -> dict:
         self.warn_of_branches("merges")
         return super().get_key_patches(filter_prefix)
@@ -178,8 +205,13 @@ def with_stock_lora(base: type) -> type:
 
 
 def sana_patcher(
-    model: torch.nn.Module, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
+    model: torch.nn.Module,
+    load_device: torch.device,
+    offload_device: torch.device,
+    disable_dynamic: bool = False,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The host's patcher with our checks."""
-    chosen = with_stock_lora(patcher_class(load_device, disable_dynamic))
-    return chosen(model, load_device=load_device, offload_device=offload_device)
+    """The host's patcher with our checks. state_dict: the tensors of the file as they were read."""
+    base = patcher_class(load_device, disable_dynamic)
+    options = disk_options(base, state_dict or {})
+    return with_stock_lora(base)(model, load_device=load_device, offload_device=offload_device, **options)

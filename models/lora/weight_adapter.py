@@ -56,9 +56,12 @@ def fits(patch, weight: Tensor) -> bool:
         magnitude = patch.weights[magnitude_index(patch)]
         if magnitude.shape[0] != weight.shape[0] and magnitude.shape[:2] != (1, weight.shape[1]):
             return False
-    change = change_shape(patch)
-    if change is None or change == matrix_shape(weight):
+    change, own = change_shape(patch), matrix_shape(weight)
+    if change is None or change == own:
         return True
+    if isinstance(patch, LoKrAdapter):  # newer hosts cut the rows of a part out of a fused layer's, and reshape nothing
+        offset = getattr(patch, "row_offset", None)
+        return offset is not None and change[1] == own[1] and 0 <= offset <= change[0] - own[0]
     # OneTrainer's DoRA and LoHa of a depthwise convolution: one row, reshaped.
     return type(patch) is not LoRAAdapter and change == (1, weight.numel())
 
@@ -91,8 +94,15 @@ def has_magnitude(patch) -> bool:
     return index is not None and patch.weights[index] is not None
 
 
+def rebuild(patch, weights: tuple, kind: type | None = None):
+    """The adapter with other weights, and as another class; what a newer host notes on adapters goes along."""
+    built = (kind or type(patch))(patch.loaded_keys, weights)
+    vars(built).update({name: value for name, value in vars(patch).items() if name not in ("loaded_keys", "weights")})
+    return built
+
+
 def with_alpha(patch, alpha: float):
-    return type(patch)(patch.loaded_keys, (*patch.weights[:ALPHA], alpha, *patch.weights[ALPHA + 1 :]))
+    return rebuild(patch, (*patch.weights[:ALPHA], alpha, *patch.weights[ALPHA + 1 :]))
 
 
 def multiply_out(patch: LoKrAdapter) -> LoKrAdapter:
@@ -101,7 +111,7 @@ def multiply_out(patch: LoKrAdapter) -> LoKrAdapter:
     w2 = torch.einsum("ijkl,jr,ip->prkl", t2.float(), w2_b.float(), w2_a.float()).contiguous()
     if alpha is not None:
         w2 *= alpha / w2_b.shape[0]
-    return LoKrAdapter(patch.loaded_keys, (w1, w2, None, w1_a, w1_b, None, None, None, magnitude))
+    return rebuild(patch, (w1, w2, None, w1_a, w1_b, None, None, None, magnitude))
 
 
 def prepare(patch):
@@ -113,9 +123,9 @@ def prepare(patch):
             part.flatten(1) if isinstance(part, Tensor) and i in (0, 1, 3, 4) else part
             for i, part in enumerate(patch.weights)
         )
-        patch = LoHaAdapter(patch.loaded_keys, tuple(flat))
+        patch = rebuild(patch, tuple(flat))
     if type(patch) in EXACT and has_magnitude(patch):
-        patch = EXACT[type(patch)](patch.loaded_keys, patch.weights)
+        patch = rebuild(patch, patch.weights, EXACT[type(patch)])
     return patch
 
 
@@ -137,7 +147,7 @@ class ExactMagnitude:
         original_weight=None,
     ) -> Tensor:
         index = magnitude_index(self)
-        plain = self.plain(self.loaded_keys, (*self.weights[:index], None, *self.weights[index + 1 :]))
+        plain = rebuild(self, (*self.weights[:index], None, *self.weights[index + 1 :]), self.plain)
         merged = plain.calculate_weight(
             weight.clone(), key, 1.0, strength_model, offset, function, intermediate_dtype, original_weight
         ).float()

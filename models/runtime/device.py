@@ -1,5 +1,9 @@
 """What the host says about a device, and which formats its start flags ask for: the input of `precision.py`."""
 
+import inspect
+from collections.abc import Mapping
+
+import comfy
 import comfy.model_management
 import comfy.model_patcher
 import torch
@@ -32,6 +36,17 @@ def describe_device(device: torch.device, parameters: int = 0) -> Device:
         float8=(not on_cpu and management.supports_fp8_compute(device)) or parameters * 2 > room,
         tight=parameters * 4 > room,
     )
+
+
+def disk_options(patcher_class: type, state_dict: Mapping[str, torch.Tensor]) -> dict[str, bool]:
+    """How a newer host's patcher is told whether a model's file lies on a fast disk; {} for an older host.
+
+    state_dict: tensors as they were read, whose storage the host has marked with the file; copies lose the mark.
+    """
+    storage = getattr(comfy, "storage", None)
+    if storage is None or "fast_disk" not in inspect.signature(patcher_class.__init__).parameters:
+        return {}
+    return {"fast_disk": storage.state_dict_fast_disk(state_dict)}
 
 
 def requested(dtype: torch.dtype | None, widget: str, component: str) -> Request:

@@ -85,7 +85,7 @@ def build(
     supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     offload_device = comfy.model_management.unet_offload_device()
     model = supported.get_model(state_dict)
-    patcher = sana_patcher(model, device, offload_device, disable_dynamic)
+    patcher = sana_patcher(model, device, offload_device, disable_dynamic, state_dict)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state_dict, "", assign=prepare_state_dict(model.diffusion_model, state_dict, patcher))

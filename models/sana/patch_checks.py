@@ -22,6 +22,21 @@ BYPASS = "by {}, but its guidance is embedded: bypass that node between the load
 PLAIN_GUIDERS = ("CFGGuider", "Guider_Basic", "Guider_DualModel")
 
 
+class UNetConfig(dict):
+    """The host's `unet_config`, in which nodes for UNets look up what a transformer does not have."""
+
+    def __missing__(self, key: str) -> Any:
+        """Raises ValueError for FreeU, KeyError for others."""
+        if key == "model_channels":
+            raise ValueError(
+                "FreeU scales the skip connections of a UNet, but SANA is a transformer without any: bypass that node."
+            )
+        raise KeyError(key)
+
+    def copy(self) -> "UNetConfig":
+        return UNetConfig(self)
+
+
 def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
     """Raises ValueError for patches that would spoil every image."""
     options = model_options.get("transformer_options", {})

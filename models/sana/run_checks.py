@@ -191,6 +191,13 @@ def require_area(area: tuple[int, ...] | None, size: tuple[int, ...]) -> None:
     """Raises ValueError for a conditioning's area (height, width, top, left) that begins outside the latent."""
     if area is None or all(start < side for start, side in zip(area[len(area) // 2 :], size)):
         return
+    rows, columns = area[-2:]
+    if rows <= size[0] and columns <= size[1]:  # of 1 in percent, or of as many cells
+        raise ValueError(
+            f"The area of this conditioning begins at row {rows}, column {columns}, at the end of the latent of "
+            f"{size[0]} x {size[1]} cells of {RATIO} px: set x and y below 1 in Conditioning (Set Area with "
+            "Percentage)."
+        )
     raise ValueError(
         f"The area of this conditioning begins at row {area[-2]}, column {area[-1]}, outside the latent of {size[0]} x "
         f"{size[1]} cells of {RATIO} px: use Conditioning (Set Area with Percentage), because Conditioning (Set Area) "
@@ -199,10 +206,28 @@ def require_area(area: tuple[int, ...] | None, size: tuple[int, ...]) -> None:
 
 
 def require_image_latent(shape: tuple[int, ...]) -> None:
-    """Raises ValueError for the latent of a video or a sound."""
+    """Raises ValueError for the latent of a video or a sound, and for one without an image."""
+    if len(shape) == 4 and 0 in shape:
+        raise ValueError(
+            f"The latent to denoise holds nothing, its shape is {tuple(shape)}: check the node that made it, such as "
+            "Latent From Batch with an index beyond the batch."
+        )
     if len(shape) == 4:
         return
     raise ValueError(
         f"The latent to denoise has {len(shape)} dimensions, {tuple(shape)}, but SANA needs the 4 of an image: take "
         "SANA Empty Latent, or SANA DC-AE Encode for an image, instead of a video's or a sound's latent."
     )
+
+
+def require_position(shape: tuple[int, ...], pixels: int | None) -> None:
+    """Raises ValueError for an empty latent of another model that would become less than one position of SANA's.
+
+    shape: (B, C, h, w), pixels: of one of its positions, None where nothing tells.
+    """
+    height, width = (side * (pixels or RATIO) for side in shape[-2:])
+    if min(round(height / RATIO), round(width / RATIO)) < 1 <= min(height, width):
+        raise ValueError(
+            f"This latent is of {width} x {height} px, and SANA needs at least {RATIO} px a side: take SANA Empty "
+            "Latent, with the size that the checkpoint was trained on."
+        )

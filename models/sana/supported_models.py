@@ -12,6 +12,7 @@ from ..runtime.precision import Precision
 from .config import SanaConfig
 from .convert import to_file_layout
 from .model_base import SanaModel
+from .patch_checks import UNetConfig
 
 # In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 6.25 as
 # `benchmarks/memory.py` measures a step of 256 px, 5.4 at 512 px, with a margin for what a GPU's kernels need besides.
@@ -47,7 +48,7 @@ class SanaSupported(comfy.supported_models_base.BASE):
 
     def __init__(self, config: SanaConfig, precision: Precision, network: type[nn.Module]):
         """network: the class that is built, Sana or a faster one for a device, with the same keys."""
-        super().__init__({"config": config})
+        super().__init__(UNetConfig(config=config))
         self.network = network
         self.supported_inference_dtypes = [precision.compute]
         self.set_inference_dtype(precision.weights, precision.compute)

@@ -155,6 +155,38 @@ def test_full_disk_is_noticed_before_the_download(monkeypatch, tmp_path):
         host._install(tmp_path / "venv" / "bin" / "python", tmp_path, [])
 
 
+def test_a_front_end_is_fetched_once(monkeypatch, tmp_path):
+    calls = []
+
+    def pip(_, *arguments, what):
+        calls.append((arguments[-1], what))
+        static = host.Path(arguments[arguments.index("--target") + 1], *host.FRONT_END_PAGES)
+        static.mkdir(parents=True)
+        (static / "index.html").touch()
+
+    monkeypatch.setattr(host, "PRIVATE", tmp_path)
+    monkeypatch.setattr(host, "_pip", pip)
+    monkeypatch.setenv("FRONTEND", "1.58.1")
+    for _ in range(2):
+        option, folder = host.front_end_arguments()
+        assert option == "--front-end-root" and (host.Path(folder) / "index.html").is_file()
+    assert calls == [("comfyui-frontend-package==1.58.1", "fetch comfyui-frontend-package 1.58.1")]
+    assert [path.name for path in (tmp_path / "front-end").iterdir()] == ["1.58.1"]
+
+
+def test_without_a_wanted_front_end_the_host_takes_its_own(monkeypatch):
+    monkeypatch.delenv("FRONTEND", raising=False)
+    assert host.front_end_arguments() == []
+
+
+def test_a_front_end_that_is_no_version_is_said(monkeypatch):
+    monkeypatch.setenv("FRONTEND", "newest")
+    with pytest.raises(
+        host.HostError, match="FRONTEND=newest is no version of comfyui-frontend-package; give one such"
+    ):
+        host.front_end_arguments()
+
+
 def test_linked_folder_follows_a_new_target(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -366,9 +398,42 @@ def test_demo_looks_whether_it_can_write_and_leaves_nothing(tmp_path):
         demo.require_writable(tmp_path / "folder.png")
     there = tmp_path / "there.png"
     there.write_bytes(b"as before")
-    for path in (there, tmp_path / "new" / "image.png"):
+    for path in (there, tmp_path / "image.png"):
         demo.require_writable(path)
-    assert there.read_bytes() == b"as before" and not list((tmp_path / "new").iterdir())
+    assert there.read_bytes() == b"as before" and not (tmp_path / "image.png").exists()
+
+
+def test_demo_creates_no_folder_but_that_of_its_own_file(tmp_path, monkeypatch):
+    with pytest.raises(
+        demo.DemoError, match=r"new/image\.png cannot be written \(there is no folder .*new\); create it"
+    ):
+        demo.require_writable(tmp_path / "new" / "image.png")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    demo.require_writable(demo.read_settings([]).out)
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "512x256"], "SIZE=512x256: the demo models are trained at 256x256 px, and what"),
+        (["--size", "512", "--model", "sprint"], "SIZE=512x512: the demo models are trained"),
+        (["--size", "256x192"], ""),
+        ([], ""),
+    ],
+)
+def test_demo_says_what_larger_sizes_do_to_its_own_models(monkeypatch, capsys, tmp_path, arguments, said):
+    monkeypatch.setattr(demo, "generate", lambda _: None)
+    assert demo.main([*arguments, "--out", str(tmp_path / "a.png")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(said) and out.count("\n") == bool(said)
+
+
+def test_demo_lets_other_models_be_of_any_size(capsys, tmp_path):
+    settings = demo.read_settings(["--size", "1024", "--model", str(tmp_path)])
+    demo.warn_of_size(settings)
+    assert capsys.readouterr().out == ""
 
 
 def test_demo_says_what_a_size_between_becomes(capsys):

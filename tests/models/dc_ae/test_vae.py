@@ -304,3 +304,19 @@ def test_one_frame_of_a_video_decodes_in_tiles_as_whole():
             vae.decode_tiled(latent[:, :, 0], 8, 8, 2),
         )
     assert torch.equal(tiled, image)
+
+
+# Nothing to decode or encode
+
+
+@pytest.mark.parametrize("decode", ["decode", "decode_tiled", "decode_whole"])
+@pytest.mark.parametrize("shape", [(0, 32, 2, 2), (1, 32, 0, 2)])
+def test_a_latent_that_holds_nothing_is_refused(vae, decode, shape):
+    with pytest.raises(ValueError, match="This latent holds nothing, its shape is .*: check the node that made it"):
+        getattr(vae, decode)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("encode", ["encode", "encode_tiled", "encode_whole"])
+def test_a_batch_without_an_image_is_refused(vae, encode):
+    with pytest.raises(ValueError, match=r"This batch holds no image, its shape is \(0, 64, 64, 3\): check the node"):
+        getattr(vae, encode)(torch.zeros(0, 64, 64, 3))

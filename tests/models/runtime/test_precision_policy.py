@@ -51,7 +51,9 @@ def test_nothing_makes_a_model_overflow(device):
         assert decided.clamp is (trained_in != "bfloat16")
         assert decided.compute in (torch.float16, torch.bfloat16, torch.float32, torch.float64) and decided.reason
     for request, stored in itertools.product(asked, DTYPES[1:]):
-        assert gemma_precision(stored, request).compute == torch.float32
+        gemma = gemma_precision(stored, request, device)
+        assert gemma.compute in (torch.bfloat16, torch.float32)
+        assert gemma.compute == torch.float32 or gemma.weights not in (torch.float16, torch.float32, torch.float64)
         assert dc_ae_precision(request, device).compute in (torch.bfloat16, torch.float32)
 
 
@@ -77,6 +79,26 @@ def test_nothing_makes_a_model_overflow(device):
 )
 def test_formats_of_a_transformer(trained_in, dtype, device, weights, compute):
     decided = sana_precision(trained_in, torch.float32, Request(dtype, "someone"), device)
+    assert (decided.weights, decided.compute) == (weights, compute)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "device", "weights", "compute"),
+    [
+        (torch.bfloat16, None, GPU, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, None, OLD, torch.bfloat16, torch.float32),
+        (torch.bfloat16, None, CPU, torch.bfloat16, torch.float32),
+        (torch.bfloat16, None, CPU_BFLOAT16, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32, GPU, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float16, GPU, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float8_e4m3fn, GPU, torch.float8_e4m3fn, torch.bfloat16),
+        (torch.float16, None, GPU, torch.float16, torch.float32),
+        (torch.float16, torch.bfloat16, GPU, torch.bfloat16, torch.bfloat16),
+        (torch.float32, None, GPU, torch.float32, torch.float32),
+    ],
+)
+def test_formats_of_the_text_encoder(stored, dtype, device, weights, compute):
+    decided = gemma_precision(stored, Request(dtype, "someone"), device)
     assert (decided.weights, decided.compute) == (weights, compute)
 
 
@@ -155,7 +177,7 @@ def on_a_gpu(monkeypatch):
     """
     for family in bench.FAMILIES:
         bench.model(family)
-    for loader in (sana_loader, dc_ae_loader):
+    for loader in (sana_loader, dc_ae_loader, gemma_loader):
         monkeypatch.setattr(loader, "describe_device", lambda *_: GPU)
 
 

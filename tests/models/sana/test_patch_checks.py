@@ -4,6 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_nag import NAGuidance
@@ -160,6 +161,20 @@ def test_tiles_for_a_softmax_attention_are_refused(watched):
     (patched,) = HyperTile.execute(watched["sana"], 64, 2, 0, False)
     with pytest.raises(ValueError, match="HyperTile cuts the queries .* attention is linear .*: bypass that node"):
         bench.draw(patched, bench.encoded())
+
+
+@pytest.mark.parametrize("family", bench.FAMILIES)
+@pytest.mark.parametrize("node", [FreeU, FreeU_V2])
+def test_freeu_is_refused_where_it_is_applied(family, node):
+    with pytest.raises(ValueError, match="FreeU scales the skip connections of a UNet, .* bypass that node"):
+        node.execute(bench.model(family), 1.1, 1.2, 0.9, 0.2)
+
+
+def test_other_keys_that_a_transformer_lacks_are_missing_as_in_any_dict():
+    config = bench.model("sana").model.model_config.unet_config
+    with pytest.raises(KeyError, match="num_res_blocks"):
+        config["num_res_blocks"]
+    assert config.get("model_channels") is None and "model_channels" not in config
 
 
 # SANA-Sprint

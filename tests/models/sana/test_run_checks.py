@@ -15,6 +15,7 @@ from comfy_extras.nodes_gits import GITSScheduler
 from sana_native.models.sana import run_checks
 from sana_native.models.sana.run_checks import Run, check_run, check_size, sampler_name, schedulers_of
 from sana_native.nodes import warnings as notices
+from sana_native.nodes.sampling import SanaNativeSampler
 from sana_native.samplers.scm import sample_scm
 from sana_native.tests.models.dc_ae import test_previews as previews
 from sana_native.tests.support import workbench as bench
@@ -275,6 +276,38 @@ def test_an_area_in_pixels_is_commented_and_refused_outside_the_latent(loaded, c
             ValueError, match="begins at row 0, column 8, outside the latent of 4 x 4 cells .* Percentage"
         ):
             bench.draw(model, (outside, negative))
+
+
+@pytest.mark.parametrize(("x", "y", "place"), [(1.0, 1.0, "row 4, column 4"), (1.0, 0.0, "row 0, column 4")])
+def test_an_area_at_the_very_end_is_told_how_to_set_the_percentages(loaded, x, y, place):
+    positive, negative = bench.encoded()
+    (outside,) = bench.call("ConditioningSetAreaPercentage", positive, 0.5, 0.5, x, y, 1.0)
+    told = f"begins at {place}, at the end of the latent of 4 x 4 cells of 32 px: set x and y below 1 in"
+    with pytest.raises(ValueError, match=told):
+        bench.draw(loaded["sana"], (outside, negative))
+
+
+@pytest.mark.parametrize("shape", [(0, 32, 4, 4), (1, 32, 0, 4)])
+def test_a_latent_that_holds_nothing_is_refused(shape):
+    with pytest.raises(
+        ValueError, match=rf"holds nothing, its shape is \({', '.join(map(str, shape))}\): check the node"
+    ):
+        bench.draw(bench.model("sana"), bench.encoded(), {"samples": torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (64, 16), (16, 512)])
+def test_sana_sampler_refuses_a_stock_empty_latent_below_one_position(width, height):
+    (latent,) = bench.call("EmptyLatentImage", width, height, 1)
+    with pytest.raises(
+        ValueError, match=f"is of {width} x {height} px, and SANA needs at least 32 px a side: take SANA"
+    ):
+        SanaNativeSampler.execute(bench.model("sana"), *bench.encoded(), latent, steps=1)
+
+
+def test_sana_sampler_takes_a_stock_empty_latent_of_one_position():
+    (latent,) = bench.call("EmptyLatentImage", 32, 24, 1)
+    (output,) = SanaNativeSampler.execute(bench.model("sana"), *bench.encoded(), latent, steps=1).result
+    assert output["samples"].shape == (1, 32, 1, 1)
 
 
 # Through the real server
