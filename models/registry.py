@@ -8,6 +8,8 @@ from .files.family import Family, describe, detect
 from .files.layout import StateDict
 from .files.reader import Checkpoint
 from .gemma.loader import GEMMA
+from .gemma1.loader import GEMMA_1
+from .lumina.loader import LUMINA
 from .pixart.loader import PIXART
 from .sana.loader import SANA
 from .t5.loader import T5
@@ -15,7 +17,9 @@ from .t5.loader import T5
 FAMILIES: tuple[Family, ...] = (
     SANA,
     PIXART,
+    LUMINA,
     GEMMA,
+    GEMMA_1,
     T5,
     DC_AE,
     KL,

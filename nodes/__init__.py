@@ -9,6 +9,7 @@ from .files import tiny_decoder_path
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
+from .lumina import SanaNativeLuminaOptions
 from .replacements import register_replacements
 from .sampling import (
     SanaNativeFlowDPMSampler,
@@ -33,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeDCAEEncode,
     SanaNativeDCAEDecode,
     SanaNativeLoraLoader,
+    SanaNativeLuminaOptions,
 ]
 
 

@@ -17,13 +17,15 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             "before the prompt.",
             search_aliases=["sana prompt", "gemma text encode", "clip text encode"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Gemma-2, or T5-XXL for PixArt, from SANA Gemma Loader."),
+                io.Clip.Input(
+                    "clip", tooltip="Gemma-2, Gemma-1 for Lumina-Next, or T5-XXL for PixArt, from SANA Gemma Loader."
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to generate. The first 299 tokens count, about 200 English words; what is cut off is "
-                    "shown on the node.",
+                    tooltip="What to generate. The first 299 tokens count, about 200 English words, or 255 for "
+                    "Lumina-Next; what is cut off is shown on the node.",
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -39,7 +41,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     default="on",
                     optional=True,
                     tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for "
-                    "LoRAs trained without it. custom: the text below. PixArt has none.",
+                    "LoRAs trained without it. custom: the text below. Lumina-Next and PixArt have none.",
                 ),
                 io.String.Input(
                     "custom_instruction",
@@ -59,7 +61,8 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="positive", tooltip="The prompt: 300 tokens with their mask, or PixArt's without."
+                    display_name="positive",
+                    tooltip="The prompt: 300 tokens with their mask, or Lumina-Next's and PixArt's without.",
                 ),
                 io.Conditioning.Output(
                     display_name="negative", tooltip="The negative prompt: 300 tokens with their mask."

@@ -16,11 +16,14 @@ CLASSES = {
     "SanaTransformer2DModel": "transformer",
     "PixArtTransformer2DModel": "transformer",
     "Transformer2DModel": "transformer",
+    "LuminaNextDiT2DModel": "transformer",
     "AutoencoderDC": "vae",
     "AutoencoderKL": "vae",
     "Gemma2Model": "text_encoder",
     "Gemma2ForCausalLM": "text_encoder",
     "T5EncoderModel": "text_encoder",
+    "GemmaModel": "text_encoder",
+    "GemmaForCausalLM": "text_encoder",
 }
 AVERAGED = "transformer_ema"  # a trainer's average of the weights, beside the transformer
 # The demo models come with the pack, so that their workflows run before anything was downloaded.

@@ -25,6 +25,13 @@ FAMILIES = {"auto": None, "PixArt-alpha": "PixArt-alpha", "PixArt-Sigma": "PixAr
 CATEGORY = "model/loaders"
 
 
+def load_transformer(name: str, options: dict):
+    """MODEL of a name in the list, whose runs are checked."""
+    model = load_model("transformer", resolve(name, "diffusion_models", "transformer"), options)
+    warn_about_runs(model)
+    return model
+
+
 class SanaNativeModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,13 +39,13 @@ class SanaNativeModelLoader(io.ComfyNode):
             node_id="SanaNativeModelLoader",
             display_name="SANA Model Loader",
             category=CATEGORY,
-            description="Loads a SANA, SANA-1.5, SANA-Sprint or PixArt transformer from a file or a diffusers folder.",
-            search_aliases=["sana", "sana loader", "sana sprint", "pixart", "load diffusion model", "unet"],
+            description="Loads a transformer of SANA, SANA-1.5, Sprint, PixArt or Lumina-Next from a file or folder.",
+            search_aliases=["sana", "sana sprint", "pixart", "lumina next", "load diffusion model", "unet"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=list_names("diffusion_models", "transformer"),
-                    tooltip="File in models/diffusion_models (.safetensors or the authors' .pth; any shard of a set) "
+                    tooltip="File in models/diffusion_models (.safetensors or its authors' .pth; any shard of a set) "
                     "or models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
                 ),
                 io.Combo.Input(
@@ -48,7 +55,7 @@ class SanaNativeModelLoader(io.ComfyNode):
                     optional=True,
                     tooltip="Number format of the weights. auto: float16 for checkpoints trained in it, bfloat16 for "
                     "the others, float32 where the device is not fast at those. The fp8 formats halve the memory and "
-                    "cost some quality.",
+                    "cost some quality. Lumina-Next takes no float16.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -59,7 +66,8 @@ class SanaNativeModelLoader(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0.00 is "
-                    "automatic: the checkpoint's own (3, or 6 at 4K). No effect on SANA-Sprint and PixArt.",
+                    "automatic: the checkpoint's own (3, or 6 at 4K; 1 for Lumina-Next). No effect on SANA-Sprint and "
+                    "PixArt.",
                 ),
                 io.Combo.Input(
                     "clamp",
@@ -124,9 +132,7 @@ class SanaNativeModelLoader(io.ComfyNode):
             "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
             "family": FAMILIES[family],
         }
-        model = load_model("transformer", resolve(model_name, "diffusion_models", "transformer"), options)
-        warn_about_runs(model)
-        return io.NodeOutput(model)
+        return io.NodeOutput(load_transformer(model_name, options))
 
 
 class SanaNativeGemmaLoader(io.ComfyNode):
@@ -136,8 +142,8 @@ class SanaNativeGemmaLoader(io.ComfyNode):
             node_id="SanaNativeGemmaLoader",
             display_name="SANA Gemma Loader",
             category=CATEGORY,
-            description="Loads SANA's text encoder, Gemma-2-2b-it, or PixArt's, T5-XXL, from a file or a folder.",
-            search_aliases=["gemma", "gemma 2", "t5", "t5xxl", "sana text encoder", "pixart text encoder", "load clip"],
+            description="Loads a text encoder: SANA's Gemma-2-2b-it, Lumina-Next's Gemma-1 2B or PixArt's T5-XXL.",
+            search_aliases=["gemma", "gemma 2", "gemma 1", "t5", "t5xxl", "sana text encoder", "load clip"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
@@ -172,7 +178,7 @@ class SanaNativeDCAELoader(io.ComfyNode):
             node_id="SanaNativeDCAELoader",
             display_name="SANA DC-AE Loader",
             category=CATEGORY,
-            description="Loads SANA's autoencoder, DC-AE f32c32, or PixArt's, AutoencoderKL, from a file or a folder.",
+            description="Loads SANA's autoencoder, DC-AE f32c32, or AutoencoderKL, PixArt's and Lumina-Next's.",
             search_aliases=["dc-ae", "dcae", "sana vae", "pixart vae", "load vae"],
             inputs=[
                 io.Combo.Input(

@@ -1,10 +1,12 @@
 """Schedules, samplers, and one block that picks both for the model it is given."""
 
 import comfy.samplers
+from comfy.k_diffusion import sampling as k_diffusion
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..models.dc_ae.previews import MEMORY
+from ..models.lumina.model_base import LuminaModel
 from ..models.pixart.config import DMD, LCM
 from ..models.pixart.model_base import PixArtModel
 from ..models.pixart.model_sampling import is_consistency
@@ -42,9 +44,12 @@ def model_shift(model) -> float:
 
 
 def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
-    """The released solver and sigmas: SCM for SANA-Sprint, second-order Flow-DPM for the rest of SANA."""
+    """The released solver and sigmas: SCM for SANA-Sprint, Euler for Lumina-Next, Flow-DPM for the rest of SANA."""
     if isinstance(model.model, PixArtModel):
         return pixart_solver(model, steps, denoise, batch_index)
+    if isinstance(model.model, LuminaModel):
+        sampler = comfy.samplers.KSAMPLER(k_diffusion.sample_euler)
+        return sampler, get_sigmas_flow_euler(steps, model_shift(model), denoise)
     if getattr(model.model, "is_sprint", False):
         sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
         return sampler, get_sigmas_scm(steps, denoise=denoise)
@@ -216,10 +221,10 @@ class SanaNativeSampler(io.ComfyNode):
             display_name="SANA Sampler",
             category="model/sampling",
             description="Samples with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
-            "for SANA-Sprint, DPM-Solver++ for PixArt.",
+            "for Sprint, Euler for Lumina-Next, DPM-Solver++ for PixArt.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint or PixArt."),
+                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint, Lumina-Next or PixArt."),
                 io.Conditioning.Input("positive", tooltip="What to generate."),
                 io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
@@ -239,7 +244,8 @@ class SanaNativeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="20 for SANA and PixArt, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; DMD takes one.",
+                    tooltip="20 for SANA and PixArt, 30 for Lumina-Next, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; "
+                    "its DMD takes one.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -250,13 +256,15 @@ class SanaNativeSampler(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
-                    "SANA and PixArt, 1 for PixArt's LCM and DMD. Must be 1 for SANA-Sprint, whose guidance is set "
-                    "with FluxGuidance.",
+                    "SANA and PixArt, 4 for Lumina-Next, 1 for PixArt's LCM and DMD. Must be 1 for SANA-Sprint, whose "
+                    "guidance is set with FluxGuidance.",
                 ),
                 denoise_input(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after PixArt.")
+                io.Latent.Output(
+                    tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after Lumina-Next and PixArt."
+                )
             ],
         )
 

@@ -1,11 +1,15 @@
 """Warnings about a run, on the node that samples and in the log, whichever sampler node it is."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
+from ..models.lumina import guidance as lumina_guidance
+from ..models.lumina.model_base import LuminaModel
 from ..models.pixart import run_checks as pixart_checks
 from ..models.pixart.model_base import PixArtModel
 from ..models.pixart.model_sampling import is_consistency
@@ -23,8 +27,14 @@ NOTHING = " "  # the shortest text that the frontend takes
 
 def warn_about_runs(model) -> None:
     """Checks every run of the model, and of its clones, before it starts; through the host's own wrappers."""
-    watch = watch_pixart_run if isinstance(model.model, PixArtModel) else watch_run
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch_of(model.model))
+
+
+def watch_of(model):
+    """The wrapper that checks the runs of a model's family."""
+    if isinstance(model, PixArtModel):
+        return watch_pixart_run
+    return watch_lumina_run if isinstance(model, LuminaModel) else watch_run
 
 
 def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
@@ -42,6 +52,15 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
+def watch_lumina_run(run, noise, latent_image, sampler, *args, **kwargs):
+    if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training
+        model_options = run.class_obj.model_options
+        watch = PassWatch(lumina_guidance.check_guidance(model_options), lumina_guidance.check_patches)
+        options = model_options.setdefault("transformer_options", {})  # of this run alone
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
+    return run(noise, latent_image, sampler, *args, **kwargs)
+
+
 def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training, which borrows the way in
         guider = run.class_obj
@@ -50,7 +69,7 @@ def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *arg
         refuse_patches(guider.model_options, settings.config.guidance_embeds)
         require_run(settings)
         options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
-        watch = PassWatch(check_run(settings), settings.config.depth)
+        watch = PassWatch(check_run(settings), partial(check_patches, depth=settings.config.depth))
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
@@ -72,12 +91,13 @@ def describe_run(guider, latent_image, sampler, sigmas, denoise_mask) -> Run:
 class PassWatch:
     """Shows a run's warnings, and adds those about patches, which some nodes put on single passes only."""
 
-    def __init__(self, sentences: list[str], depth: int):
-        self.sentences, self.depth = sentences, depth
+    def __init__(self, sentences: list[str], check: Callable[..., list[str]]):
+        """check: warnings about the options and the control of a pass, in this order."""
+        self.sentences, self.check = sentences, check
         show(sentences)
 
     def __call__(self, apply, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        found = check_patches(transformer_options or {}, control, self.depth)
+        found = self.check(transformer_options or {}, control)
         new = [sentence for sentence in found if sentence not in self.sentences]
         if new:
             self.sentences = [*self.sentences, *new]

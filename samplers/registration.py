@@ -15,9 +15,11 @@ from torch import Tensor
 
 from .dmd import sample_pixart_dmd
 from .flow_dpm import sample_flow_dpm
+from .midpoint import sample_midpoint
 from .schedules import (
     get_sigmas_flow_dpm,
     get_sigmas_flow_euler,
+    get_sigmas_lumina,
     get_sigmas_pixart,
     get_sigmas_scm,
     pixart_sigma,
@@ -44,6 +46,11 @@ def sana_scm(model_sampling: object, steps: int) -> Tensor:
     return get_sigmas_scm(steps)
 
 
+def sana_lumina(model_sampling: object, steps: int) -> Tensor:
+    """Scheduler "sana_lumina": the grid of Lumina-Next's authors with the model's own shift."""
+    return get_sigmas_lumina(steps, flow_shift_of(model_sampling))
+
+
 def sana_pixart(model_sampling: object, steps: int) -> Tensor:
     """Scheduler "sana_pixart": PixArt's whole timesteps."""
     check_pixart(model_sampling)
@@ -51,13 +58,19 @@ def sana_pixart(model_sampling: object, steps: int) -> Tensor:
 
 
 SAMPLERS = MappingProxyType(
-    {"sana_flow_dpm": sample_flow_dpm, "sana_scm": sample_scm, "sana_pixart_dmd": sample_pixart_dmd}
+    {
+        "sana_flow_dpm": sample_flow_dpm,
+        "sana_scm": sample_scm,
+        "sana_midpoint": sample_midpoint,
+        "sana_pixart_dmd": sample_pixart_dmd,
+    }
 )
 SCHEDULERS = MappingProxyType(
     {
         "sana_flow": sana_flow,
         "sana_flow_euler": sana_flow_euler,
         "sana_scm": sana_scm,
+        "sana_lumina": sana_lumina,
         "sana_pixart": sana_pixart,
     }
 )

@@ -1,5 +1,5 @@
-"""Noise levels for SANA (rectified flow), SANA-Sprint (TrigFlow angles) and PixArt (variance-exploding sigmas), as
-descending tensors that end in 0.
+"""Noise levels for SANA and Lumina-Next (rectified flow), SANA-Sprint (TrigFlow angles) and PixArt (sigmas in units of
+the image): descending, the last is 0.
 
 Source: SANA arXiv 2410.10629 (Flow-DPM-Solver), SANA-Sprint arXiv 2503.09641, sCM arXiv 2410.11081; the grids are those
 of diffusers' DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler and SCMScheduler.
@@ -53,6 +53,18 @@ def get_sigmas_flow_euler(steps: int, shift: float, denoise: float = 1.0) -> Ten
     total = _total_steps(steps, shift, denoise)
     u = torch.linspace(1, flow_shift(U_STEP, shift), total, dtype=torch.float64)
     return torch.cat([flow_shift(u, shift), u.new_zeros(1)])[-(steps + 1) :].float()
+
+
+def get_sigmas_lumina(steps: int, shift: float, denoise: float = 1.0) -> Tensor:
+    """Sigmas of Lumina-Next's authors: u uniform from 1 to 0, shifted once; what they call steps + 1 points.
+
+    Shape and `denoise` as in `get_sigmas_flow_dpm`.
+
+    Raises:
+        ValueError: on less than one step, or a shift or denoise out of range.
+    """
+    total = _total_steps(steps, shift, denoise)
+    return flow_shift(torch.linspace(1, 0, total + 1, dtype=torch.float64), shift)[-(steps + 1) :].float()
 
 
 def get_times_scm(

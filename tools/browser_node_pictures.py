@@ -54,6 +54,7 @@ SCENES = {
         [(0, TO_SAMPLER, "model")],
         {"lora_name": "my_style.safetensors", "strength_model": 0.8},
     ),
+    "SanaNativeLuminaOptions": Scene({"model": MODEL}, [(0, TO_SAMPLER, "model")], {"preset": "authors"}),
     "SanaNativeGemmaEncode": Scene(
         {"clip": CLIP},
         [(0, TO_SAMPLER, "positive"), (1, TO_SAMPLER, "negative")],

@@ -70,6 +70,8 @@ def describe(state_dict: StateDict, families: Iterable[Family]) -> str:
     for family in families:
         table = transformers if family.component == "transformer" else others
         table |= dict.fromkeys(family.marks, f"{family.name} (use {family.node})")
+    # Of two marks the more specific one first: Lumina-Next has below its layers what SANA has at the root.
+    transformers = dict(sorted(transformers.items(), key=lambda row: -len(row[0])))
     tables = (foreign_files.RELATIVES, transformers, foreign_files.DIFFUSION_MODELS, others, foreign_files.OTHER_PARTS)
     return foreign_files.describe(state_dict, tables)
 

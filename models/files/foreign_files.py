@@ -11,8 +11,7 @@ StateDict = Mapping[str, Tensor]
 # its name. The families of this pack are in `models/registry.py`.
 HOST_LOADER = "use the host's own loader"
 OTHER_LANGUAGE_MODEL = f"another language model ({HOST_LOADER})"
-GEMMA_1 = "a Gemma-1 text encoder (use gemma-2-2b-it)"
-LUMINA_NEXT = "a Lumina-Next transformer, which this version does not load"
+GEMMA_1 = "a Gemma-1 text encoder (use SANA Gemma Loader)"
 LUMINA_2 = f"a Lumina 2 model ({HOST_LOADER})"
 OTHER_DC_AE = "a DC-AE for other models (SANA's are dc-ae-f32c32-sana-1.0 and 1.1)"
 QUANTIZED = "a model quantized by {}, which this version does not load (take the bf16 file)"
@@ -43,9 +42,6 @@ RELATIVES = QUANTIZERS | {
     "blocks.0.mlp.t_conv.weight": "a SANA-Video transformer, which this version does not load",
     "noise_refiner.0.attention.qkv.weight": LUMINA_2,
     "noise_refiner.0.attn.to_q.weight": LUMINA_2,
-    "layers.0.attention.wk_y.weight": LUMINA_NEXT,
-    "layers.0.attention_y_norm.weight": LUMINA_NEXT,
-    "time_caption_embed.caption_embedder.0.bias+layers.0.attn2.to_k.weight": LUMINA_NEXT,
     "layers.0.pre_feedforward_layernorm.weight+self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
     "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": f"a UMT5 text encoder ({HOST_LOADER})",
     "encoder.block.0.layer.1.DenseReluDense.wi.weight": "a T5 1.0 text encoder (use t5-v1_1-xxl)",

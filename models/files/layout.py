@@ -25,6 +25,9 @@ PREFIXES = {
         "text_encoders.t5xxl.transformer.",
         "t5xxl.transformer.",
         "text_encoders.t5xxl.",
+        "text_encoders.gemma_2b.transformer.",
+        "gemma_2b.transformer.",
+        "text_encoders.gemma_2b.",
         *WRAPPERS,
     ),
 }
@@ -34,6 +37,7 @@ WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2"
 
 
 NVIDIA = "NVIDIA"
+LUMINA_AUTHORS = "Alpha-VLLM"
 
 
 def is_nvidia_sana(state_dict: StateDict) -> bool:
@@ -85,7 +89,9 @@ def nested_tensors(loaded: Mapping[str, Any]) -> StateDict:
 
 
 def layout_of(state_dict: StateDict) -> str:
-    """Whose key names these are, for the log: "NVIDIA", "DC-AE authors" or "diffusers"; prefixes already stripped."""
+    """Whose key names these are, for the log: "NVIDIA", "Alpha-VLLM", "DC-AE authors" or "diffusers"; no prefixes."""
     if is_nvidia_sana(state_dict):
         return NVIDIA
+    if "layers.0.attention.wk_y.weight" in state_dict:
+        return LUMINA_AUTHORS
     return "DC-AE authors" if is_original_dc_ae(state_dict) else "diffusers"

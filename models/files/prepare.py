@@ -1,5 +1,7 @@
 """Tensors of a file into a network: where they lie when nothing has to move, else copied as the host does."""
 
+import re
+
 import comfy.memory_management
 import comfy.model_management
 import torch
@@ -12,7 +14,9 @@ from .quantized import MARK
 ALIGNMENT = 64  # bytes; of the widest vector registers
 # Layers that multiply a single row. The CPU's float32 kernel for that rounds by the address, so that one model would
 # give other bits from another file.
-SINGLE_ROW = ("time_embed.", "t_embedder.", "t_block.", "csize_embedder.", "ar_embedder.")
+SINGLE_ROW = re.compile(
+    r"(time_embed|t_embedder|t_block|csize_embedder|ar_embedder|cap_embedder)\.|(.+\.)?adaLN_modulation\."
+)
 
 
 def used_in_place(patcher: ModelPatcher) -> bool:
@@ -39,7 +43,7 @@ def prepare_state_dict(network: nn.Module, state_dict: dict[str, Tensor], patche
         if key not in state_dict or f"{key.rpartition('.')[0]}.{MARK}" in state_dict:
             continue
         tensor = state_dict[key].to(parameter.dtype)
-        if key.startswith(SINGLE_ROW) and tensor.dtype == torch.float32 and tensor.data_ptr() % ALIGNMENT:
+        if SINGLE_ROW.match(key) and tensor.dtype == torch.float32 and tensor.data_ptr() % ALIGNMENT:
             tensor = tensor.clone()
         state_dict[key] = tensor
     return True

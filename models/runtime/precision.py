@@ -108,6 +108,21 @@ def sana_precision(
     )
 
 
+def lumina_precision(
+    name: str, stored: torch.dtype | None, request: Request, device: Device, quantized: str = ""
+) -> Precision:
+    """Formats of a Lumina-Next transformer, trained in bfloat16; arguments as of `sana_precision`.
+
+    Raises ValueError for float16, which its authors' own code does not offer.
+    """
+    if request.dtype == torch.float16 and not quantized:
+        raise ValueError(
+            f"{name} is a Lumina-Next transformer, which overflows in the float16 asked for by {request.by}: set "
+            "weight_dtype to bfloat16 or float32."
+        )
+    return sana_precision(BFLOAT16, stored, request, device, quantized)
+
+
 def gemma_precision(stored: torch.dtype, request: Request, device: Device) -> Precision:
     """Formats of the text encoder: its matrix products are in bfloat16 where the device is fast at it.
 

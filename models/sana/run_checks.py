@@ -30,6 +30,7 @@ SKIP_EMPTY_STEPS = (*SKIP_ZERO, "euler")
 OUR_SAMPLERS = {
     "sample_flow_dpm": "sana_flow_dpm",
     "sample_scm": "sana_scm",
+    "sample_midpoint": "sana_midpoint",
     "sample_pixart_dmd": "sana_pixart_dmd",
 }
 

@@ -62,8 +62,8 @@ WORDS = {
     ),
     "zh": Words(("输入", "输出", "示例", "报错", "相关节点"), "空", "列表中的文件", "`{}`（{} 到 {}"),
 }
-# In backticks like our own names, but the host's: sockets of SamplerCustom, a sampler, and two parts of file names.
-OTHER_NAMES = {"sampler", "sigmas", "dpmpp_2m_sde", "elm", "it", "false"}
+# In backticks like our own names, but the host's: sockets of SamplerCustom, samplers, values, parts of file names.
+OTHER_NAMES = {"sampler", "sigmas", "dpmpp_2m_sde", "euler", "elm", "it", "false", "true"}
 CJK = re.compile(r"[\u4e00-\u9fff]")
 
 every_node = pytest.mark.parametrize("node_id", SCHEMAS)
@@ -442,4 +442,4 @@ def test_no_widget_is_without_tooltip_and_no_node_without_page(comfy_server):
     ]
     missing = [(name, language) for name in nodes for language in LANGUAGES if not help_page(name, language).is_file()]
     assert (len(untold), len(untranslated), len(missing)) == (0, 0, 0)
-    assert len(nodes) == len(SCHEMAS) == 13 and SEED_WIDGET in locale("zh")["SanaNativeSampler"]["inputs"]
+    assert len(nodes) == len(SCHEMAS) and SEED_WIDGET in locale("zh")["SanaNativeSampler"]["inputs"]

@@ -1,4 +1,4 @@
-"""The thirteen nodes: schema and code agree, everything is explained, defaults are valid, inputs stay as they are."""
+"""The pack's nodes: schema and code agree, everything is explained, defaults are valid, inputs stay as they are."""
 
 import copy
 import inspect
@@ -30,11 +30,13 @@ IDS = {
     "SanaNativeDCAEEncode",
     "SanaNativeDCAEDecode",
     "SanaNativeLoraLoader",
+    "SanaNativeLuminaOptions",
 }
 SHELVES = {
     "model/loaders",
     "model/conditioning/sana",
     "model/latent/sana",
+    "model/patch",
     "model/sampling",
     "model/sampling/samplers",
     "model/sampling/schedulers",
@@ -46,8 +48,8 @@ def defaults(node) -> dict:
     return {item.id: item.default for item in node.GET_SCHEMA().inputs if getattr(item, "default", None) is not None}
 
 
-def test_ids_are_the_thirteen_and_permanent():
-    assert len(NODES) == 13 and {node.GET_SCHEMA().node_id for node in NODES} == IDS
+def test_ids_are_permanent():
+    assert len(NODES) == len(IDS) and {node.GET_SCHEMA().node_id for node in NODES} == IDS
 
 
 def test_entry_point_hands_over_the_nodes():

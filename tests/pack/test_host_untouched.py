@@ -13,7 +13,8 @@ from sana_native.tests.support import tiny
 PACK = Path(__file__).resolve().parents[2]
 HOST = Path(folder_paths.__file__).resolve().parent
 NODES = ["DCAEDecode", "DCAEEncode", "DCAELoader", "EmptyLatent", "FlowDPMSampler", "FlowScheduler", "GemmaEncode",
-         "GemmaLoader", "LoraLoader", "ModelLoader", "SCMSampler", "SCMScheduler", "Sampler"]  # fmt: skip
+         "GemmaLoader", "LoraLoader", "LuminaOptions", "ModelLoader", "SCMSampler", "SCMScheduler",
+         "Sampler"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def report(tmp_path_factory) -> dict:
     return json.loads((path / "report.json").read_text(encoding="utf-8"))
 
 
-def test_the_host_loads_the_pack_and_gains_the_thirteen_nodes_alone(report):
+def test_the_host_loads_the_pack_and_gains_the_packs_nodes_alone(report):
     assert report["loaded"] and report["nodes_added"] == [f"SanaNative{name}" for name in NODES]
     assert not report["nodes_changed"]
 
@@ -50,9 +51,13 @@ def test_no_function_class_or_method_of_the_host_or_torch_is_replaced(report):
     assert report["watched"] > 10_000 and not report["changed"]
 
 
-def test_nothing_is_added_to_the_hosts_modules_but_two_samplers(report):
+def test_nothing_is_added_to_the_hosts_modules_but_the_samplers(report):
     assert not report["added"]
-    assert [name.rpartition(".")[2] for name in report["registered"]] == ["sample_sana_flow_dpm", "sample_sana_scm"]
+    assert [name.rpartition(".")[2] for name in report["registered"]] == [
+        "sample_sana_flow_dpm",
+        "sample_sana_midpoint",
+        "sample_sana_scm",
+    ]
 
 
 def test_the_hosts_dropdowns_keep_their_order_and_grow_at_the_end(report):

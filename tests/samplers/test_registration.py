@@ -18,8 +18,8 @@ from sana_native.samplers import registration, schedules
 from sana_native.samplers.flow_dpm import sample_flow_dpm
 from sana_native.tests.support.flow_toys import curved_velocity, flow_model_sampling, initial_noise
 
-SAMPLERS = ["sana_flow_dpm", "sana_scm"]
-SCHEDULERS = ["sana_flow", "sana_flow_euler", "sana_scm"]
+SAMPLERS = ["sana_flow_dpm", "sana_scm", "sana_midpoint"]
+SCHEDULERS = ["sana_flow", "sana_flow_euler", "sana_scm", "sana_lumina"]
 
 
 @pytest.fixture
@@ -95,6 +95,7 @@ def test_schedulers_take_the_shift_of_the_model_and_the_steps_of_the_user(steps)
         schedules.get_sigmas_flow_dpm(steps, 4.0),
         schedules.get_sigmas_flow_euler(steps, 4.0),
         schedules.get_sigmas_scm(steps),
+        schedules.get_sigmas_lumina(steps, 4.0),
     ]
     for name, sigmas in zip(SCHEDULERS, expected):
         assert torch.equal(comfy.samplers.calculate_sigmas(model_sampling, name, steps), sigmas)

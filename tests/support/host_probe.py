@@ -35,7 +35,7 @@ import nodes  # noqa: E402
 torch.set_num_threads(1)
 folder_paths.add_model_folder_path("diffusers", MODELS)
 # Reimplemented here, not taken from the pack: what it may add.
-ADDED = {"comfy.k_diffusion.sampling.sample_sana_flow_dpm", "comfy.k_diffusion.sampling.sample_sana_scm"}
+ADDED = {f"comfy.k_diffusion.sampling.sample_sana_{name}" for name in ("flow_dpm", "scm", "midpoint")}
 WATCHED = ("comfy", "comfy_extras", "comfy_api", "nodes", "node_helpers", "folder_paths", "torch")
 
 

@@ -131,6 +131,41 @@ def original_block(half: str, inner: str) -> str:
     return f"{names[stem]}.{suffix}"
 
 
+LUMINA_RENAMES = {
+    "patch_embedder.proj": "x_embedder",
+    "time_caption_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_caption_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_caption_embed.caption_embedder": "cap_embedder",
+    "norm_out.linear_1": "final_layer.adaLN_modulation.1",
+    "norm_out.linear_2": "final_layer.linear",
+    ".attn1.to_q.": ".attention.wq.",
+    ".attn1.to_k.": ".attention.wk.",
+    ".attn1.to_v.": ".attention.wv.",
+    ".attn1.norm_q.": ".attention.q_norm.",
+    ".attn1.norm_k.": ".attention.k_norm.",
+    ".attn2.to_k.": ".attention.wk_y.",
+    ".attn2.to_v.": ".attention.wv_y.",
+    ".attn2.norm_k.": ".attention.ky_norm.",
+    ".attn2.to_out.0.": ".attention.wo.",
+    ".gate": ".attention.gate",
+    ".norm1.norm.": ".attention_norm1.",
+    ".norm1.linear.": ".adaLN_modulation.1.",
+    ".norm1_context.": ".attention_y_norm.",
+    ".norm2.": ".attention_norm2.",
+    ".feed_forward.linear_": ".feed_forward.w",
+}
+
+
+def original_lumina(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Alpha-VLLM's layout of diffusers' tensors."""
+    out = {}
+    for key, tensor in state_dict.items():
+        if ".attn2.to_q." not in key and ".attn2.norm_q." not in key:
+            old = next((old for old in LUMINA_RENAMES if old in key), "")
+            out[key.replace(old, LUMINA_RENAMES[old]) if old else key] = tensor
+    return out
+
+
 def prefixed(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + key: tensor for key, tensor in state_dict.items()}
 

@@ -10,6 +10,7 @@ import transformers
 from sana_native.models.gemma.text_encoder import INSTRUCTION
 
 CAPTION_CHANNELS = 64
+LUMINA_CAPTION_CHANNELS = 32
 LATENT_CHANNELS = 32
 DC_AE_WIDTHS = (32, 32, 64, 64, 128, 128)
 DC_AE_TYPES = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
@@ -43,6 +44,26 @@ def transformer(sprint: bool = False, seed: int = 0, **overrides) -> diffusers.S
         "qk_norm": "rms_norm_across_heads" if sprint else None,
     }
     return randomize(diffusers.SanaTransformer2DModel(**config | overrides), seed)
+
+
+def lumina(seed: int = 3, **overrides) -> diffusers.LuminaNextDiT2DModel:
+    """Heads of 72 channels as released; gates so large that the text counts; queries of the text as in the release."""
+    config = {
+        "hidden_size": 288,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "multiple_of": 32,
+        "cross_attention_dim": LUMINA_CAPTION_CHANNELS,
+        "sample_size": 128,
+    }
+    model = randomize(diffusers.LuminaNextDiT2DModel(**config | overrides), seed)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.gate.mul_(5)  # from the 0.2 of other vectors
+            layer.attn2.to_q.weight.copy_(layer.attn1.to_q.weight)
+            layer.attn2.norm_q.load_state_dict(layer.attn1.norm_q.state_dict())
+    return model
 
 
 def dc_ae(seed: int = 1, **overrides) -> diffusers.AutoencoderDC:
@@ -125,6 +146,27 @@ def gemma(vocab_size: int, seed: int = 2, gain: float = 1.0) -> transformers.Gem
     return model
 
 
+def gemma_1(seed: int = 4, vocab_size: int = 256000, **overrides) -> transformers.GemmaModel:
+    """A Gemma-1 with its vocabulary, by which alone it is known, and one head for keys and values."""
+    config = {
+        "hidden_size": LUMINA_CAPTION_CHANNELS,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "attn_implementation": "eager",
+    }
+    model = randomize(
+        transformers.GemmaModel(transformers.GemmaConfig(vocab_size=vocab_size, **config | overrides)), seed
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.sub_(1.0)  # as above
+    return model
+
+
 def tokenizer(folder: Path, vocab_size: int = 600) -> transformers.PreTrainedTokenizerBase:
     """The same tokenizer as a transformers object; leaves tokenizer.model in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,5 +195,25 @@ def save_pipeline(folder: Path, sprint: bool = False, **transformer_config) -> d
         "transformer": transformer(sprint, **transformer_config),
     }
     whole = pipeline(sprint, **parts)
+    whole.save_pretrained(folder)
+    return whole
+
+
+def kl_vae(seed: int = 6) -> diffusers.AutoencoderKL:
+    """An autoencoder with SDXL's latents, at an eighth of the image's side."""
+    config = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "latent_channels": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return randomize(diffusers.AutoencoderKL(**config, **blocks, scaling_factor=0.13025), seed)
+
+
+def save_lumina_pipeline(folder: Path, **transformer_config) -> diffusers.DiffusionPipeline:
+    """A tiny Lumina-Next in the released folder layout, written by diffusers; returns the pipeline."""
+    whole = diffusers.LuminaPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
+        tokenizer=tokenizer(folder / "tokenizer"),
+        text_encoder=gemma_1(),
+        vae=kl_vae(),
+        transformer=lumina(**transformer_config),
+    )
     whole.save_pretrained(folder)
     return whole

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from sana_native.models.dc_ae.loader import load_dc_ae
 from sana_native.models.gemma.loader import load_gemma
+from sana_native.models.registry import load_model
 from sana_native.models.sana.loader import load_sana
 from sana_native.nodes import NODES
 from sana_native.samplers.registration import register
@@ -54,10 +55,31 @@ def vae():
     return load_dc_ae(str(folder() / "sana"))
 
 
+@cache
+def lumina_folder() -> Path:
+    """A tiny Lumina-Next in the released folder layout."""
+    tiny.save_lumina_pipeline(folder() / "lumina")
+    return folder() / "lumina"
+
+
+def fresh_lumina():
+    return load_model("transformer", str(lumina_folder()))
+
+
+@cache
+def lumina():
+    return fresh_lumina()
+
+
+@cache
+def lumina_clip():
+    return load_model("text_encoder", str(lumina_folder()))
+
+
 @atexit.register
 def forget() -> None:
     """Models are dropped while the host can still unload them."""
-    for cached in (model, clip, vae):
+    for cached in (model, clip, vae, lumina, lumina_clip):
         cached.cache_clear()
 
 

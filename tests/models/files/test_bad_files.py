@@ -40,7 +40,9 @@ from sana_native.tools.workflow import set_inputs
 
 KINDS = bad_models.KINDS  # with those of `bad_files.py`
 LOADERS = {family.component: partial(load_model, family.component) for family in FAMILIES}
-EXPECTED = {"transformer": "a SANA transformer", "text_encoder": "a Gemma-2 text encoder", "vae": "a DC-AE autoencoder"}
+EXPECTED = {
+    component: " or ".join(family.name for family in FAMILIES if family.component == component) for component in LOADERS
+}
 # What a sentence may ask the user to do, at its end or in brackets.
 CURE = re.compile(
     r"[:(] ?(allow|check|delete|download|keep|load|pick|put|rename|run|save|take|unpack|use|wait)\b[^:]*\.$"
@@ -332,9 +334,9 @@ SERVED = {
         "is incomplete, it has .* bytes: wait for its download to end",
     ),
     "one nan in a vector": ("text_encoder", "holds NaN or infinity in .*: download it again"),
-    "a T5 text encoder": (
+    "a T5 1.0 text encoder": (
         "text_encoder",
-        r"is a T5 text encoder \(use the host's own loader\), not a Gemma-2 text enc",
+        r"is a T5 1.0 text encoder \(use t5-v1_1-xxl\), not a Gemma-2 text enc",
     ),
 }
 INPUTS = {

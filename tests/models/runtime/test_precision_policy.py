@@ -12,7 +12,14 @@ from sana_native.models.dc_ae import loader as dc_ae_loader
 from sana_native.models.gemma import loader as gemma_loader
 from sana_native.models.runtime import precision
 from sana_native.models.runtime.device import describe_device, requested
-from sana_native.models.runtime.precision import Device, Request, dc_ae_precision, gemma_precision, sana_precision
+from sana_native.models.runtime.precision import (
+    Device,
+    Request,
+    dc_ae_precision,
+    gemma_precision,
+    lumina_precision,
+    sana_precision,
+)
 from sana_native.models.sana import loader as sana_loader
 from sana_native.tests.support import workbench as bench
 from sana_native.tools import make_precision_table
@@ -256,7 +263,7 @@ def test_a_format_that_is_not_taken_is_warned_about(caplog, flags):
         ),
         (
             gemma_loader.load_gemma,
-            "the float16 asked for by --fp16-text-enc is not taken, because Gemma-2 was trained in",
+            "the float16 asked for by --fp16-text-enc is not taken, because Gemma was trained in",
         ),
     ):
         warning, _ = log_of(caplog, load, path)
@@ -267,3 +274,20 @@ def test_the_page_is_what_the_code_prints():
     page = make_precision_table.PAGE.read_text(encoding="utf-8")
     assert page == make_precision_table.page(), "run python -m tools.make_precision_table"
     assert Path(precision.__file__).name in page
+
+
+@pytest.mark.parametrize(
+    "device, weights, compute",
+    [
+        (Device("a GPU", float16=True, bfloat16=True), torch.bfloat16, torch.bfloat16),
+        (Device("an older GPU", float16=True), torch.float32, torch.float32),
+        (Device("a small GPU", float16=True, tight=True), torch.bfloat16, torch.float32),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_lumina_next_is_never_computed_in_float16(device, weights, compute):
+    decided = lumina_precision("x", torch.float32, Request(), device)
+    assert (decided.weights, decided.compute, decided.clamp) == (weights, compute, False)
+    for by in ("weight_dtype", "--fp16-unet"):
+        with pytest.raises(ValueError, match=f"overflows in the float16 asked for by {by}: set weight_dtype to bfloat"):
+            lumina_precision("x", torch.float16, Request(torch.float16, by), device)

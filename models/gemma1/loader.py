@@ -1,0 +1,120 @@
+"""Gemma-1 2B, Lumina-Next's text encoder: a checkpoint -> CLIP of the host, in the order detect, precision, build."""
+
+from typing import Any
+
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..files import quantized
+from ..files.family import Family, open_as
+from ..files.layout import StateDict
+from ..files.reader import Checkpoint
+from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
+from ..files.validation import check_tensors, log_loaded, reading_config
+from ..runtime.device import requested
+from ..runtime.precision import Device, Precision, gemma_precision
+from .detection import GEMMA_1_KEYS, check_gemma_1, describe_gemma_1, detect_gemma_1, is_gemma_1
+from .text_encoder import CLIP_NAME, Gemma1, Gemma1Clip, Gemma1Tokenizer, LuminaTextEncoder
+
+IGNORED = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
+
+
+def convert_gemma_1(state_dict: StateDict) -> StateDict:
+    """Any layout -> the host's names, below `model.`, without the tokenizer's."""
+    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(IGNORED)}
+    if "embed_tokens.weight" in state_dict:
+        return {f"model.{key}": tensor for key, tensor in state_dict.items()}
+    return state_dict
+
+
+def read_spiece(checkpoint: Checkpoint) -> Tensor:
+    """Bytes of the tokenizer (N,), from the file or from beside it. Raises FileNotFoundError without one."""
+    spiece = find_spiece(checkpoint.whole)
+    spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
+    if spiece is None:
+        raise no_tokenizer(checkpoint)
+    return spiece
+
+
+def configure(checkpoint: Checkpoint, spiece: Tensor) -> tuple[dict[str, int], dict[str, str], int]:
+    """The host's configuration, quantized layers with their formats, number of parameters.
+
+    Raises ValueError for another Gemma-1 than Lumina-Next's, and for a tokenizer or tensors that do not fit it.
+    """
+    with reading_config(checkpoint, GEMMA_1.name):
+        layers = quantized.quantized_layers(checkpoint.state_dict)
+    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
+    view = quantized.plain_view(checkpoint.state_dict, layers)
+    with reading_config(checkpoint, GEMMA_1.name):
+        model_config = detect_gemma_1(view)
+    source = checkpoint.config if checkpoint.config.get("model_type") == "gemma" else {}
+    check_gemma_1(checkpoint.name, model_config, source)
+    check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
+    network = Gemma1(dict(model_config), torch.bfloat16, "meta", torch.nn)
+    check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, layers)
+    return model_config, layers, comfy.utils.calculate_parameters(view)
+
+
+def build(
+    model_config: dict[str, int],
+    precision: Precision,
+    state_dict: StateDict,
+    spiece: Tensor,
+    parameters: int,
+    disable_dynamic: bool,
+) -> comfy.sd.CLIP:
+    """The host's CLIP of a configuration with these tensors in it."""
+    model_options = {
+        "dtype": precision.weights,
+        f"{CLIP_NAME}_model_config": model_config,
+        "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
+    }
+    return Gemma1Clip(
+        comfy.supported_models_base.ClipTarget(Gemma1Tokenizer, LuminaTextEncoder),
+        tokenizer_data={"spiece_model": spiece},
+        parameters=parameters,
+        state_dict=[state_dict],
+        model_options=model_options,
+        disable_dynamic=disable_dynamic,
+    )
+
+
+def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool) -> comfy.sd.CLIP:
+    """The host's CLIP of a checkpoint with the host's names; options as `load_gemma_1` takes them."""
+    state_dict, spiece = checkpoint.state_dict, read_spiece(checkpoint)
+    model_config, layers, parameters = configure(checkpoint, spiece)
+    # A quantized file's other weights are few, and narrow layers keep their format in any case.
+    stored = torch.bfloat16 if layers else comfy.utils.weight_dtype(state_dict)
+    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"), Device("any device"))
+    clip = build(model_config, precision, state_dict, spiece, parameters, disable_dynamic)
+    clip.patcher.cached_patcher_init = (load_gemma_1_patcher, (checkpoint.source, options))
+    log_loaded(checkpoint, describe_gemma_1(model_config, parameters, quantized.formats(layers)), precision)
+    return clip
+
+
+def load_gemma_1(path: str, options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """Lumina-Next's text encoder from a file or folder.
+
+    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with
+    one sentence.
+    """
+    return load(open_as(GEMMA_1, path), options or {}, disable_dynamic)
+
+
+def load_gemma_1_patcher(path: str, options: dict | None = None, disable_dynamic: bool = False):
+    return load_gemma_1(path, options, disable_dynamic).patcher
+
+
+GEMMA_1 = Family(
+    name="a Gemma-1 text encoder",
+    component="text_encoder",
+    node="SANA Gemma Loader",
+    marks=(),  # Llama's names: the vocabulary tells it (`files/foreign_files.py`)
+    required=GEMMA_1_KEYS,
+    convert=convert_gemma_1,
+    recognizes=is_gemma_1,
+    load=load,
+)

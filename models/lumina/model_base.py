@@ -1,0 +1,88 @@
+"""Lumina-Next as a host model: which conditioning reaches the network, and what is refused on the way in and out."""
+
+import comfy.model_base
+import torch
+from comfy.model_base import ModelType
+from comfy.model_sampling import CONST
+from torch import Tensor
+
+from ..runtime.precision import require_finite
+from ..runtime.text_conds import TextCond, without_padding
+from .guidance import guide_channels
+from .model import Lumina
+
+HIGHEST_SIGMA = 1.001  # of a flow, which ends at 1, with room for rounding
+CONDITIONING_CURE = "encode the prompt again with SANA Gemma Encode, without a LoRA on its clip"
+LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
+
+
+def require_flow(model_sampling: object) -> None:
+    """Raises ValueError where a stock node has put another kind of sampling in the place of the flow."""
+    if isinstance(model_sampling, CONST) and float(model_sampling.sigma_max) <= HIGHEST_SIGMA:
+        return
+    kinds = " with ".join(base.__name__ for base in type(model_sampling).__bases__)
+    raise ValueError(
+        f"This Lumina-Next model was set to sample as {kinds}, but it was trained on a rectified flow: bypass the "
+        "ModelSampling node that set it, or take ModelSamplingAuraFlow, which changes the shift only."
+    )
+
+
+def require_gemma_1(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
+    """Raises ValueError for a conditioning of another text encoder."""
+    found = "without text states" if context is None else f"{context.shape[-1]} wide"
+    if context is None or context.shape[-1] != channels:
+        raise ValueError(
+            f"This conditioning is {found} where Lumina-Next needs Gemma-1's states of {channels}: load gemma-2b, not "
+            "Gemma-2, with SANA Gemma Loader, and encode the prompt with its clip."
+        )
+    if mask is not None and mask.shape[-1] != context.shape[1]:
+        raise ValueError(
+            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}: encode both "
+            "texts with the clip of one SANA Gemma Loader."
+        )
+
+
+class LuminaModel(comfy.model_base.BaseModel):
+    """Lumina-Next T2I and SFT."""
+
+    guided_by = staticmethod(guide_channels)
+
+    def __init__(self, model_config, device=None):
+        super().__init__(model_config, ModelType.FLOW, device=device, unet_model=Lumina)
+
+    def extra_conds(self, **kwargs) -> dict:
+        require_flow(self.model_sampling)
+        conds = super().extra_conds(**kwargs)
+        context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        require_gemma_1(context, mask, self.diffusion_model.config.caption_channels)
+        require_finite(context, "The conditioning", CONDITIONING_CURE)
+        context, mask = without_padding(context, mask)
+        conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
+        return conds
+
+    def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
+        # The network embeds sigma itself; nodes that set a shift may set another multiplier, or have none.
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        if control is not None:
+            raise ValueError("There is no ControlNet for Lumina-Next: bypass the ControlNet node.")
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    def process_latent_in(self, latent: Tensor) -> Tensor:
+        channels = self.latent_format.latent_channels
+        if latent.ndim != 4 or latent.shape[1] != channels:
+            raise ValueError(
+                f"This latent is of shape {tuple(latent.shape)} where Lumina-Next needs {channels} channels: encode "
+                "the image with the VAE of SDXL (Load VAE), not with a DC-AE or another model's VAE."
+            )
+        require_finite(latent, "The latent to denoise", LATENT_CURE)
+        return super().process_latent_in(latent)
+
+    def process_latent_out(self, latent: Tensor) -> Tensor:
+        if not torch.isfinite(latent).all():
+            raise ValueError(
+                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
+                "weight_dtype bfloat16 or float32."
+            )
+        return super().process_latent_out(latent)
