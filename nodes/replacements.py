@@ -1,4 +1,4 @@
-"""Replacements for ComfyUI_ExtraModels' SANA, PixArt and T5 nodes in old graphs, which the host makes when that pack is not installed.
+"""Replacements for ComfyUI_ExtraModels' SANA, PixArt and T5 nodes in old graphs, made by the host without that pack.
 
 The new node has the old one's purpose and settings; the host refuses names of files that the loaders do not list, and
 the user picks them again. Left as they are, because nothing here takes their place exactly:
