@@ -8,7 +8,7 @@ $(foreach name,$(DEMO),$(eval override $(name) := $$(value $(name))))
 export $(DEMO)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery train-demo test test-browser test-heavy bench screenshots lint clean prepare
+.PHONY: help demo gallery train-demo test test-browser test-heavy bench bench-gpu gpu-kit screenshots lint clean prepare
 
 # The targets are those with a remark behind their name, in the order of this file.
 help: ## this list
@@ -53,6 +53,15 @@ bench: ## speed and memory beside diffusers: STAGES= SIZES= DTYPE= MODEL=
 	@exec $(RUN) --extra test -- -m benchmarks.stages --stages $(STAGES) --sizes $(SIZES) --tokens $(TOKENS) \
 		--pairs $(PAIRS) --dtype $(DTYPE) $(if $(MODEL),--model $(MODEL)) $(if $(COMPILE),--compile)
 
+BUDGET ?= 440
+
+# benchmarks/gpu.py says what each is; TINY=1 tries all of it on a CPU.
+bench-gpu: ## every stage on a CUDA card in eight minutes: BUDGET= ONLY= TINY=1
+	@exec $(RUN) --extra test -- -m benchmarks.gpu --budget $(BUDGET) $(if $(ONLY),--only $(ONLY)) $(if $(TINY),--tiny)
+
+gpu-kit: ## pack what a bare GPU machine lacks into .kit/, and print the command to run there
+	@exec $(RUN) --extra test -- -m tools.gpu_kit
+
 # The pictures in docs/screenshots and in the nodes' help; needs a Chromium and a font with Chinese signs.
 screenshots: ## the pictures in docs/screenshots and in the help pages (Chromium)
 	@$(RUN) --extra browser -- -m tools.browser_node_pictures
@@ -62,5 +71,5 @@ lint: ## ruff over the whole tree
 	@exec $(RUN) --extra lint -- -m ruff check .
 
 clean: ## remove .comfyui and all caches
-	rm -rf .comfyui .pytest_cache .ruff_cache
+	rm -rf .comfyui .kit .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

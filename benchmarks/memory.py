@@ -26,11 +26,10 @@ def transformer_pass(size: int):
     import comfy.ops
     import torch
     from sana_native.models.sana.config import SanaConfig
-    from sana_native.models.sana.cpu import choose_network
-    from sana_native.models.sana.supported_models import MEMORY_FACTOR_AT_2240
+    from sana_native.models.sana.loader import choose_network
 
     config = SanaConfig(2240, 2, 20, 2304, 5600, 32, 32, False, False, 0.1, None, 32, 3.0, True)
-    network = choose_network(torch.device("cpu"))
+    network, memory_factor = choose_network(torch.device("cpu"))
     model = randomize(network(config, operations=comfy.ops.disable_weight_init)).eval()
     positions = size // 32  # a side
     inputs = {
@@ -40,7 +39,7 @@ def transformer_pass(size: int):
         "attention_mask": torch.ones(1, 300),
     }
     # The host's formula for its memory-efficient attention; that for the others is 15 / bytes times as much.
-    return lambda: model(**inputs), positions**2 * 4 * 0.01 * MEMORY_FACTOR_AT_2240 * 2**20
+    return lambda: model(**inputs), positions**2 * 4 * 0.01 * memory_factor * 2**20
 
 
 def autoencoder_pass(stage: str, size: int, dtype, tile_size: int | None):

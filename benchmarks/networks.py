@@ -14,7 +14,8 @@ IMPLEMENTATIONS = {
     "encode": ("ours", "diffusers", "host"),
 }
 # Width, depth, cross-attention heads and the depth-wise part of the released transformers.
-TRANSFORMERS = {"0.6B": (1152, 28, 16, 2880), "1.6B": (2240, 20, 20, 5600)}
+TINY = "tiny"  # of every stage: shows that it runs
+TRANSFORMERS = {"0.6B": (1152, 28, 16, 2880), "1.6B": (2240, 20, 20, 5600), TINY: (64, 2, 2, 160)}
 # Gemma-2-2b; the passes below need few of its words, and looking one up costs the same among fewer.
 GEMMA = {
     "vocab_size": 4096,
@@ -24,6 +25,7 @@ GEMMA = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+TINY_GEMMA = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 VOCABULARY = 256000  # all of its words
 CAPTION_CHANNELS = GEMMA["hidden_size"]
 PROMPT_TOKENS, POSITIONS = 30, 300
@@ -31,22 +33,30 @@ INSTRUCTION_POSITIONS = 207  # BOS and SANA's instruction; the text encoder then
 WITH_TEXT = ("text", "step")  # stages whose cost depends on the prompt's length
 WITH_PIXELS = ("step", "decode", "encode")
 HALF = {"decode": "decoder", "encode": "encoder"}
+DC_AE_WIDTHS, TINY_DC_AE_WIDTHS = (128, 256, 512, 512, 1024, 1024), (32, 32, 32, 32, 64, 64)
 
 
-def dc_ae_config():
+def dc_ae_config(widths: tuple[int, ...] = DC_AE_WIDTHS):
     from sana_native.models.dc_ae.config import DCAEConfig, DCAEHalfConfig
 
     types_, kernels = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3, ((), (), (), (5,), (5,), (5,))
-    widths = (128, 256, 512, 512, 1024, 1024)
     encoder = DCAEHalfConfig(types_, widths, (2, 2, 2, 3, 3, 3), kernels)
     return DCAEConfig(3, 32, 32, 0.41407, encoder, DCAEHalfConfig(types_, widths, (3,) * 6, kernels))
 
 
 def text_encoder(
-    implementation: str, dtype, device: str, blocks: int | None = None, runs_on: str | None = None, **sizes
+    implementation: str,
+    dtype,
+    device: str,
+    blocks: int | None = None,
+    runs_on: str | None = None,
+    compute=None,
+    **sizes,
 ):
-    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike. runs_on: as in `build`;
-    ours computes in the format that the loader would choose there."""
+    """Gemma-2, whose weights are not set yet. blocks: fewer than the model has; all are alike. runs_on: as in `build`.
+
+    compute: format of our matrix products; None for the one that the loader would choose.
+    """
     sizes = GEMMA | {"num_hidden_layers": blocks or GEMMA["num_hidden_layers"]} | sizes
     if implementation == "ours":
         from sana_native.models.gemma.text_encoder import CLIP_NAME, COMPUTE, SanaTextEncoder
@@ -54,8 +64,8 @@ def text_encoder(
         from sana_native.models.runtime.precision import Device, Request, gemma_precision
 
         fast = cpu_multiplies_bfloat16() if (runs_on or device) == "cpu" else True
-        precision = gemma_precision(dtype, Request(), Device(str(runs_on), bfloat16=fast))
-        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes, COMPUTE: precision.compute})
+        compute = compute or gemma_precision(dtype, Request(), Device(str(runs_on), bfloat16=fast)).compute
+        return SanaTextEncoder(device, dtype, {f"{CLIP_NAME}_model_config": sizes, COMPUTE: compute})
     import torch
     from accelerate import init_empty_weights
     from transformers import Gemma2Config, Gemma2Model
@@ -69,8 +79,10 @@ def text_encoder(
 
 
 def transformer(implementation: str, model: str, blocks: int | None = None, device: str = "cpu", **options):
-    """On "meta", the network that ours would be on this device. blocks: as for the text encoder. options: of diffusers'
-    class."""
+    """On "meta", the network that ours would be on this device; "plain" is ours without anything for a device.
+
+    blocks: as for the text encoder. options: of diffusers' class, `qk_norm` and `guidance_embeds` of ours too.
+    """
     import torch
 
     width, depth, heads, hidden = TRANSFORMERS[model]
@@ -84,23 +96,30 @@ def transformer(implementation: str, model: str, blocks: int | None = None, devi
             return SanaTransformer2DModel(**sizes, **options)
     import comfy.ops
     from sana_native.models.sana.config import SanaConfig
-    from sana_native.models.sana.cpu import choose_network
+    from sana_native.models.sana.loader import choose_network
+    from sana_native.models.sana.model import Sana
 
-    config = SanaConfig(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32, False, False, 0.1, None, 32, 3.0, None)
+    config = SanaConfig(
+        *(width, depth, heads, CAPTION_CHANNELS, hidden, 32, 32),
+        *(bool(options.get("qk_norm")), bool(options.get("guidance_embeds"))),
+        *(0.1, None, 32, 3.0, None),
+    )
+    network = Sana if implementation == "plain" else choose_network(torch.device(device))[0]
     with torch.device("meta"):
-        return choose_network(torch.device(device))(config, operations=comfy.ops.disable_weight_init)
+        return network(config, operations=comfy.ops.disable_weight_init)
 
 
-def autoencoder(implementation: str, device: str):
-    """On "meta", the network that ours would be on this device."""
+def autoencoder(implementation: str, device: str, widths: tuple[int, ...] = DC_AE_WIDTHS):
+    """On "meta", the network that ours would be on this device; "plain" is ours without anything for a device."""
     import torch
 
-    config = dc_ae_config()
-    if implementation == "ours":
+    config = dc_ae_config(widths)
+    if implementation in ("ours", "plain"):
         import comfy.ops
         from sana_native.models.dc_ae.inplace import choose_network
+        from sana_native.models.dc_ae.model import AutoencoderDC as PlainAutoencoderDC
 
-        network = choose_network(torch.device(device))
+        network = PlainAutoencoderDC if implementation == "plain" else choose_network(torch.device(device))
         with torch.device("meta"):
             return network(config, operations=comfy.ops.disable_weight_init)
     if implementation == "host":
@@ -152,17 +171,22 @@ def build(
     model: str = "0.6B",
     blocks: int | None = None,
     runs_on: str | None = None,
+    **options,
 ):
     """A network with random weights in this format on this device, "meta" for one without weights.
 
-    runs_on: the device that it is the network for, if it is another one.
+    runs_on: the device that it is the network for, if it is another one. options: of the stage's function above.
     """
-    runs_on = runs_on or device
+    runs_on, tiny = runs_on or device, model == TINY
     if stage == "text":
-        network = text_encoder(implementation, dtype, device, blocks, runs_on)
+        network = text_encoder(
+            implementation, dtype, device, blocks, runs_on, **options, **(TINY_GEMMA if tiny else {})
+        )
+    elif stage == "step":
+        network = transformer(implementation, model, blocks, runs_on, **options)
     else:
-        chosen = transformer(implementation, model, blocks, runs_on) if stage == "step" else None
-        network = chosen or autoencoder(implementation, runs_on)
+        network = autoencoder(implementation, runs_on, TINY_DC_AE_WIDTHS if tiny else DC_AE_WIDTHS)
+    if stage != "text":
         for unused in {*HALF.values()} - {HALF.get(stage)} if stage in HALF else ():
             setattr(network, unused, None)
         network = network.to(dtype).to_empty(device=device)

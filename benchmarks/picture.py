@@ -30,8 +30,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks import stage_clock
-from benchmarks.measuring import give_back, heading, in_a_process, in_turns, middle, ratio, row
-from benchmarks.measuring import stop_politely, write
+from benchmarks.measuring import give_back, heading, in_a_process, in_turns, middle, ratio, row, stop_politely, write
 from benchmarks.networks import TRANSFORMERS
 from benchmarks.random_pipelines import PROMPTS, DiskError, folder_of, write_pipelines
 from tools.comfy_server import ComfyServer

@@ -25,10 +25,31 @@ import argparse
 import statistics
 
 from benchmarks import picture
-from benchmarks.measuring import give_back, heading, held, in_a_process, in_turns, middle, ratio, row
-from benchmarks.measuring import seconds, stop_politely, timed_with_peak, write
-from benchmarks.networks import HALF, IMPLEMENTATIONS, POSITIONS, PROMPT_TOKENS, TRANSFORMERS, WITH_PIXELS, WITH_TEXT
-from benchmarks.networks import build, call
+from benchmarks.measuring import (
+    give_back,
+    heading,
+    held,
+    in_a_process,
+    in_turns,
+    middle,
+    ratio,
+    row,
+    seconds,
+    stop_politely,
+    timed_with_peak,
+    write,
+)
+from benchmarks.networks import (
+    HALF,
+    IMPLEMENTATIONS,
+    POSITIONS,
+    PROMPT_TOKENS,
+    TRANSFORMERS,
+    WITH_PIXELS,
+    WITH_TEXT,
+    build,
+    call,
+)
 from demo.train.pack import prepare_imports
 
 COLUMNS = (

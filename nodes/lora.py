@@ -3,8 +3,8 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ..models.registry import describe_file
 from ..models.lora.loader import load_lora
+from ..models.registry import describe_file
 
 
 class SanaNativeLoraLoader(io.ComfyNode):

@@ -15,7 +15,6 @@ from comfy_api.latest import ComfyAPI, io
 
 from .host_server import running_server
 
-
 # The frontend keeps the wires of an output only when told of it. The server, told the same, looks for the wire under
 # the name the next input had before its node was replaced in turn, and fails; as text the index is none of its own.
 SAME_OUTPUT = [{"new_idx": 0, "old_idx": "0"}]

@@ -14,8 +14,9 @@ and the solver puts a polynomial through the last `order` predictions m0, m1, m2
     order 2   ... + alpha_t (1 - exp(-h)) / 2 * D1                              (midpoint form)
     order 3   ... + alpha_t (1 - (1 - exp(-h)) / h) D1 - alpha_t ((h - 1 + exp(-h)) / h^2 - 1/2) D2
 
-Order 1 is Euler, since alpha_t (1 - exp(-h)) = 1 - sigma_t / sigma_s. Order 2 is the host's `dpmpp_2m_sde` without its
-noise (not `dpmpp_2m`, which steps in -log sigma). Both are the host's own code here; this file adds order 3.
+Order 1 is Euler, since alpha_t (1 - exp(-h)) = 1 - sigma_t / sigma_s, and the host's own code. Order 2 is the host's
+`dpmpp_2m_sde` without its noise (not `dpmpp_2m`, which steps in -log sigma), to float32's rounding: the host computes
+its coefficients on the device and asks for a value of them in every step, which the step before then has to finish for.
 
 D1 and D2 estimate h x0' and h^2 x0'' / 2 by divided differences. The exact weight of this D2 is twice the one above:
 the reference leaves the 2 out, and order 3 follows the reference, so it too converges with the square of the step only,
@@ -25,6 +26,7 @@ at a third to a half of order 2's error.
 import math
 from collections.abc import Callable
 
+import torch
 from comfy.k_diffusion import sampling as k_diffusion
 from comfy.model_sampling import CONST
 from comfy.utils import model_trange
@@ -68,20 +70,8 @@ def sample_flow_dpm(
     if order == 1:
         return k_diffusion.sample_euler(model, x, sigmas, extra_args, callback, disable)
     if order == 2:
-        # A noise sampler, though never called at eta 0, saves the host from building its Brownian tree.
-        return k_diffusion.sample_dpmpp_2m_sde(
-            model,
-            x,
-            sigmas,
-            extra_args,
-            callback,
-            disable,
-            eta=0.0,
-            s_noise=0.0,
-            noise_sampler=_no_noise,
-            solver_type="midpoint",
-        )
-    return _sample_third_order(model, x, sigmas, extra_args or {}, callback, disable)
+        sigmas = k_diffusion.offset_first_sigma_for_snr(sigmas, model_sampling)  # as in the host's order 2
+    return _sample_multistep(model, x, sigmas, sigmas.tolist(), order, extra_args or {}, callback, disable)
 
 
 def skip_empty_steps(sigmas: Tensor, callback: Callable | None) -> tuple[Tensor, Callable | None]:
@@ -95,21 +85,34 @@ def skip_empty_steps(sigmas: Tensor, callback: Callable | None) -> tuple[Tensor,
     return sigmas[places], numbered
 
 
-def _sample_third_order(
-    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Callable | None, disable: bool | None
+@torch.no_grad()
+def _sample_multistep(
+    model: Callable,
+    x: Tensor,
+    sigmas: Tensor,
+    levels: list[float],
+    order: int,
+    extra_args: dict,
+    callback: Callable | None,
+    disable: bool | None,
 ) -> Tensor:
+    """Orders 2 and 3. levels: the sigmas as Python numbers, for coefficients that no step has to wait for."""
     s_in = x.new_ones([x.shape[0]])
-    levels = sigmas.tolist()  # float64 on the CPU: exact coefficients, no synchronisation in the loop
     lambdas = [half_log_snr(sigma) for sigma in levels]
-    orders = step_orders(levels)
+    orders = step_orders(levels, order)
     m: list[Tensor] = []  # predictions of x0, newest first
     for i in model_trange(len(levels) - 1, disable=disable):
         denoised = model(x, sigmas[i] * s_in, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        if levels[i + 1] == 0:
+            x = denoised
+            continue
         m = [denoised, *m[:2]]
         weights = multistep_weights(1 - levels[i + 1], lambdas[max(i - orders[i] + 1, 0) : i + 2])
-        x = levels[i + 1] / levels[i] * x + sum(w * d for w, d in zip(weights, m))
+        x = x * (levels[i + 1] / levels[i])
+        for weight, prediction in zip(weights, m):
+            x.add_(prediction, alpha=weight)
     return x
 
 
@@ -158,7 +161,3 @@ def multistep_weights(alpha_t: float, lambdas: list[float]) -> list[float]:
     q = phi_2 * r - phi_3 * h / (h0 + h1)
     d0, d1 = (phi_2 + q) * k0, q * k1
     return [alpha_t * e + d0, -d0 - d1, d1]
-
-
-def _no_noise(sigma: Tensor, sigma_next: Tensor) -> float:  # noqa: ARG001 - the contract's arguments
-    return 0.0

@@ -1,7 +1,7 @@
 """SANA-Sprint's consistency sampling (sCM) with noise that is the same on every device.
 
 Source: SANA-Sprint arXiv 2503.09641, sCM arXiv 2410.11081; diffusers' SCMScheduler("trigflow", sigma_data 0.5).
-The loop is the host's `sample_lcm`; there is no TrigFlow code here, because none is needed:
+The steps are those of the host's `sample_lcm`, to the last bit; there is no TrigFlow code here, because none is needed:
 
     TrigFlow    x_t = cos t x0 + sin t z            x0 = cos t x_t - sin t F          z of standard deviation sigma_data
     flow        x_s = (1 - s) x0 + s e              x0 = x_s - s v                    e of standard deviation 1
@@ -12,7 +12,8 @@ of SANA-Sprint is a velocity v of that flow. An sCM step then reads: predict x0,
 
 from collections.abc import Callable, Sequence
 
-from comfy.k_diffusion import sampling as k_diffusion
+import torch
+from comfy.utils import model_trange
 from torch import Tensor
 
 from .noise import step_noise_sampler
@@ -38,5 +39,29 @@ def sample_scm(
     """
     if len(sigmas) < 2:
         return x
-    noise_sampler = step_noise_sampler(x, (extra_args or {}).get("seed"), batch_index)
-    return k_diffusion.sample_lcm(model, x, sigmas, extra_args, callback, disable, noise_sampler=noise_sampler)
+    extra_args = extra_args or {}
+    noise_sampler = step_noise_sampler(x, extra_args.get("seed"), batch_index)
+    # All of it before the first step: a copy to the device between two steps would wait for the one that runs.
+    noise = [noise_sampler(None, None) if sigma > 0 else None for sigma in sigmas[1:].tolist()]
+    return _sample_steps(model, x, sigmas, noise, extra_args, callback, disable)
+
+
+@torch.no_grad()
+def _sample_steps(
+    model: Callable,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: list[Tensor | None],
+    extra_args: dict,
+    callback: Callable | None,
+    disable: bool | None,
+) -> Tensor:
+    """noise: for the end of every step, None where it ends without; a question that no step has to wait for."""
+    s_in = x.new_ones([x.shape[0]])
+    model_sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    for i in model_trange(len(noise), disable=disable):
+        denoised = model(x, sigmas[i] * s_in, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        x = denoised if noise[i] is None else model_sampling.noise_scaling(sigmas[i + 1], noise[i], denoised)
+    return x

@@ -163,8 +163,8 @@ def warn_of_size(settings: Settings) -> None:
     if settings.model in BUNDLED and max(settings.size or (0,)) > DEMO_SIDE:
         width, height = settings.size
         _say(
-            f"SIZE={width}x{height}: the demo models are trained at {DEMO_SIDE}x{DEMO_SIDE} px, and what they generate "
-            "above it falls apart."
+            f"SIZE={width}x{height}: the demo models are trained at {DEMO_SIDE}x{DEMO_SIDE} px, and larger images come "
+            "out coarse and misshapen."
         )
 
 

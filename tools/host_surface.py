@@ -17,7 +17,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -314,10 +314,19 @@ def uses_of(files: list[Path]) -> list[Use]:
     for file in files:
         reader = Reader(file, classes)
         reader.visit(tree_of(file))
-        found |= reader.uses
+        found |= with_optional(reader.uses)
     leading = {(one.symbol[: at.start()], one.place) for one in found for at in re.finditer(r"\.", one.symbol)}
     modules = {one.symbol for one in found if one.symbol == module_part(one.symbol)}
     return sorted(one for one in found if one.symbol not in modules or (one.symbol, one.place) not in leading)
+
+
+def with_optional(uses: set[Use]) -> set[Use]:
+    """The uses of one file; what the file asks for anywhere is optional wherever it is used there."""
+    asked = tuple(use.symbol for use in uses if use.how == OPTIONAL)
+    return {
+        replace(use, how=OPTIONAL) if any(f"{use.symbol}.".startswith(f"{symbol}.") for symbol in asked) else use
+        for use in uses
+    }
 
 
 # The page

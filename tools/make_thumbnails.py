@@ -54,6 +54,8 @@ SHOWN = {
     "sana_lora": Shown("SANA", "with a LoRA"),
     "sana_prompt_enhance": Shown("SANA", "Gemma expands the prompt"),
     "sana_sprint_txt2img": Shown("SANA-Sprint", "1 to 4 steps", "a big guitar in the center on an orange background"),
+    "lumina_next_txt2img": Shown("Lumina-Next", "text to image"),
+    "lumina_next_2k": Shown("Lumina-Next", "2048 px, midpoint"),
     "sana_sprint_realtime": Shown("SANA-Sprint", "while you type", "a big owl in the center on a purple background"),
 }
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .workflow_routes import TITLE_HEIGHT, reroute
 from .workflow import Spec, WorkflowError, chosen_specs, default, has_control, input_specs, is_widget, options
+from .workflow_routes import TITLE_HEIGHT, reroute
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST_VERSION = "0.30.0"

@@ -34,3 +34,19 @@ LORA = file(
     "ariG23498/trained-sana-lora/resolve/main/pytorch_lora_weights.safetensors",
     "loras",
 )
+LUMINA_HUB = "Alpha-VLLM/Lumina-Next-SFT-diffusers/resolve/main"
+LUMINA = file(
+    "Lumina-Next-SFT.safetensors",
+    "Alpha-VLLM/Lumina-Next-SFT/resolve/main/consolidated.00-of-01.safetensors",
+    "diffusion_models",
+)
+# Two shards and the tokenizer, all three in one folder; the loader is given the first.
+GEMMA_1, GEMMA_1_REST, GEMMA_1_TOKENIZER = (
+    file(name, f"{LUMINA_HUB}/{folder}/{name}", "text_encoders")
+    for folder, name in (
+        ("text_encoder", "model-00001-of-00002.safetensors"),
+        ("text_encoder", "model-00002-of-00002.safetensors"),
+        ("tokenizer", "tokenizer.model"),
+    )
+)
+SDXL_VAE = file("sdxl_vae.safetensors", "stabilityai/sdxl-vae/resolve/main/sdxl_vae.safetensors", "vae")

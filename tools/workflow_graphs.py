@@ -14,7 +14,22 @@ from dataclasses import dataclass
 from .workflow import BYPASSED
 from .workflow_blueprint import Blueprint
 from .workflow_build import Group, Node, Output
-from .workflow_files import DC_AE, DEMO, DEMO_SPRINT, GEMMA, LORA, SANA, SANA_2K, SANA_4K, SPRINT
+from .workflow_files import (
+    DC_AE,
+    DEMO,
+    DEMO_SPRINT,
+    GEMMA,
+    GEMMA_1,
+    GEMMA_1_REST,
+    GEMMA_1_TOKENIZER,
+    LORA,
+    LUMINA,
+    SANA,
+    SANA_2K,
+    SANA_4K,
+    SDXL_VAE,
+    SPRINT,
+)
 
 COLORS = ("#3f789e", "#8a6d3b", "#5b7f4b", "#6b5b95", "#7a4b5b")
 
@@ -115,6 +130,8 @@ def graphs() -> dict[str, Graph]:
             steps=1,
             **sprint,
         ),
+        "lumina_next_txt2img": lumina_text_to_image(),
+        "lumina_next_2k": lumina_2k(),
         "demo_txt2img": text_to_image(
             DEMO, DEMO_PROMPT, DEMO_SIZE, DEMO_REMARK, seed=DEMO_SEED, steps=20, cfg=DEMO_CFG
         ),
@@ -364,6 +381,70 @@ def demo_image_to_image() -> Graph:
     )
 
 
+def lumina_text_to_image() -> Graph:
+    """As diffusers' pipeline does it."""
+    transformer, gemma, vae = lumina_loaders()
+    text, latent = encode(gemma, PROMPT), empty(1024)
+    drawn = sample(transformer, text[0], text[1], latent, steps=30, cfg=4.0)
+    image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=IMAGE)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Prompt and size", [text, latent]),
+            ("Generate", [drawn]),
+            ("Image", [image, save(image)]),
+        ),
+        lumina_note(
+            "Lumina-Next as diffusers runs it: 30 steps of Euler, cfg 4 on three of the four latent channels. English "
+            "and Chinese prompts, without an instruction."
+        ),
+    )
+
+
+def lumina_2k() -> Graph:
+    """Twice the trained side, as the authors' demo does it."""
+    transformer, gemma, vae = lumina_loaders(285)
+    options = Node("SanaNativeLuminaOptions", {"model": transformer, "preset": "authors"}, width=265)
+    shifted = Node("ModelSamplingAuraFlow", {"model": options, "shift": 4.0}, title="Flow shift")
+    text, latent = encode(gemma, WIDE_PROMPT, width=280), empty(2048)
+    links = {"model": shifted, "positive": text[0], "negative": text[1], "latent_image": latent}
+    settings = {"steps": 29, "cfg": 4.0, "sampler_name": "sana_midpoint", "scheduler": "sana_lumina"}
+    drawn = Node("KSampler", links | settings, width=260)
+    image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=255)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Prompt and size", [text, latent]),
+            ("Generate", [options, shifted], [drawn]),
+            ("Image", [image, save(image)]),
+        ),
+        lumina_note(
+            "Generates at 2048 px, twice the side that Lumina-Next was trained at, as its authors do: flow shift 4, "
+            "the midpoint solver on their grid (each step runs the model twice), and positions scaled by their "
+            "time-aware rule. For 1024 px change the size only."
+        ),
+    )
+
+
+def lumina_loaders(width: float = LOADERS) -> list[Node]:
+    """Model, Gemma-1, and the VAE of SDXL by ComfyUI's own loader."""
+    return [
+        Node("SanaNativeModelLoader", {"model_name": LUMINA["name"]}, models=[LUMINA], width=width),
+        Node("SanaNativeGemmaLoader", {"text_encoder_name": GEMMA_1["name"]}, models=[GEMMA_1], width=width),
+        Node("VAELoader", {"vae_name": SDXL_VAE["name"]}, models=[SDXL_VAE], width=width),
+    ]
+
+
+def lumina_note(text: str) -> Node:
+    """The note, with what must lie beside the first part of Gemma-1."""
+    beside = " and ".join(f"[{have['name']}]({have['url']})" for have in (GEMMA_1_REST, GEMMA_1_TOKENIZER))
+    return note(
+        f"{text}\n\nGemma-1 comes in two parts: put {beside} beside the first, best in a folder of their own.",
+        [LUMINA, GEMMA_1, SDXL_VAE],
+        whole_folder=False,
+    )
+
+
 def loaders(model: Model, width: float = LOADERS) -> list[Node]:
     """Model, text encoder and autoencoder."""
     if isinstance(model, str):
@@ -385,14 +466,16 @@ def files_of(model: Model) -> list[dict[str, str]]:
     return [] if isinstance(model, str) else [model, GEMMA, DC_AE]
 
 
-def note(text: str, files: Sequence[dict[str, str]] = ()) -> Node:
-    """A Markdown note; with `files` it ends in the list of what to download, and the names to give."""
+def note(text: str, files: Sequence[dict[str, str]] = (), whole_folder: bool = True) -> Node:
+    """A Markdown note; with `files` it ends in the list of what to download, and the names to give.
+
+    whole_folder: a diffusers folder serves as all of them.
+    """
     if files:
         downloads = "; ".join(map(_download, files))
-        text += (
-            f"\n\n**Files** {downloads}. Names are free: choose yours in the loaders. A whole diffusers folder in "
-            "models/diffusers serves as all three."
-        )
+        text += f"\n\n**Files** {downloads}. Names are free: choose yours in the loaders."
+        if whole_folder:
+            text += " A whole diffusers folder in models/diffusers serves as all three."
     return Node("MarkdownNote", {"text": text}, title="What to change")
 
 

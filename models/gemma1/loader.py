@@ -19,6 +19,7 @@ from ..runtime.precision import Device, Precision, gemma_precision
 from .detection import GEMMA_1_KEYS, check_gemma_1, describe_gemma_1, detect_gemma_1, is_gemma_1
 from .text_encoder import CLIP_NAME, Gemma1, Gemma1Clip, Gemma1Tokenizer, LuminaTextEncoder
 
+FLOAT32_ONLY = Device("any device")  # the host computes its Llama in float32 wherever it runs
 IGNORED = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
 
 
@@ -88,7 +89,7 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
     model_config, layers, parameters = configure(checkpoint, spiece)
     # A quantized file's other weights are few, and narrow layers keep their format in any case.
     stored = torch.bfloat16 if layers else comfy.utils.weight_dtype(state_dict)
-    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"), Device("any device"))
+    precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"), FLOAT32_ONLY)
     clip = build(model_config, precision, state_dict, spiece, parameters, disable_dynamic)
     clip.patcher.cached_patcher_init = (load_gemma_1_patcher, (checkpoint.source, options))
     log_loaded(checkpoint, describe_gemma_1(model_config, parameters, quantized.formats(layers)), precision)

@@ -57,7 +57,8 @@ class LuminaModel(comfy.model_base.BaseModel):
         require_gemma_1(context, mask, self.diffusion_model.config.caption_channels)
         require_finite(context, "The conditioning", CONDITIONING_CURE)
         context, mask = without_padding(context, mask)
-        conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
+        device = kwargs.get("device", context.device)  # once, not with every step
+        conds["c_crossattn"], conds["attention_mask"] = TextCond(context.to(device)), TextCond(mask.to(device))
         return conds
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature

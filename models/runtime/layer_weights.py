@@ -30,14 +30,20 @@ def changes_weights(layer: nn.Module) -> bool:
     return bool(layer.weight_function or layer.bias_function)
 
 
+def needs_no_cast(layer: nn.Module, x: Tensor) -> bool:
+    """Whether its weights are in x's format, on x's device, and used as they are."""
+    if layer.comfy_cast_weights or changes_weights(layer):
+        return False
+    weights = (one for one in (layer.weight, layer.bias) if one is not None)
+    return all((one.dtype, one.device) == (x.dtype, x.device) for one in weights)
+
+
 @contextmanager
 def cast_weights(layer: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias in x's format, on x's device."""
-    if not (layer.comfy_cast_weights or changes_weights(layer)):
-        weight, bias = layer.weight, layer.bias
-        if all((one.dtype, one.device) == (x.dtype, x.device) for one in (weight, bias) if one is not None):
-            yield weight, bias
-            return
+    if needs_no_cast(layer, x):
+        yield layer.weight, layer.bias
+        return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
     try:
         yield weight, bias

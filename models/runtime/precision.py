@@ -7,6 +7,7 @@ Source: SANA, arXiv 2410.10629; README of NVlabs/Sana; diffusers issues 10241 an
 Not here: how the device and the host's start flags are asked (`device.py`).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,14 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity, which pass through a sum: one pass, no map of booleans."""
+    return math.isfinite(tensor.sum(dtype=torch.float32).item())
+
+
 def require_finite(tensor: Tensor, stage: str, cure: str) -> None:
     """Raises ValueError naming the stage and the cure when the tensor holds NaN or infinity."""
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise ValueError(f"{stage} holds NaN or infinity: {cure}.")
 
 
@@ -133,7 +139,7 @@ def gemma_precision(stored: torch.dtype, request: Request, device: Device) -> Pr
     by, weights, warning = f"asked for by {request.by}", request.dtype or stored, ""
     if request.dtype == torch.float16 and stored != torch.float16:
         weights = stored
-        warning = f"the float16 {by} is not taken, because Gemma-2 was trained in bfloat16 and overflows in float16"
+        warning = f"the float16 {by} is not taken, because Gemma was trained in bfloat16 and overflows in float16"
     fast = device.bfloat16 or device.bfloat16_on_request
     compute = torch.bfloat16 if fast and weights in (torch.bfloat16, *FLOAT8) else torch.float32
     reason = by if weights == request.dtype else "as the file stores them"

@@ -24,6 +24,27 @@ class TextCond(comfy.conds.CONDRegular):
         return torch.cat([lengthened(cond, longest) for cond in conds])
 
 
+class MaskCond(TextCond):
+    """The mask (B, L) of a text; the network gets None where no position of the batch is padding.
+
+    padded: whether the mask has zeros, found out before it is on the device, where the answer would have to be waited
+    for.
+    """
+
+    def __init__(self, cond: Tensor, padded: bool = True):
+        super().__init__(cond)
+        self.padded = padded
+
+    def _copy_with(self, cond: Tensor) -> "MaskCond":
+        return type(self)(cond, self.padded)
+
+    def concat(self, others: "list[MaskCond]") -> Tensor | None:
+        lengths = {mask.cond.shape[1] for mask in (self, *others)}
+        if len(lengths) == 1 and not any(mask.padded for mask in (self, *others)):
+            return None
+        return super().concat(others)
+
+
 def without_length(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.shape[0], *tensor.shape[2:])
 

@@ -13,7 +13,6 @@ from comfy.model_patcher import LowVramPatch, ModelPatcher
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-
 HOSTS_OWN = {"manual_cast_dtype"}  # an object that the host replaces in every text encoder
 
 

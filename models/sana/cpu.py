@@ -19,16 +19,10 @@ from ..runtime.cpu.malloc import raise_mmap_threshold
 from ..runtime.layer_weights import cast_weights, is_plain_layer
 from ..runtime.overwrite import can_overwrite
 from .config import SELF_ATTENTION_HEAD_DIM
-from .embeddings import LAYER_NORM_EPS
+from .inplace import InplaceBlock, InplaceMixFFN
 from .model import CrossAttention, GLUMBConv, LiteLA, Sana, SanaBlock
 
 STRIP_TOKENS = 128  # 1 to 2 MB of float32 at SANA's widths, which stay in a core's cache
-
-
-def modulate_inplace(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`modulate` whose result takes the place of the normalized tokens; x stays."""
-    x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-    return torch.addcmul(shift, x, 1 + scale, out=x)
 
 
 def linear_attention_in_strips(q: Tensor, k: Tensor, v: Tensor, head_dim: int, eps: float = 1e-15) -> Tensor:
@@ -94,31 +88,14 @@ def is_same_text(row: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor 
     return torch.equal(states, other_states) and (bias is None or torch.equal(bias, other_bias))
 
 
-class CpuGLUMBConv(GLUMBConv):
+class CpuGLUMBConv(InplaceMixFFN, GLUMBConv):
     """Mix-FFN that activates in place."""
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if not can_overwrite():
-            return super().forward(x, grid)
-        x = F.silu(self.conv_inverted(x), inplace=True).transpose(1, 2).unflatten(2, grid)
-        x = self.depthwise(x).flatten(2).transpose(1, 2)
-        x, gate = x.chunk(2, dim=-1)
-        return self.conv_point(F.silu(gate, inplace=True) * x)
 
-
-class CpuSanaBlock(SanaBlock):
-    """A block that adds in place, once the residual stream is its own."""
+class CpuSanaBlock(InplaceBlock, SanaBlock):
+    """A block that adds in place."""
 
     self_attention, cross_attention, feed_forward = CpuLiteLA, CpuCrossAttention, CpuGLUMBConv
-
-    def forward(self, x, context, bias, modulation, grid, transformer_options: dict) -> Tensor:
-        if not can_overwrite():
-            return super().forward(x, context, bias, modulation, grid, transformer_options)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.scale_shift_table(modulation)
-        # Not in place: x is the caller's, and a patch may want to compare it with the result.
-        x = torch.addcmul(x, gate_msa, self.attn1(modulate_inplace(x, shift_msa, scale_msa), transformer_options))
-        x.add_(self.attn2(x, context, bias, transformer_options))
-        return x.addcmul_(gate_mlp, self.ff(modulate_inplace(x, shift_mlp, scale_mlp), grid))
 
 
 class CpuSana(Sana):
@@ -127,9 +104,7 @@ class CpuSana(Sana):
     block = CpuSanaBlock
 
 
-def choose_network(device: torch.device) -> type[Sana]:
-    """The network for a model that is to run on the device; called once for each model that is built."""
-    if device.type != "cpu":
-        return Sana
+def cpu_network() -> type[Sana]:
+    """The network for a model that is to run on a CPU; called once for each model that is built."""
     raise_mmap_threshold()
     return CpuSana

@@ -17,23 +17,31 @@ FREQUENCY_CHANNELS = 256  # sinusoid width of the time and guidance embeddings
 LAYER_NORM_EPS = 1e-6
 
 
-def position_embedding(height: int, width: int, hidden_size: int, base_size: int, scale: float, device) -> Tensor:
-    """2-D sine-cosine table (H * W, C) in float32: the first half of C encodes the column, the second the row.
+def position_encoding(size: int, channels: int, step: float, device, dtype: torch.dtype) -> Tensor:
+    """Sines, then cosines, of the positions 0, step, 2 * step, ...: (size, channels) in float32, computed in dtype."""
+    kw, half = {"device": device, "dtype": dtype}, channels // 2
+    omega = 10000.0 ** -(torch.arange(half, **kw) / half)
+    angle = (torch.arange(size, **kw) * step)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+def add_position_embedding(x: Tensor, grid: tuple[int, int], base_size: int, scale: float) -> Tensor:
+    """Adds a 2-D sine-cosine table to x (B, H * W, C), in place: to the first half of C the column, then the row.
 
     Coordinates are stretched so that any grid spans [0, base_size / scale), which keeps 2K and 4K models valid off
     their native shape. Computed anew for every grid: a cache keyed on the token count would confuse H x W with W x H.
     """
-    # In float64, so on the CPU: not every device has it, and one row of each axis is small.
-    omega = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64, device="cpu") / (hidden_size // 4))
-
-    def encode(size: int) -> Tensor:
-        position = torch.arange(size, dtype=torch.float64, device="cpu") * (base_size / (size * scale))
-        angle = position[:, None] * omega
-        return torch.cat([angle.sin(), angle.cos()], dim=1).float().to(device)  # (size, C / 2)
-
-    columns = encode(width)[None].expand(height, -1, -1)
-    rows = encode(height)[:, None].expand(-1, width, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+    # On another device in float32, within 1e-5: not every device has float64, and a table from the CPU would have to be
+    # waited for.
+    dtype = torch.float64 if x.device.type == "cpu" else torch.float32
+    height, width = grid
+    rows, columns = (
+        position_encoding(size, x.shape[-1] // 2, base_size / (size * scale), x.device, dtype) for size in grid
+    )
+    by_column, by_row = x.view(-1, height, width, x.shape[-1]).chunk(2, dim=-1)
+    by_column.add_(columns)
+    by_row.add_(rows[:, None])
+    return x
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from ..lora.stock_nodes import sana_patcher
 from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, sana_precision
 from . import convert as sana_convert
+from . import cuda
 from . import detection as sana_detection
 from .config import SanaConfig
-from .cpu import choose_network
+from .cpu import cpu_network
 from .model import Sana
-from .supported_models import CONFIG_KEY, SanaSupported
+from .supported_models import CONFIG_KEY, MEMORY_FACTOR_AT_2240, SanaSupported
 
 POSITIONS = "pos_embed"  # NVIDIA's table of positions; (1, N, C)
 
@@ -77,11 +78,20 @@ def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[SanaConf
     return config, layers, comfy.utils.calculate_parameters(view)
 
 
+def choose_network(device: torch.device) -> tuple[type[Sana], float]:
+    """The network for a model that is to run on the device, and its memory factor for the host."""
+    if device.type == "cpu":
+        return cpu_network(), MEMORY_FACTOR_AT_2240
+    if device.type == "cuda":
+        return cuda.CudaSana, cuda.MEMORY_FACTOR_AT_2240
+    return Sana, MEMORY_FACTOR_AT_2240
+
+
 def build(
     config: SanaConfig, precision: Precision, state_dict: StateDict, device: torch.device, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     """The host's model of a configuration with these tensors in it."""
-    supported = SanaSupported(config, precision, choose_network(device))
+    supported = SanaSupported(config, precision, *choose_network(device))
     supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     offload_device = comfy.model_management.unet_offload_device()
     model = supported.get_model(state_dict)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..layers import linear_attention_of_tokens
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
+from ..runtime.prefetch import prefetched
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
-from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, gelu_tanh, modulate, position_embedding
+from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, add_position_embedding, gelu_tanh, modulate
 
 QK_NORM_EPS = 1e-5
 MASK_BIAS = -10000.0  # the reference's bias for padding; finite, so it is exact in float16 too
@@ -208,8 +209,7 @@ class Sana(nn.Module):
         # Contiguous once here: every later sum keeps the layout, and LayerNorm would copy any other.
         x = self.patch_embed.proj(x).flatten(2).transpose(1, 2).contiguous()  # (B, N, C)
         if self.config.interpolation_scale is not None:
-            base, scale = self.config.sample_size, self.config.interpolation_scale
-            x = (x + position_embedding(*shape[-2:], x.shape[-1], base, scale, x.device)).to(dtype)
+            x = add_position_embedding(x, shape[-2:], self.config.sample_size, self.config.interpolation_scale)
 
         modulation, embedding = self.time_embed(timesteps, guidance, dtype)
         context = self.caption_norm(self.caption_projection(context))
@@ -221,11 +221,16 @@ class Sana(nn.Module):
         x = self.proj_out(modulate(x, shift, scale))
         return x.transpose(1, 2).unflatten(2, shape[-2:])
 
+    def block_modulations(self, modulation: Tensor) -> list:
+        """What every block is given as its modulation: here the one (B, 6, C) that all share."""
+        return [modulation] * len(self.transformer_blocks)
+
     def _run_blocks(self, x, context, bias, modulation, shape, control, transformer_options: dict) -> Tensor:
         replace = transformer_options.get("patches_replace", {}).get("dit", {})
         options = transformer_options | {"total_blocks": len(self.transformer_blocks), "block_type": "double"}
         residuals = {} if control is None else dict(enumerate(control.get("input") or ()))
-        for i, block in enumerate(self.transformer_blocks):
+        rows = self.block_modulations(modulation)
+        for i, block in enumerate(prefetched(self.transformer_blocks, x.device, options)):
             options = options | {"block_index": i}
             own = with_block_patches(options, i, self.middle_block, shape, self.heads)
             x = x if residuals.get(i) is None else x + residuals[i].to(x.dtype)
@@ -239,6 +244,6 @@ class Sana(nn.Module):
                 out = replace[("double_block", i)](args, {"original_block": original})
                 x, context = out["img"], out["txt"]
             else:
-                x = block(x, context, bias, modulation, shape[-2:], own)
+                x = block(x, context, bias, rows[i], shape[-2:], own)
         last = residuals.get(len(self.transformer_blocks))
         return x if last is None else x + last.to(x.dtype)

@@ -6,9 +6,9 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
-from ..runtime.precision import require_finite
+from ..runtime.precision import all_finite, require_finite
+from ..runtime.text_conds import MaskCond, TextCond, without_padding
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
-from ..runtime.text_conds import TextCond, without_padding
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
 from .run_checks import require_area, require_image_latent
@@ -67,12 +67,15 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         if kwargs.get(ZERO_PADDED):
             mask = mask_of_rows(context, mask)
         context, mask = without_padding(context, mask)
-        conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
+        padded = not bool(mask.all())
+        # Once to the device here: the host would send them with every step, which then waits for the copy.
+        device = kwargs.get("device", context.device)
+        conds["c_crossattn"] = TextCond(context.to(device))
+        conds["attention_mask"] = MaskCond(mask.to(device), padded)
         if self.is_sprint:
             guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
-            conds["guidance"] = comfy.conds.CONDRegular(
-                torch.tensor([DEFAULT_GUIDANCE if guidance is None else float(guidance)])
-            )
+            scale = DEFAULT_GUIDANCE if guidance is None else float(guidance)
+            conds["guidance"] = comfy.conds.CONDRegular(torch.tensor([scale], device=device))
         return conds
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
@@ -98,7 +101,7 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
-        if not torch.isfinite(latent).all():
+        if not all_finite(latent):
             raise ValueError(
                 f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
                 "another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 with "

@@ -32,8 +32,8 @@ class ModelSamplingSana(ModelSamplingDiscreteFlow, CONST):
     """Rectified flow that begins with unscaled noise at the first sigma of SANA's own grids, as the reference does."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
-        if not noise.any():  # a latent handed on with its noise, as an inversion leaves it: undo inverse_noise_scaling
-            return super().noise_scaling(sigma, noise, latent_image, max_denoise)
         first = time_snr_shift(self.shift, FIRST_TIME)
-        sigma = torch.where(sigma >= first - 1e-6, torch.ones_like(sigma), sigma)
+        # A latent handed on with its noise, as an inversion leaves it, has none here: undo inverse_noise_scaling.
+        starts = (sigma >= first - 1e-6) & noise.any()  # not an `if`, which would wait for the device
+        sigma = torch.where(starts, torch.ones_like(sigma), sigma)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)

@@ -14,10 +14,9 @@ from .convert import to_file_layout
 from .model_base import SanaModel
 from .patch_checks import UNetConfig
 
-# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240: 6.25 as
-# `benchmarks/memory.py` measures a step of 256 px, 5.4 at 512 px, with a margin for what a GPU's kernels need besides.
+# In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240, on a CPU: 6.25 as
+# `benchmarks/memory.py` measures a step of 256 px, 5.4 at 512 px, with a margin.
 MEMORY_FACTOR_AT_2240 = 7.5
-
 
 CONFIG_KEY = "sana_config"
 # Fields that no tensor tells; saved with the weights so that a saved model loads without its config.json.
@@ -46,15 +45,22 @@ class SanaSupported(comfy.supported_models_base.BASE):
     vae_key_prefix = ["vae."]
     text_encoder_key_prefix = ["text_encoders."]
 
-    def __init__(self, config: SanaConfig, precision: Precision, network: type[nn.Module]):
-        """network: the class that is built, Sana or a faster one for a device, with the same keys."""
+    def __init__(
+        self,
+        config: SanaConfig,
+        precision: Precision,
+        network: type[nn.Module],
+        memory_factor: float = MEMORY_FACTOR_AT_2240,
+    ):
+        """network: the class that is built, Sana or a faster one for a device, with the same keys. memory_factor: its
+        activations, as `MEMORY_FACTOR_AT_2240`."""
         super().__init__(UNetConfig(config=config))
         self.network = network
         self.supported_inference_dtypes = [precision.compute]
         self.set_inference_dtype(precision.weights, precision.compute)
         # Sprint keeps the multiplier too, which SanaModel divides out: stock nodes that set a shift work on both then.
         self.sampling_settings = {"shift": 1.0 if config.guidance_embeds else config.shift, "multiplier": 1000}
-        self.memory_usage_factor = MEMORY_FACTOR_AT_2240 * config.hidden_size / 2240
+        self.memory_usage_factor = memory_factor * config.hidden_size / 2240
 
     def get_model(self, state_dict: dict, prefix: str = "", device=None) -> SanaModel:  # noqa: ARG002 - the host's signature
         return SanaModel(self, device=device)

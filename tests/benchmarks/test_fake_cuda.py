@@ -57,6 +57,8 @@ def test_composite_operations_are_taken_apart_but_for_those_that_cuda_fuses():
     q = tensor(1, 8, 16, 72)
     name = "scaled_dot_product_attention"
     assert fake_cuda.count(lambda: F.scaled_dot_product_attention(q, q, q)).kernel_counts == {name: 1}
+    tokens = fake_cuda.count(lambda: F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2))
+    assert tokens.kernel_counts == {name: 1}  # a view: flash, memory-efficient and cuDNN's attention lay it out so
     x = channels_last(1, CHANNELS, SIDE, SIDE)
     assert fake_cuda.count(lambda: F.interpolate(x, scale_factor=2)).kernel_counts == {"upsample_nearest2d": 1}
 

@@ -2,15 +2,17 @@
 
 import importlib
 import math
+from functools import partial
 
 import comfy.model_sampling
 import pytest
 import torch
 from comfy.k_diffusion import sampling as k_diffusion
+from sana_native.benchmarks import fake_cuda
 from sana_native.samplers import flow_dpm
 from sana_native.samplers.flow_dpm import sample_flow_dpm
 from sana_native.samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler
-from sana_native.tests.support.flow_toys import curved_velocity, flow_denoiser, initial_noise
+from sana_native.tests.support.flow_toys import curved_velocity, fake_denoiser, flow_denoiser, initial_noise
 
 ORDERS = [1, 2, 3]
 MEAN, STD = 0.7, 0.4  # of the Gaussian toy data
@@ -66,10 +68,46 @@ def test_trajectory_equals_diffusers(order, steps, shift):
     assert max((a - b).abs().max() for a, b in zip([*states, x], expected)) <= 1e-5
 
 
+def hosts_order_2(model, x, sigmas, callback=None):
+    no_noise = {"eta": 0.0, "s_noise": 0.0, "noise_sampler": lambda *_: 0.0}
+    return k_diffusion.sample_dpmpp_2m_sde(model, x, sigmas, callback=callback, disable=True, **no_noise)
+
+
+@pytest.mark.parametrize("last", [0.0, 0.2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 20, 40])
+@pytest.mark.parametrize("grid", [get_sigmas_flow_dpm, get_sigmas_flow_euler])
+def test_the_second_order_is_the_hosts_to_its_rounding(grid, steps, last):
+    """Also from sigma 1, which the host moves a little for this solver, and to a level above 0, of a divided run."""
+    sigmas, x = grid(steps, 3.0), initial_noise(2)
+    sigmas = torch.cat([sigmas[sigmas > last], torch.tensor([last])])
+    infos, expected = [], []
+    ours = sample_flow_dpm(flow_denoiser(), x, sigmas, callback=infos.append, disable=True)
+    stock = hosts_order_2(flow_denoiser(), x, sigmas, expected.append)
+    assert (ours - stock).norm() / stock.norm() < 1e-5
+    for own, host in zip(infos, expected, strict=True):
+        assert own.keys() == host.keys() and own["i"] == host["i"]
+        assert own["sigma"] == host["sigma"] and own["sigma_hat"] == host["sigma_hat"]
+        for name in ("x", "denoised"):
+            assert (own[name] - host[name]).norm() / host[name].norm() < 1e-5
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_step_never_waits_for_the_device(order):
+    """Between two calls of the model; fake tensors have no values, so that asking for one raises."""
+    with fake_cuda.device():
+        x, sigmas = torch.empty(2, 32, 8, 8, device="cuda"), torch.empty(5, device="cuda")
+        levels, infos = [0.9, 0.7, 0.5, 0.2, 0.0], []
+        steps = partial(flow_dpm._sample_multistep, fake_denoiser(), x, sigmas, levels, order, {}, infos.append, True)
+        cost = fake_cuda.count(steps)
+    assert cost.uploads == [] and len(infos) == 4 and infos[0]["sigma"].device.type == "cuda"
+    # The ones; in 4 steps the batch's sigmas and the toy's two; in 3 the scaling and an addition for each prediction.
+    assert cost.kernels == 1 + 4 * 3 + 3 + (1 + 2 + 2)
+
+
 @pytest.mark.parametrize("stock, order", [(k_diffusion.sample_euler, 1), (k_diffusion.sample_dpmpp_2m_sde, 2)])
 def test_third_order_loop_falls_back_to_the_lower_orders_of_the_host(monkeypatch, stock, order):
     step_orders = flow_dpm.step_orders
-    monkeypatch.setattr(flow_dpm, "step_orders", lambda sigmas: step_orders(sigmas, order))
+    monkeypatch.setattr(flow_dpm, "step_orders", lambda sigmas, _: step_orders(sigmas, order))
     x, sigmas = initial_noise(), get_sigmas_flow_dpm(12, 3.0)
     options = {"eta": 0.0, "s_noise": 0.0, "noise_sampler": lambda *_: 0.0} if order == 2 else {}
     ours = sample_flow_dpm(flow_denoiser(), x, sigmas, disable=True, order=3)

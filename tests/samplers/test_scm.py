@@ -2,14 +2,18 @@
 
 import importlib
 import math
+from functools import partial
 
+import comfy.model_sampling
 import pytest
 import torch
 from comfy.k_diffusion import sampling as k_diffusion
+from sana_native.benchmarks import fake_cuda
+from sana_native.samplers import scm
 from sana_native.samplers.noise import mix_seed, step_noise_sampler
 from sana_native.samplers.schedules import get_sigmas_scm, get_times_scm, scm_time_to_sigma
 from sana_native.samplers.scm import sample_scm
-from sana_native.tests.support.flow_toys import curved_velocity, flow_denoiser, initial_noise
+from sana_native.tests.support.flow_toys import curved_velocity, fake_denoiser, flow_denoiser, initial_noise
 
 SEED = 1234
 
@@ -50,10 +54,53 @@ def test_image_of_the_default_schedule_equals_diffusers_but_for_the_cut_of_the_f
     assert (x - diffusers_run(monkeypatch, get_times_scm(steps))).abs().max() <= 5e-5
 
 
-def test_equals_the_lcm_sampler_of_the_host_with_the_same_noise():
-    sigmas, x = get_sigmas_scm(4), initial_noise()
-    stock = k_diffusion.sample_lcm(flow_denoiser(), x, sigmas, disable=True, noise_sampler=step_noise_sampler(x, SEED))
-    assert torch.equal(sample_scm(flow_denoiser(), x, sigmas, {"seed": SEED}, disable=True), stock)
+def hosts_run(model, x, sigmas, callback=None):
+    return k_diffusion.sample_lcm(
+        model, x, sigmas, callback=callback, disable=True, noise_sampler=step_noise_sampler(x, SEED)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 4, 20])
+@pytest.mark.parametrize("noise_scale", [None, 0.9])
+def test_every_step_equals_the_lcm_sampler_of_the_host_with_the_same_noise(steps, dtype, noise_scale):
+    sigmas, x = get_sigmas_scm(steps), initial_noise(2, dtype=dtype)  # the host's sigmas are in float32
+    model = flow_denoiser(lambda x, sigma: curved_velocity(x, sigma).to(dtype))
+    if noise_scale is not None:
+        model.inner_model.model_patcher.get_model_object("model_sampling").noise_scale = noise_scale
+    infos, expected = [], []
+    ours = sample_scm(model, x, sigmas, {"seed": SEED}, infos.append, disable=True)
+    assert torch.equal(ours, hosts_run(model, x, sigmas, expected.append))
+    for own, host in zip(infos, expected, strict=True):
+        assert own.keys() == host.keys() and own["i"] == host["i"]
+        assert all(torch.equal(own[name], host[name]) for name in ("x", "sigma", "sigma_hat", "denoised"))
+
+
+def test_a_model_of_another_kind_is_noised_as_the_host_does():
+    class Eps(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+        pass
+
+    sigmas, x = torch.tensor([14.0, 3.0, 0.0]), initial_noise()
+    model = flow_denoiser(model_sampling=Eps())
+    assert torch.equal(sample_scm(model, x, sigmas, {"seed": SEED}, disable=True), hosts_run(model, x, sigmas))
+
+
+def test_a_step_never_waits_for_the_device():
+    with fake_cuda.device():
+        x, sigmas = torch.empty(2, 32, 8, 8, device="cuda"), torch.empty(4, device="cuda")
+        noise, infos = [torch.empty_like(x), torch.empty_like(x), None], []
+        steps = partial(scm._sample_steps, fake_denoiser(), x, sigmas, noise, {}, infos.append, True)
+        cost = fake_cuda.count(steps)
+    assert cost.uploads == [] and len(infos) == 3 and infos[0]["denoised"].device.type == "cuda"
+    assert cost.kernels == 1 + 3 * 3 + 2 * 5
+
+
+def test_the_noise_is_on_the_device_before_the_first_step(monkeypatch):
+    """A copy between two steps would wait for the one before."""
+    calls, sampler = [], step_noise_sampler(initial_noise(), SEED)
+    monkeypatch.setattr(scm, "step_noise_sampler", lambda *_: lambda *given: calls.append("noise") or sampler(*given))
+    sample_scm(flow_denoiser(), initial_noise(), get_sigmas_scm(3), None, lambda _: calls.append("step"), True)
+    assert calls == ["noise"] * 2 + ["step"] * 3
 
 
 def test_gaussian_posterior_keeps_mean_and_gains_the_right_spread():

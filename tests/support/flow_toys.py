@@ -35,6 +35,18 @@ def flow_denoiser(velocity=curved_velocity, model_sampling=None):
     return model
 
 
+def fake_denoiser():
+    """Denoiser for tensors without values: as `flow_denoiser`, but it looks at none of the sigmas."""
+    model_sampling = flow_model_sampling()
+    patcher = SimpleNamespace(get_model_object=lambda name: {"model_sampling": model_sampling}[name])
+
+    def model(x, sigma, **_):
+        return x - x * sigma.view(-1, 1, 1, 1)
+
+    model.inner_model = SimpleNamespace(model_patcher=patcher)
+    return model
+
+
 def initial_noise(batch=1, seed=0, dtype=torch.float32):
     """(B, 32, 4, 4), drawn like the host's noise on the CPU."""
     return torch.randn(batch, 32, 4, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)

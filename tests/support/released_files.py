@@ -4,10 +4,24 @@ import json
 from pathlib import Path
 
 import torch
+from comfy.taesd.taesd import TAESD
 from PIL import Image
 from sana_native.tests.support import layouts, tiny
 from sana_native.tests.support.lora_layouts import LAYOUTS, make_lora
-from sana_native.tools.workflow_files import DC_AE, GEMMA, LORA, SANA, SANA_2K, SANA_4K, SPRINT
+from sana_native.tools.workflow_files import (
+    DC_AE,
+    GEMMA,
+    GEMMA_1,
+    GEMMA_1_REST,
+    GEMMA_1_TOKENIZER,
+    LORA,
+    LUMINA,
+    SANA,
+    SANA_2K,
+    SANA_4K,
+    SDXL_VAE,
+    SPRINT,
+)
 
 VOCABULARY = 600
 LORA_LAYERS = [f"transformer_blocks.{block}.attn{number}.{name}" for block in (0, 1) for number in (1, 2)
@@ -32,6 +46,7 @@ def save_released(base: Path) -> None:
     gemma = layouts.prefixed(tiny.gemma(VOCABULARY).state_dict(), "model.")
     layouts.save(place(base, GEMMA), gemma | {"spiece_model": words})
     layouts.save(place(base, DC_AE), layouts.original_dc_ae(tiny.dc_ae().state_dict()))
+    save_lumina(base)
     weights = {name.removesuffix(".weight"): tensor for name, tensor in network.state_dict().items()}
     layouts.save(place(base, LORA), LAYOUTS["diffusers"](make_lora(weights, LORA_LAYERS)))
     shades = torch.linspace(0, 255, 96 * 128 * 3).view(96, 128, 3).to(torch.uint8).numpy()
@@ -40,3 +55,14 @@ def save_released(base: Path) -> None:
 
 def place(base: Path, file: dict[str, str]) -> Path:
     return base / "models" / file["directory"] / file["name"]
+
+
+def save_lumina(base: Path) -> None:
+    """Lumina-Next's files; for the VAE of SDXL, whose width the host fixes, stands its tiny one with random weights."""
+    layouts.save(place(base, LUMINA), layouts.original_lumina(tiny.lumina().state_dict()))
+    gemma = sorted(tiny.gemma_1().state_dict().items())
+    for file, part in ((GEMMA_1, gemma[:8]), (GEMMA_1_REST, gemma[8:])):
+        layouts.save(place(base, file), dict(part))
+    place(base, GEMMA_1_TOKENIZER).write_bytes(tiny.train_tokenizer())
+    vae = tiny.randomize(TAESD(latent_channels=4), seed=8, gain=1.2)
+    layouts.save(place(base, SDXL_VAE), vae.state_dict())

@@ -89,6 +89,8 @@ def test_what_the_pack_asks_for_first_may_be_absent(uses_in):
     found = uses_in('import comfy.sd\nnewer = getattr(comfy.sd, "not_there", None)\n')
     assert ("comfy.sd.not_there", OPTIONAL, ()) in found
     assert lacking(Use("comfy.sd.not_there", OPTIONAL, "a.py")) is None
+    found = uses_in('import comfy.sd\nif hasattr(comfy.sd, "newer"):\n    comfy.sd.newer.call(word=1)\n')
+    assert {how for symbol, how, _ in found if symbol.startswith("comfy.sd.newer")} == {OPTIONAL}
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,7 @@ def test_demo_creates_no_folder_but_that_of_its_own_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--size", "512x256"], "SIZE=512x256: the demo models are trained at 256x256 px, and what"),
+        (["--size", "512x256"], "SIZE=512x256: the demo models are trained at 256x256 px, and larger images"),
         (["--size", "512", "--model", "sprint"], "SIZE=512x512: the demo models are trained"),
         (["--size", "256x192"], ""),
         ([], ""),

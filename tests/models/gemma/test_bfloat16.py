@@ -13,7 +13,6 @@ from sana_native.models.runtime import device
 from sana_native.tests.support import tiny
 from transformers import Gemma2Model
 
-
 PROMPT = "a red cat in a busy city street, at night"
 LAYER = "gemma2_2b.transformer.model.layers.0"
 

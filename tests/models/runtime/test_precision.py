@@ -1,9 +1,12 @@
 """Number formats of the weights, the clamp of self-attention, partial loading: what changes the result, how much."""
 
+import math
+
 import comfy.model_management
 import comfy.ops
 import pytest
 import torch
+from sana_native.models.runtime.precision import all_finite
 from sana_native.models.sana.config import SanaConfig
 from sana_native.models.sana.model import LiteLA
 from sana_native.tests.support import workbench as bench
@@ -210,6 +213,18 @@ def test_a_bfloat16_text_encoder_stays_near_float32():
 
 
 # What is not finite is stopped where it comes in
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_one_value_that_is_not_finite_is_found_and_large_ones_are_none(dtype):
+    tensor = torch.full((2, 32, 64, 64), 6e4).to(dtype)  # whose sum float16 cannot hold
+    assert all_finite(tensor) and all_finite(-tensor)
+    for value in (math.nan, math.inf, -math.inf):
+        changed = tensor.clone()
+        changed[1, 3, 5, 7] = value
+        assert not all_finite(changed)
+    changed[0, 3, 5, 7] = math.inf  # with the -inf, so that the sum is NaN
+    assert not all_finite(changed)
 
 
 def test_a_conditioning_that_is_not_finite_is_not_sampled_with(monkeypatch):

@@ -8,11 +8,12 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from sana_native.models.sana.config import SanaConfig
 from sana_native.models.sana.cpu import CpuSana
+from sana_native.models.sana.cuda import CudaSana
 from sana_native.models.sana.model import Sana
 from torch._dynamo.testing import CompileCounterWithBackend
 
 
-@pytest.fixture(params=[Sana, CpuSana])
+@pytest.fixture(params=[Sana, CpuSana, CudaSana])
 def build(request, monkeypatch) -> Callable[[int], Sana]:
     """Makes a network of so many blocks."""
     # What the host uses on a GPU; its attention for the CPU asks for the free memory, which no compiler can follow.

@@ -6,8 +6,10 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from sana_native.models.sana import cpu
 from sana_native.models.sana.config import SanaConfig
-from sana_native.models.sana.cpu import CpuSana, choose_network
-from sana_native.models.sana.embeddings import position_embedding
+from sana_native.models.sana.cpu import CpuSana
+from sana_native.models.sana.cuda import CudaSana
+from sana_native.models.sana.embeddings import add_position_embedding, position_encoding
+from sana_native.models.sana.loader import choose_network
 from sana_native.models.sana.model import Sana
 from sana_native.tests.support import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +33,7 @@ def test_the_mode_refuses_float64_on_the_device():
         torch.zeros(3, dtype=torch.float64, device="meta")
 
 
-@pytest.mark.parametrize("network", [Sana, CpuSana])
+@pytest.mark.parametrize("network", [Sana, CpuSana, CudaSana])
 def test_2k_models_run_without_float64_on_the_device(network, monkeypatch):
     # What the host uses on a GPU; its other attention asks the device for its free memory.
     monkeypatch.setattr("sana_native.models.sana.model.optimized_attention", attention_pytorch)
@@ -42,21 +44,35 @@ def test_2k_models_run_without_float64_on_the_device(network, monkeypatch):
     assert out.shape == x.shape and out.device.type == "meta"
 
 
-def test_the_position_table_is_that_of_float64():
-    table = position_embedding(5, 7, 64, 64, 1.0, torch.device("cpu"))
-    position = torch.arange(7, dtype=torch.float64) * (64 / 7)
-    angle = position[:, None] * 10000.0 ** -(torch.arange(16, dtype=torch.float64) / 16)
-    assert table.dtype == torch.float32
-    assert torch.equal(table.view(5, 7, 64)[2, :, :16], angle.sin().float())
-    assert torch.equal(table.view(5, 7, 64)[2, :, 16:32], angle.cos().float())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_position_table_is_that_of_float64(dtype):
+    x = torch.randn(2, 35, 64).to(dtype)
+    table = torch.empty(5, 7, 64, dtype=torch.float64)
+    omega = 10000.0 ** -(torch.arange(16, dtype=torch.float64) / 16)
+    for dim, start in ((1, 0), (0, 32)):  # the column in the first half of the channels, then the row
+        size = table.shape[dim]
+        angle = (torch.arange(size, dtype=torch.float64) * (64 / size)).view((-1, 1, 1) if dim == 0 else (-1, 1))
+        table[..., start : start + 16], table[..., start + 16 : start + 32] = (
+            (angle * omega).sin(),
+            (angle * omega).cos(),
+        )
+    expected = (x + table.float().flatten(0, 1)).to(dtype)
+    assert torch.equal(add_position_embedding(x, (5, 7), 64, 1.0), expected)
+
+
+@pytest.mark.parametrize("size", [64, 128, 200])
+def test_in_float32_as_on_a_gpu_the_position_table_is_nearly_that_of_float64(size):
+    wide, narrow = (position_encoding(size, 1120, 64 / size, "cpu", each) for each in (torch.float64, torch.float32))
+    assert wide.dtype == narrow.dtype == torch.float32
+    assert (wide - narrow).abs().max() < 1e-5
 
 
 def test_the_network_is_chosen_by_the_device_and_malloc_changed_once_for_a_cpu(monkeypatch):
     calls = []
     monkeypatch.setattr(cpu, "raise_mmap_threshold", lambda: calls.append(1))
-    assert choose_network(torch.device("cuda")) is Sana and choose_network(torch.device("mps")) is Sana
+    assert choose_network(torch.device("cuda"))[0] is CudaSana and choose_network(torch.device("mps"))[0] is Sana
     assert calls == []
-    network = choose_network(torch.device("cpu"))
+    network, _ = choose_network(torch.device("cpu"))
     assert network is CpuSana and calls == [1]
     built = tiny.randomize(network(SANA_2K, operations=comfy.ops.disable_weight_init), seed=1)
     with torch.inference_mode():
@@ -65,7 +81,7 @@ def test_the_network_is_chosen_by_the_device_and_malloc_changed_once_for_a_cpu(m
     assert calls == [1]
 
 
-def test_both_networks_have_the_same_keys_and_shapes():
-    states = [build(SANA_2K, device="meta", operations=torch.nn).state_dict() for build in (Sana, CpuSana)]
-    plain, fast = ({key: tensor.shape for key, tensor in state.items()} for state in states)
-    assert plain == fast
+def test_all_networks_have_the_same_keys_and_shapes():
+    states = [build(SANA_2K, device="meta", operations=torch.nn).state_dict() for build in (Sana, CpuSana, CudaSana)]
+    plain, *fast = ({key: tensor.shape for key, tensor in state.items()} for state in states)
+    assert all(keys == plain for keys in fast)

@@ -10,12 +10,13 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from sana_native.models.runtime.attention_patches import find_replacement
 from sana_native.models.sana.convert import to_network_layout
 from sana_native.models.sana.cpu import CpuSana
+from sana_native.models.sana.cuda import CudaSana
 from sana_native.models.sana.detection import detect_sana
 from sana_native.models.sana.model import Sana
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
 
-NETWORKS = [Sana, CpuSana]
+NETWORKS = [Sana, CpuSana, CudaSana]
 
 
 def build(network: type[Sana], **options) -> Sana:

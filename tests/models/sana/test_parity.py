@@ -4,6 +4,7 @@ import comfy.ops
 import pytest
 import torch
 from sana_native.models.sana.convert import to_network_layout
+from sana_native.models.sana.cuda import CudaSana
 from sana_native.models.sana.detection import detect_sana
 from sana_native.models.sana.model import Sana
 from sana_native.tests.support import tiny
@@ -22,17 +23,18 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
     return ((ours - reference).norm() / reference.norm()).item()
 
 
-def build(reference) -> Sana:
+def build(reference, network: type[Sana] = Sana) -> Sana:
     config = detect_sana(reference.state_dict(), source_config=dict(reference.config))
-    model = Sana(config, dtype=torch.float32, operations=comfy.ops.manual_cast)
+    model = network(config, dtype=torch.float32, operations=comfy.ops.manual_cast)
     model.load_state_dict(to_network_layout(reference.state_dict()))
     return model
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (5, 11), (11, 5), (1, 3)], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("network", [Sana, CudaSana])
 @torch.inference_mode()
-def test_velocity_of_a_batch_with_different_masks_equals_diffusers(variant, grid):
+def test_velocity_of_a_batch_with_different_masks_equals_diffusers(network, variant, grid):
     reference = tiny.transformer(**VARIANTS[variant])
     generator = torch.Generator().manual_seed(3)
     # Neither zero mean nor unit variance, so that a norm too many or too few shows.
@@ -46,7 +48,7 @@ def test_velocity_of_a_batch_with_different_masks_equals_diffusers(variant, grid
     expected = reference(
         x, context, timesteps, encoder_attention_mask=mask, guidance=guidance * 0.1 if is_sprint else None
     ).sample
-    velocity = build(reference)(x, timesteps, context=context, attention_mask=mask, guidance=guidance)
+    velocity = build(reference, network)(x, timesteps, context=context, attention_mask=mask, guidance=guidance)
 
     assert relative_error(velocity, expected) <= TOLERANCE
 

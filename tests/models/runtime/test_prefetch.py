@@ -1,0 +1,92 @@
+"""The host's prefetch around a loop over blocks: who is asked when, and where it is not asked at all."""
+
+import inspect
+import sys
+from types import SimpleNamespace
+
+import comfy.model_prefetch
+import pytest
+import torch
+from sana_native.models.runtime import prefetch
+from sana_native.models.runtime.prefetch import prefetched
+
+CUDA, OPTIONS = torch.device("cuda"), {"prefetch_dynamic_vbars": True}
+
+
+@pytest.fixture
+def blocks() -> torch.nn.ModuleList:
+    return torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+
+
+def run(blocks, device=CUDA, calls=None) -> list:
+    found = []
+    for block in prefetched(blocks, device, OPTIONS):
+        found.append(block)
+        if calls is not None:
+            calls.append("compute")
+    return found
+
+
+def recording(calls: list, queue: object = "queue", newer: bool = False) -> SimpleNamespace:
+    """A host that prefetches; newer: with the arguments that hosts after 0.30 have besides."""
+
+    def make(modules, device, transformer_options):
+        calls.append(("make", modules, device, transformer_options))
+        return queue
+
+    def pop(queue, device, module):
+        calls.append(("pop", queue, device, module))
+
+    def newer_pop(queue, device, module, dtype=None, core=None, enable_graph=False, generator=None, malloc_scope=None):
+        assert (dtype, core, enable_graph, generator, malloc_scope) == (None, None, False, None, None)
+        pop(queue, device, module)
+
+    return SimpleNamespace(make_prefetch_queue=make, prefetch_queue_pop=newer_pop if newer else pop)
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["0.30", "with graphs"])
+def test_each_block_is_announced_before_it_computes_and_the_end_after_the_last(monkeypatch, blocks, newer):
+    calls = []
+    monkeypatch.setattr(prefetch, "host_prefetch", lambda: recording(calls, newer=newer))
+    assert run(blocks, calls=calls) == list(blocks)
+    steps = [step for block in blocks for step in (("pop", "queue", CUDA, block), "compute")]
+    assert calls == [("make", list(blocks), CUDA, OPTIONS), *steps, ("pop", "queue", CUDA, None)]
+
+
+def test_a_host_that_has_nothing_to_prefetch_is_not_asked_again(monkeypatch, blocks):
+    calls = []
+    monkeypatch.setattr(prefetch, "host_prefetch", lambda: recording(calls, queue=None))
+    assert run(blocks) == list(blocks) and [call[0] for call in calls] == ["make"]
+
+
+def test_nothing_is_prefetched_on_a_cpu(monkeypatch, blocks):
+    calls = []
+    monkeypatch.setattr(prefetch, "host_prefetch", lambda: recording(calls))
+    assert run(blocks, torch.device("cpu")) == list(blocks) and not calls
+
+
+def test_nothing_is_prefetched_by_an_older_host(monkeypatch, blocks):
+    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", None)  # as if there were no such file
+    assert prefetch.host_prefetch() is None and run(blocks) == list(blocks)
+
+
+def test_the_hosts_own_functions_take_these_arguments():
+    assert prefetch.host_prefetch() is comfy.model_prefetch
+    for function in (comfy.model_prefetch.make_prefetch_queue, comfy.model_prefetch.prefetch_queue_pop):
+        inspect.signature(function).bind(1, 2, 3)
+
+
+def test_the_hosts_own_queue_is_emptied_in_order(monkeypatch, blocks):
+    """Its real functions, with nothing to bring: the modules have no place in its memory."""
+    management = comfy.model_prefetch.comfy.model_management
+    monkeypatch.setattr(management, "NUM_STREAMS", 2)
+    monkeypatch.setattr(management, "is_device_cpu", lambda *_: False)
+    monkeypatch.setattr(management, "device_supports_non_blocking", lambda *_: True)
+    monkeypatch.setattr(management, "sync_stream", lambda *_: None)
+    brought = []
+    monkeypatch.setattr(comfy.ops, "cast_modules_with_vbar", lambda modules, *_: brought.append(modules))
+    monkeypatch.setattr(management.args, "fast_disk", True, raising=False)
+    monkeypatch.setattr(comfy.model_prefetch, "PREFETCH_QUEUES", [])
+    queues = comfy.model_prefetch.PREFETCH_QUEUES
+    assert run(blocks) == list(blocks)
+    assert len(brought) == 3 and queues == [[None]]
