@@ -51,7 +51,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS), 1 + scale)
 
 
-class SelfAttention(AttentionKVCompress):
+class PixArtSelfAttention(AttentionKVCompress):
     """Softmax attention among the tokens of the image, whose keys and values may be pooled. (B, N, C) -> (B, N, C)."""
 
     def forward(self, x: Tensor, grid: tuple[int, int], transformer_options: dict) -> Tensor:
@@ -73,7 +73,7 @@ class SelfAttention(AttentionKVCompress):
         return self.norm(x.flatten(2).transpose(1, 2))
 
 
-class CrossAttention(MultiHeadCrossAttention):
+class PixArtCrossAttention(MultiHeadCrossAttention):
     """Softmax attention from image to text. x (B, N, C), context (B, L, C), bias (B, 1, L) or None -> (B, N, C)."""
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None, transformer_options: dict) -> Tensor:
@@ -95,8 +95,8 @@ class PixArtBlock(nn.Module):
         size, ratio = config.hidden_size, config.kv_ratios[index]
         kw = {"dtype": dtype, "device": device, "operations": operations}
         heads = size // HEAD_DIM
-        self.attn = SelfAttention(size, heads, sr_ratio=ratio, qk_norm=config.qk_norm, **kw)
-        self.cross_attn = CrossAttention(size, heads, **kw)
+        self.attn = PixArtSelfAttention(size, heads, sr_ratio=ratio, qk_norm=config.qk_norm, **kw)
+        self.cross_attn = PixArtCrossAttention(size, heads, **kw)
         self.mlp = Mlp(size, 4 * size, act_layer=partial(nn.GELU, approximate="tanh"), **kw)
         self.scale_shift_table = nn.Parameter(torch.empty(6, size, dtype=dtype, device=device))
 

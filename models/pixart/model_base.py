@@ -9,7 +9,7 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite
-from ..runtime.text_conds import TextCond, without_padding
+from ..runtime.text_conds import MaskCond, TextCond, without_padding
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
 from .model_sampling import ModelSamplingLCM
@@ -68,12 +68,15 @@ class PixArtModel(comfy.model_base.PixArt):
         require_finite(context, "The conditioning", CONDITIONING_CURE)
         context, mask = without_padding(context, mask)
         self.warn_of_length(context.shape[1])
-        conds["c_crossattn"], conds["attention_mask"] = TextCond(context), TextCond(mask)
+        # Once to the device here: the host would send them with every step, which then waits for the copy.
+        device = kwargs.get("device", context.device)
+        conds["c_crossattn"] = TextCond(context.to(device))
+        conds["attention_mask"] = MaskCond(mask.to(device), padded=not bool(mask.all()))
         if self.config.micro_conditions:
             size = kwargs.get("height"), kwargs.get("width")  # of the host's CLIP Text Encode for PixArt-alpha
             if None in size:
                 size = [RATIO * side for side in kwargs["noise"].shape[-2:]]  # of the whole, also with an area
-            conds["image_size"] = comfy.conds.CONDRegular(torch.tensor([[*map(round, size)]]))
+            conds["image_size"] = comfy.conds.CONDRegular(torch.tensor([[*map(round, size)]], device=device))
         return conds
 
     def warn_of_length(self, tokens: int) -> None:
