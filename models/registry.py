@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .autoencoder_kl.loader import KL
 from .dc_ae.loader import DC_AE
 from .files.family import Family, describe, detect
 from .files.layout import StateDict
@@ -9,14 +10,19 @@ from .files.reader import Checkpoint
 from .gemma.loader import GEMMA
 from .gemma1.loader import GEMMA_1
 from .lumina.loader import LUMINA
+from .pixart.loader import PIXART
 from .sana.loader import SANA
+from .t5.loader import T5
 
 FAMILIES: tuple[Family, ...] = (
     SANA,
+    PIXART,
     LUMINA,
     GEMMA,
     GEMMA_1,
+    T5,
     DC_AE,
+    KL,
 )
 
 

@@ -17,7 +17,9 @@ class SanaNativeGemmaEncode(io.ComfyNode):
             "before the prompt.",
             search_aliases=["sana prompt", "gemma text encode", "clip text encode"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Gemma-2, or Gemma-1 for Lumina-Next, from SANA Gemma Loader."),
+                io.Clip.Input(
+                    "clip", tooltip="Gemma-2, Gemma-1 for Lumina-Next, or T5-XXL for PixArt, from SANA Gemma Loader."
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -39,7 +41,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     default="on",
                     optional=True,
                     tooltip="The instruction SANA was trained with, put before the prompt. off: plain prompt, for "
-                    "LoRAs trained without it. custom: the text below. Lumina-Next has none.",
+                    "LoRAs trained without it. custom: the text below. Lumina-Next and PixArt have none.",
                 ),
                 io.String.Input(
                     "custom_instruction",
@@ -54,12 +56,13 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     default=False,
                     advanced=True,
                     optional=True,
-                    tooltip="Lowers the case of both prompts, as diffusers does; NVIDIA's own pipeline does not.",
+                    tooltip="Lowers the case of both prompts, as diffusers does; the authors' own pipelines do not.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="positive", tooltip="The prompt: 300 tokens with their mask, or Lumina-Next's without."
+                    display_name="positive",
+                    tooltip="The prompt: 300 tokens with their mask, or Lumina-Next's and PixArt's without.",
                 ),
                 io.Conditioning.Output(
                     display_name="negative", tooltip="The negative prompt: 300 tokens with their mask."

@@ -14,10 +14,14 @@ CHECKPOINTS_MARK = CHECKPOINTS + "/"
 # Class in config.json -> component, for a folder that holds this one alone.
 CLASSES = {
     "SanaTransformer2DModel": "transformer",
+    "PixArtTransformer2DModel": "transformer",
+    "Transformer2DModel": "transformer",
     "LuminaNextDiT2DModel": "transformer",
     "AutoencoderDC": "vae",
+    "AutoencoderKL": "vae",
     "Gemma2Model": "text_encoder",
     "Gemma2ForCausalLM": "text_encoder",
+    "T5EncoderModel": "text_encoder",
     "GemmaModel": "text_encoder",
     "GemmaForCausalLM": "text_encoder",
 }

@@ -18,24 +18,24 @@ class SanaNativeEmptyLatent(io.ComfyNode):
             node_id="SanaNativeEmptyLatent",
             display_name="SANA Empty Latent",
             category="model/latent/sana",
-            description="An empty latent at one of the sizes SANA was trained on, or at any multiple of 32 px.",
+            description="An empty latent at a size SANA and PixArt were trained on, or at any multiple of 32 px.",
             search_aliases=["sana resolution", "sana size", "empty latent", "aspect ratio"],
             inputs=[
                 io.Combo.Input(
                     "size",
-                    options=["512", "1024", "2048", "4096", CUSTOM],
+                    options=["512", "1024", "2048", "4096", CUSTOM, "256"],
                     default="1024",
                     optional=True,
-                    tooltip="Side in pixels of the square the checkpoint was trained on (its name says 512px, 1024px, "
-                    "2Kpx or 4Kpx). custom takes width and height below.",
+                    tooltip="Side in pixels of the square the checkpoint was trained on (its name says 256, 512, 1024, "
+                    "2K or 4K). custom takes width and height below.",
                 ),
                 io.Combo.Input(
                     "aspect_ratio",
                     options=list(ASPECT_RATIOS),
                     default="1:1",
                     optional=True,
-                    tooltip="Width to height. The nearest size SANA was trained on with about as many pixels is used. "
-                    "Ignored with custom.",
+                    tooltip="Width to height. The nearest size SANA and PixArt were trained on with about as many "
+                    "pixels is used. Ignored with custom.",
                 ),
                 io.Int.Input("width", **side, tooltip="Image width in pixels, with size custom; a multiple of 32."),
                 io.Int.Input("height", **side, tooltip="Image height in pixels, with size custom; a multiple of 32."),
@@ -48,7 +48,11 @@ class SanaNativeEmptyLatent(io.ComfyNode):
                     tooltip="Number of images generated at once.",
                 ),
             ],
-            outputs=[io.Latent.Output(tooltip="32 channels at 1/32 of the image size.")],
+            outputs=[
+                io.Latent.Output(
+                    tooltip="32 channels at 1/32 of the image size; a sampler makes them 4 at 1/8 for PixArt."
+                )
+            ],
         )
 
     @classmethod

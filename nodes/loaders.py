@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..models.dc_ae.previews import MEMORY
+from ..models.dc_ae.vae import SanaVAE
 from ..models.registry import load_model
 from .files import list_names, resolve
 from .warnings import warn_about_runs
@@ -20,7 +21,15 @@ WIDE_DTYPES = ["auto", "bfloat16", "float32"]  # what Gemma and DC-AE stand; bot
 CLAMP = {"auto": None, "on": True, "off": False}
 NATIVE_RESOLUTIONS = {"auto": None, "512": 512, "1024": 1024, "2K": 2048, "4K": 4096}
 TRAINED_IN_FLOAT16 = {"auto": None, "float16": True, "bfloat16": False}
+FAMILIES = {"auto": None, "PixArt-alpha": "PixArt-alpha", "PixArt-Sigma": "PixArt-Sigma"}
 CATEGORY = "model/loaders"
+
+
+def load_transformer(name: str, options: dict):
+    """MODEL of a name in the list, whose runs are checked."""
+    model = load_model("transformer", resolve(name, "diffusion_models", "transformer"), options)
+    warn_about_runs(model)
+    return model
 
 
 class SanaNativeModelLoader(io.ComfyNode):
@@ -30,8 +39,8 @@ class SanaNativeModelLoader(io.ComfyNode):
             node_id="SanaNativeModelLoader",
             display_name="SANA Model Loader",
             category=CATEGORY,
-            description="Loads a transformer of SANA, SANA-1.5, SANA-Sprint or Lumina-Next from a file or a folder.",
-            search_aliases=["sana", "sana loader", "sana sprint", "lumina next", "load diffusion model", "unet"],
+            description="Loads a transformer of SANA, SANA-1.5, Sprint, PixArt or Lumina-Next from a file or folder.",
+            search_aliases=["sana", "sana sprint", "pixart", "lumina next", "load diffusion model", "unet"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -57,7 +66,8 @@ class SanaNativeModelLoader(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Flow shift of the noise schedule; larger spends more steps on composition. 0.00 is "
-                    "automatic: the checkpoint's own (3, or 6 at 4K; 1 for Lumina-Next). No effect on SANA-Sprint.",
+                    "automatic: the checkpoint's own (3, or 6 at 4K; 1 for Lumina-Next). No effect on SANA-Sprint and "
+                    "PixArt.",
                 ),
                 io.Combo.Input(
                     "clamp",
@@ -66,7 +76,8 @@ class SanaNativeModelLoader(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Saturates self-attention at +-65504, as float16 does. auto: for checkpoints trained in "
-                    "float16, which depend on it in every format, and where the training is not known.",
+                    "float16, which depend on it in every format, and where the training is not known. No effect on "
+                    "PixArt.",
                 ),
                 io.Combo.Input(
                     "native_resolution",
@@ -88,6 +99,16 @@ class SanaNativeModelLoader(io.ComfyNode):
                     "release's name. Set it for a fine-tune: what its base has (float16 for the first 512 and 1024 px "
                     "models without BF16 in their name).",
                 ),
+                io.Combo.Input(
+                    "family",
+                    options=list(FAMILIES),
+                    default="auto",
+                    advanced=True,
+                    optional=True,
+                    tooltip="Which PixArt a file is; no effect on other models. auto: read from its tensors, its "
+                    "folder or its name; the log says which and why. Set it for a renamed file: alpha needs the VAE "
+                    "of Stable Diffusion 1, Sigma that of SDXL.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for any sampler node.")],
         )
@@ -101,6 +122,7 @@ class SanaNativeModelLoader(io.ComfyNode):
         clamp: str = "auto",
         native_resolution: str = "auto",
         trained_in: str = "auto",
+        family: str = "auto",
     ) -> io.NodeOutput:
         options = {
             "dtype": DTYPES[weight_dtype],
@@ -108,10 +130,9 @@ class SanaNativeModelLoader(io.ComfyNode):
             "clamp": CLAMP[clamp],
             "native_size": NATIVE_RESOLUTIONS[native_resolution],
             "trained_in_float16": TRAINED_IN_FLOAT16[trained_in],
+            "family": FAMILIES[family],
         }
-        model = load_model("transformer", resolve(model_name, "diffusion_models", "transformer"), options)
-        warn_about_runs(model)
-        return io.NodeOutput(model)
+        return io.NodeOutput(load_transformer(model_name, options))
 
 
 class SanaNativeGemmaLoader(io.ComfyNode):
@@ -121,23 +142,24 @@ class SanaNativeGemmaLoader(io.ComfyNode):
             node_id="SanaNativeGemmaLoader",
             display_name="SANA Gemma Loader",
             category=CATEGORY,
-            description="Loads SANA's text encoder, Gemma-2-2b-it, or Lumina-Next's, Gemma-1 2B, from file or folder.",
-            search_aliases=["gemma", "gemma 2", "gemma 1", "lumina text encoder", "sana text encoder", "load clip"],
+            description="Loads a text encoder: SANA's Gemma-2-2b-it, Lumina-Next's Gemma-1 2B or PixArt's T5-XXL.",
+            search_aliases=["gemma", "gemma 2", "gemma 1", "t5", "t5xxl", "sana text encoder", "load clip"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
                     options=list_names("text_encoders", "text_encoder"),
                     tooltip="File in models/text_encoders or models/checkpoints, or a folder in models/diffusers, with "
-                    "a slash at its end. The tokenizer is read from the file itself or from a tokenizer.model beside "
-                    "it.",
+                    "a slash at its end. Gemma's tokenizer is read from the file itself or from a tokenizer.model "
+                    "beside it; T5's comes with ComfyUI.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=WIDE_DTYPES,
                     default="auto",
                     optional=True,
-                    tooltip="Number format of the weights; auto uses the file's. bfloat16 weights are computed in "
-                    "bfloat16 where the device is fast at it, all else in float32; Gemma overflows in float16.",
+                    tooltip="Number format of the weights; auto uses the file's, 8 bits too. Gemma's bfloat16 weights "
+                    "are computed in bfloat16 where the device is fast at it, all else in float32; Gemma overflows in "
+                    "float16.",
                 ),
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for SANA Gemma Encode or any CLIP Text Encode node.")],
@@ -156,14 +178,15 @@ class SanaNativeDCAELoader(io.ComfyNode):
             node_id="SanaNativeDCAELoader",
             display_name="SANA DC-AE Loader",
             category=CATEGORY,
-            description="Loads DC-AE f32c32, SANA's 32x autoencoder, from a single file or a diffusers folder.",
-            search_aliases=["dc-ae", "dcae", "sana vae", "load vae"],
+            description="Loads SANA's autoencoder, DC-AE f32c32, or AutoencoderKL, PixArt's and Lumina-Next's.",
+            search_aliases=["dc-ae", "dcae", "sana vae", "pixart vae", "load vae"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=list_names("vae", "vae"),
-                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0, 1.1 or Lite, either key layout) or "
-                    "models/checkpoints, or a folder in models/diffusers, shown with a slash at its end.",
+                    tooltip="File in models/vae (dc-ae-f32c32-sana-1.0, 1.1 or Lite, or the VAE of "
+                    "Stable Diffusion 1 or SDXL) or models/checkpoints, or a folder in models/diffusers, shown with a "
+                    "slash at its end.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -171,7 +194,7 @@ class SanaNativeDCAELoader(io.ComfyNode):
                     default="auto",
                     optional=True,
                     tooltip="Number format to compute in. auto: bfloat16 where the device is fast at it, else float32; "
-                    "never float16, in which DC-AE gives black images.",
+                    "never float16, in which both give black images.",
                 ),
             ],
             outputs=[io.Vae.Output(tooltip="The autoencoder, for any VAE Encode or VAE Decode node.")],
@@ -180,5 +203,6 @@ class SanaNativeDCAELoader(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name: str, dtype: str = "auto") -> io.NodeOutput:
         vae = load_model("vae", resolve(vae_name, "vae", "vae"), {"dtype": DTYPES[dtype]})
-        MEMORY.remember(vae)
+        if isinstance(vae, SanaVAE):
+            MEMORY.remember(vae)
         return io.NodeOutput(vae)

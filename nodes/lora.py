@@ -14,7 +14,7 @@ class SanaNativeLoraLoader(io.ComfyNode):
             node_id="SanaNativeLoraLoader",
             display_name="SANA LoRA Loader",
             category="model/loaders",
-            description="Applies a LoRA, LoHa, LoKr or DoRA that was trained on SANA, whatever trainer wrote it.",
+            description="Applies a LoRA, LoHa, LoKr or DoRA trained on SANA or PixArt, whatever trainer wrote it.",
             search_aliases=["lora", "load lora", "sana lora", "dora", "lokr", "loha", "lycoris"],
             inputs=[
                 io.Model.Input("model", tooltip="The model of SANA Model Loader, or of another LoRA loader."),

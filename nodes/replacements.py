@@ -1,8 +1,9 @@
-"""Replacements for ComfyUI_ExtraModels' SANA nodes in old graphs, which the host makes when that pack is not installed.
+"""Replacements for ComfyUI_ExtraModels' SANA, PixArt and T5 nodes in old graphs, made by the host without that pack.
 
 The new node has the old one's purpose and settings; the host refuses names of files that the loaders do not list, and
 the user picks them again. Left as they are, because nothing here takes their place exactly:
-SanaResolutionSelect (two numbers; SANA Empty Latent offers the sizes), ScmModelSampling (a guidance scale on the model;
+SanaResolutionSelect and PixArtResolutionSelect (two numbers; SANA Empty Latent offers the sizes), PixArtControlNetCond
+(there is no ControlNet for PixArt here), ScmModelSampling (a guidance scale on the model;
 the host's FluxGuidance puts it on the prompt), the sampler name "scm" inside a KSampler (sana_scm, with its schedule),
 EXMCLIPLoader (mostly for other models).
 
@@ -27,15 +28,42 @@ def fixed(new_id: str, value: object) -> dict[str, object]:
     return {"new_id": new_id, "set_value": value}
 
 
-def encode(instruction: str) -> list[dict]:
-    """Of a text encode node with one text: our node's first output is its conditioning."""
+def encode(instruction: str, encoder: str = "GEMMA", lower_case: bool = False) -> list[dict]:
+    """Of a text encode node with one text: our node's first output is its conditioning. encoder: its input."""
     return [
-        taken("clip", "GEMMA"),
+        taken("clip", encoder),
         taken("prompt", "text"),
         fixed("negative_prompt", ""),
         fixed("instruction", instruction),
         fixed("custom_instruction", ""),
-        fixed("lower_case", False),
+        fixed("lower_case", lower_case),
+    ]
+
+
+def pixart_rows() -> list[tuple[str, list[str], str, list[dict]]]:
+    """Old node, its widgets, our node, and where each of its inputs comes from."""
+    model = [
+        taken("model_name", "ckpt_name"),
+        fixed("weight_dtype", "auto"),
+        fixed("shift", 0.0),
+        fixed("clamp", "auto"),
+    ]
+    lora = [taken("model", "model"), taken("lora_name", "lora_name"), taken("strength_model", "strength")]
+    t5 = [taken("text_encoder_name", "t5v11_name"), fixed("dtype", "auto")]
+    return [
+        ("PixArtCheckpointLoader", ["ckpt_name", "model"], "SanaNativeModelLoader", model),
+        ("PixArtCheckpointLoaderSimple", ["ckpt_name"], "SanaNativeModelLoader", model),
+        ("PixArtLoraLoader", ["lora_name", "strength"], "SanaNativeLoraLoader", lora),
+        ("T5v11Loader", ["t5v11_name", "t5v11_ver", "path_type", "device", "dtype"], "SanaNativeGemmaLoader", t5),
+        ("PixArtT5TextEncode", ["text"], "SanaNativeGemmaEncode", encode("off", "T5", lower_case=True)),
+        ("T5TextEncode", ["text"], "SanaNativeGemmaEncode", encode("off", "T5")),
+        # Models that embed the image's size take the latent's here.
+        (
+            "PixArtResolutionCond",
+            ["width", "height"],
+            "ConditioningSetAreaStrength",
+            [taken("conditioning", "cond"), fixed("strength", 1.0)],
+        ),
     ]
 
 
@@ -86,7 +114,7 @@ def replacements() -> list[io.NodeReplace]:
     ]
     return [
         io.NodeReplace(new, old, old_widget_ids=widgets, input_mapping=inputs, output_mapping=SAME_OUTPUT)
-        for old, widgets, new, inputs in rows
+        for old, widgets, new, inputs in [*rows, *pixart_rows()]
     ]
 
 

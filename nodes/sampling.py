@@ -7,11 +7,15 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..models.dc_ae.previews import MEMORY
 from ..models.lumina.model_base import LuminaModel
+from ..models.pixart.config import DMD, LCM
+from ..models.pixart.model_base import PixArtModel
+from ..models.pixart.model_sampling import is_consistency
 from ..models.sana.model_sampling import require_flow
 from ..models.sana.run_checks import require_position
+from ..samplers.dmd import sample_pixart_dmd
 from ..samplers.flow_dpm import sample_flow_dpm
-from ..samplers.registration import flow_shift_of
-from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_scm
+from ..samplers.registration import check_pixart, flow_shift_of
+from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_pixart, get_sigmas_scm
 from ..samplers.scm import sample_scm
 
 SCHEDULERS = "model/sampling/schedulers"
@@ -40,7 +44,9 @@ def model_shift(model) -> float:
 
 
 def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
-    """The released solver and sigmas: SCM for SANA-Sprint, Euler for Lumina-Next, Flow-DPM for the rest."""
+    """The released solver and sigmas: SCM for SANA-Sprint, Euler for Lumina-Next, Flow-DPM for the rest of SANA."""
+    if isinstance(model.model, PixArtModel):
+        return pixart_solver(model, steps, denoise, batch_index)
     if isinstance(model.model, LuminaModel):
         sampler = comfy.samplers.KSAMPLER(k_diffusion.sample_euler)
         return sampler, get_sigmas_flow_euler(steps, model_shift(model), denoise)
@@ -48,6 +54,18 @@ def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None)
         sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
         return sampler, get_sigmas_scm(steps, denoise=denoise)
     return comfy.samplers.KSAMPLER(sample_flow_dpm), get_sigmas_flow_dpm(steps, model_shift(model), denoise)
+
+
+def pixart_solver(model, steps: int, denoise: float, batch_index: list[int] | None):
+    """The released solver and sigmas of a PixArt: DPM-Solver++ 2M, or what its distilled form needs."""
+    model_sampling, distilled = model.get_model_object("model_sampling"), model.model.config.distilled
+    if distilled == DMD:
+        return comfy.samplers.KSAMPLER(sample_pixart_dmd), get_sigmas_pixart(1, denoise)
+    if distilled == LCM or is_consistency(model_sampling):
+        sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise))
+        return comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index}), sigmas[-(steps + 1) :]
+    check_pixart(model_sampling)
+    return comfy.samplers.sampler_object("dpmpp_2m"), get_sigmas_pixart(steps, denoise)
 
 
 class SanaNativeFlowScheduler(io.ComfyNode):
@@ -203,10 +221,10 @@ class SanaNativeSampler(io.ComfyNode):
             display_name="SANA Sampler",
             category="model/sampling",
             description="Samples with the solver and noise levels the model was released with: Flow-DPM for SANA, SCM "
-            "for Sprint, Euler for Lumina-Next.",
+            "for Sprint, Euler for Lumina-Next, DPM-Solver++ for PixArt.",
             search_aliases=["sana ksampler", "ksampler", "sprint sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint or Lumina-Next."),
+                io.Model.Input("model", tooltip="SANA, SANA-1.5, SANA-Sprint, Lumina-Next or PixArt."),
                 io.Conditioning.Input("positive", tooltip="What to generate."),
                 io.Conditioning.Input("negative", tooltip="What to avoid; not used at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="Empty for a new image, or an encoded image to start from."),
@@ -226,7 +244,8 @@ class SanaNativeSampler(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="20 for SANA, 1 to 4 for SANA-Sprint, 30 for Lumina-Next.",
+                    tooltip="20 for SANA and PixArt, 30 for Lumina-Next, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; "
+                    "its DMD takes one.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -237,13 +256,14 @@ class SanaNativeSampler(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="Classifier-free guidance: how much the prompt outweighs the negative prompt, 4 to 5 for "
-                    "SANA, 4 for Lumina-Next. Must be 1 for SANA-Sprint, whose guidance is set with FluxGuidance.",
+                    "SANA and PixArt, 4 for Lumina-Next, 1 for PixArt's LCM and DMD. Must be 1 for SANA-Sprint, whose "
+                    "guidance is set with FluxGuidance.",
                 ),
                 denoise_input(),
             ],
             outputs=[
                 io.Latent.Output(
-                    tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after Lumina-Next."
+                    tooltip="The generated latent, for SANA DC-AE Decode, or VAE Decode after Lumina-Next and PixArt."
                 )
             ],
         )

@@ -10,6 +10,9 @@ from comfy_execution.utils import get_executing_context
 
 from ..models.lumina import guidance as lumina_guidance
 from ..models.lumina.model_base import LuminaModel
+from ..models.pixart import run_checks as pixart_checks
+from ..models.pixart.model_base import PixArtModel
+from ..models.pixart.model_sampling import is_consistency
 from ..models.sana.patch_checks import UNCONDITIONAL_BY, check_patches, refuse_patches, unconditional_by
 from ..models.sana.run_checks import Run, check_run, require_run, sampler_name
 from .host_server import running_server
@@ -24,8 +27,29 @@ NOTHING = " "  # the shortest text that the frontend takes
 
 def warn_about_runs(model) -> None:
     """Checks every run of the model, and of its clones, before it starts; through the host's own wrappers."""
-    watch = watch_lumina_run if isinstance(model.model, LuminaModel) else watch_run
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch_of(model.model))
+
+
+def watch_of(model):
+    """The wrapper that checks the runs of a model's family."""
+    if isinstance(model, PixArtModel):
+        return watch_pixart_run
+    return watch_lumina_run if isinstance(model, LuminaModel) else watch_run
+
+
+def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+    if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training, which borrows the way in
+        guider = run.class_obj
+        settings = pixart_checks.Run(
+            config=guider.model_patcher.model.config,
+            sampler=sampler_name(sampler.sampler_function),
+            steps=len(sigmas) - 1,
+            cfg=guider.cfg,
+            size=tuple(latent_image.shape[-2:]),
+            is_consistency=is_consistency(guider.model_patcher.get_model_object("model_sampling")),
+        )
+        show(pixart_checks.check_run(settings))
+    return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
 def watch_lumina_run(run, noise, latent_image, sampler, *args, **kwargs):

@@ -13,12 +13,21 @@ from comfy.k_diffusion import sampling as k_diffusion
 from comfy.model_sampling import ModelSamplingFlux
 from torch import Tensor
 
+from .dmd import sample_pixart_dmd
 from .flow_dpm import sample_flow_dpm
 from .midpoint import sample_midpoint
-from .schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_lumina, get_sigmas_scm
+from .schedules import (
+    get_sigmas_flow_dpm,
+    get_sigmas_flow_euler,
+    get_sigmas_lumina,
+    get_sigmas_pixart,
+    get_sigmas_scm,
+    pixart_sigma,
+)
 from .scm import sample_scm
 
 DEFAULT_SHIFT = 3.0  # for a flow whose model sampling names no shift
+PIXART_TOLERANCE = 1e-3  # of the highest noise level, which the host computes in float32
 
 
 def sana_flow(model_sampling: object, steps: int) -> Tensor:
@@ -42,11 +51,28 @@ def sana_lumina(model_sampling: object, steps: int) -> Tensor:
     return get_sigmas_lumina(steps, flow_shift_of(model_sampling))
 
 
+def sana_pixart(model_sampling: object, steps: int) -> Tensor:
+    """Scheduler "sana_pixart": PixArt's whole timesteps."""
+    check_pixart(model_sampling)
+    return get_sigmas_pixart(steps)
+
+
 SAMPLERS = MappingProxyType(
-    {"sana_flow_dpm": sample_flow_dpm, "sana_scm": sample_scm, "sana_midpoint": sample_midpoint}
+    {
+        "sana_flow_dpm": sample_flow_dpm,
+        "sana_scm": sample_scm,
+        "sana_midpoint": sample_midpoint,
+        "sana_pixart_dmd": sample_pixart_dmd,
+    }
 )
 SCHEDULERS = MappingProxyType(
-    {"sana_flow": sana_flow, "sana_flow_euler": sana_flow_euler, "sana_scm": sana_scm, "sana_lumina": sana_lumina}
+    {
+        "sana_flow": sana_flow,
+        "sana_flow_euler": sana_flow_euler,
+        "sana_scm": sana_scm,
+        "sana_lumina": sana_lumina,
+        "sana_pixart": sana_pixart,
+    }
 )
 
 
@@ -96,4 +122,14 @@ def _check_flow(model_sampling: object) -> None:
             f"SANA's schedulers give flow noise levels from 1 to 0, but this model's begin at "
             f"{sigma_max:.4g}; on a SANA model bypass the node that set it, such as ModelSamplingDiscrete, or choose a "
             "stock scheduler such as normal for another model."
+        )
+
+
+def check_pixart(model_sampling: object) -> None:
+    """Raises ValueError for a model whose noise levels are not PixArt's."""
+    highest, found = pixart_sigma(999), float(getattr(model_sampling, "sigma_max", math.inf))
+    if abs(found - highest) > PIXART_TOLERANCE * highest:
+        raise ValueError(
+            f"The scheduler sana_pixart begins at PixArt's highest noise level {highest:.4g}, but this model's is "
+            f"{found:.4g}: choose the model's own scheduler, or bypass the ModelSampling node that set it."
         )

@@ -1,7 +1,8 @@
-"""Noise levels for SANA, Lumina-Next (rectified flow) and SANA-Sprint (TrigFlow angles): descending, the last is 0.
+"""Noise levels for SANA and Lumina-Next (rectified flow), SANA-Sprint (TrigFlow angles) and PixArt (sigmas in units of
+the image): descending, the last is 0.
 
 Source: SANA arXiv 2410.10629 (Flow-DPM-Solver), SANA-Sprint arXiv 2503.09641, sCM arXiv 2410.11081; the grids are those
-of diffusers' DPMSolverMultistepScheduler(use_flow_sigmas), FlowMatchEulerDiscreteScheduler and SCMScheduler.
+of diffusers' DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler and SCMScheduler.
 Everything is computed in float64 and rounded to float32 once, so the values agree with the reference to the last bit.
 """
 
@@ -17,6 +18,7 @@ U_STEP = 0.001
 # pi / 2 as SANA-Sprint writes it: five digits, 3.7e-6 beyond the right angle.
 SCM_MAX_TIME = 1.5708
 SCM_INTERMEDIATE_TIME = 1.3
+PIXART_TIMESTEPS = 1000
 
 
 def flow_shift(u: float | Tensor, shift: float) -> float | Tensor:
@@ -119,6 +121,33 @@ def get_sigmas_scm(
     """
     times = get_times_scm(steps, max_time, intermediate_time, denoise)
     return scm_time_to_sigma(times.double()).clamp(max=1).float()
+
+
+def get_sigmas_pixart(steps: int, denoise: float = 1.0) -> Tensor:
+    """Sigmas of PixArt's DPM-Solver++: whole timesteps from 999 downwards in even steps, then 0.
+
+    Shape and `denoise` as in `get_sigmas_flow_dpm`.
+
+    Raises:
+        ValueError: on less than one step or more than 999, or a denoise out of range.
+    """
+    _check_steps(steps, denoise)
+    total = int(steps / denoise)
+    if total > PIXART_TIMESTEPS - 1:
+        raise ValueError(
+            f"{total} steps are more than the {PIXART_TIMESTEPS - 1} timesteps PixArt was trained on: lower steps."
+        )
+    # Halves are rounded to the even neighbor, and the step is divided first: both as the reference's numpy does.
+    step = (PIXART_TIMESTEPS - 1) / total
+    timesteps = [round(k * step) for k in range(total, 0, -1)]
+    return torch.tensor([*map(pixart_sigma, timesteps), 0.0], dtype=torch.float64)[-(steps + 1) :].float()
+
+
+def pixart_sigma(timestep: int) -> float:
+    """Noise of PixArt's timestep 0 to 999 in units of the image: betas rise evenly from 0.0001 to 0.02."""
+    betas = torch.linspace(1e-4, 0.02, PIXART_TIMESTEPS, dtype=torch.float64)[: timestep + 1]
+    alpha = float(torch.prod(1 - betas))
+    return math.sqrt((1 - alpha) / alpha)
 
 
 def _total_steps(steps: int, shift: float, denoise: float) -> int:

@@ -33,6 +33,7 @@ FOREIGN_ENGINES = tuple(f".{end}" for end in QUANTIZERS)
 # What shares most names with a family of ours, or all of them. A ControlNet comes before its base model.
 RELATIVES = QUANTIZERS | {
     "input_block.weight+controlnet_blocks.0.weight": "a SANA ControlNet, which this version does not load",
+    "controlnet.0.copied_block.mlp.fc1.weight": "a PixArt ControlNet, which this version does not load",
     "controlnet.0.before_proj.weight": "a SANA ControlNet merged with its base, which this version does not load",
     "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
     "controlnet_cond_embedding.conv_in.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
@@ -42,13 +43,13 @@ RELATIVES = QUANTIZERS | {
     "noise_refiner.0.attention.qkv.weight": LUMINA_2,
     "noise_refiner.0.attn.to_q.weight": LUMINA_2,
     "layers.0.pre_feedforward_layernorm.weight+self_attn.q_norm.weight": f"a Gemma-3 text encoder ({HOST_LOADER})",
+    "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": f"a UMT5 text encoder ({HOST_LOADER})",
+    "encoder.block.0.layer.1.DenseReluDense.wi.weight": "a T5 1.0 text encoder (use t5-v1_1-xxl)",
     "encoder.conv_in.conv.weight": OTHER_DC_AE,
     "encoder.project_in.conv.conv.weight": OTHER_DC_AE,
 }
 # A checkpoint of several parts is named after its diffusion model, so text encoders and autoencoders come after these.
 DIFFUSION_MODELS = {
-    "blocks.0.mlp.fc1.weight+y_embedder.y_proj.fc1.weight": f"a PixArt model ({HOST_LOADER})",
-    "pos_embed.proj.weight+adaln_single.linear.weight": f"a PixArt model ({HOST_LOADER})",
     "double_blocks.0.img_attn.qkv.weight": f"a Flux-like model ({HOST_LOADER})",
     "single_transformer_blocks.0.attn.to_q.weight": f"a Flux-like model ({HOST_LOADER})",
     "joint_blocks.0.x_block.attn.qkv.weight": f"a Stable Diffusion 3 model ({HOST_LOADER})",
@@ -59,9 +60,6 @@ DIFFUSION_MODELS = {
 OTHER_PARTS = {
     "layers.0.self_attn.q_proj.weight+layers.0.mlp.gate_proj.weight": OTHER_LANGUAGE_MODEL,
     "encoder.layers.0.mlp.fc1.weight+embeddings.token_embedding.weight": f"a CLIP text encoder ({HOST_LOADER})",
-    "encoder.block.0.layer.0.SelfAttention.k.weight": f"a T5 text encoder ({HOST_LOADER})",
-    "decoder.mid.block_1.conv1.weight": f"another family's VAE ({HOST_LOADER})",
-    "decoder.mid_block.resnets.0.conv1.weight": f"another family's VAE ({HOST_LOADER})",
 }
 FOREIGN = (RELATIVES, DIFFUSION_MODELS, OTHER_PARTS)
 

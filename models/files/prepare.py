@@ -14,7 +14,9 @@ from .quantized import MARK
 ALIGNMENT = 64  # bytes; of the widest vector registers
 # Layers that multiply a single row. The CPU's float32 kernel for that rounds by the address, so that one model would
 # give other bits from another file.
-SINGLE_ROW = re.compile(r"(time_embed|t_embedder|cap_embedder)\.|(.+\.)?adaLN_modulation\.")
+SINGLE_ROW = re.compile(
+    r"(time_embed|t_embedder|t_block|csize_embedder|ar_embedder|cap_embedder)\.|(.+\.)?adaLN_modulation\."
+)
 
 
 def used_in_place(patcher: ModelPatcher) -> bool:

@@ -25,6 +25,7 @@ from .convert import (
     read_adapter_config,
     sort_keys,
 )
+from .pixart import apply_pixart_lora, is_pixart_model
 from .depthwise import add_depthwise_lora, find_depthwise_lora
 from .stock_nodes import StockLora, require_strength
 from .weight_adapter import change_shape, fits, in_network_shape, matrix_shape, prepare
@@ -50,10 +51,14 @@ def load_lora(
     require_strength(strength)
     if strength == 0:
         return patcher
+    if is_pixart_model(patcher):
+        return load_on_pixart(patcher, path, strength, describe)
     network = sana_network(patcher)
     checkpoint = Checkpoint.read(path, "transformer")
     keys = sort_keys(checkpoint.state_dict)
-    require_sana_lora(checkpoint, keys, describe)
+    require_adapter(checkpoint, keys, describe, "SANA")
+    require_sana_lora(checkpoint, keys)
+    require_finite_values(checkpoint)
     weights = weights_of(network)
     layers = [layer_of(key) for key in weights if key.endswith(".weight")]
     converted = convert_lora(checkpoint.state_dict, keys, layers, adapter_config(checkpoint))
@@ -75,6 +80,17 @@ def load_lora(
     return clone
 
 
+def load_on_pixart(
+    patcher: comfy.model_patcher.ModelPatcher, path: str, strength: float, describe: Callable[[StateDict], str]
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of a PixArt model with the LoRA; raises as `load_lora` does."""
+    checkpoint = Checkpoint.read(path, "transformer")
+    keys = sort_keys(checkpoint.state_dict)
+    require_adapter(checkpoint, keys, describe, "PixArt")
+    require_finite_values(checkpoint)
+    return apply_pixart_lora(patcher, checkpoint, keys, adapter_config(checkpoint), strength)
+
+
 def sana_network(patcher: comfy.model_patcher.ModelPatcher) -> torch.nn.Module:
     if not isinstance(patcher, StockLora):
         raise ValueError(
@@ -90,26 +106,34 @@ def weights_of(network: torch.nn.Module) -> dict[str, Tensor]:
     return {f"{TARGET}{name}.{part}": value for name, part, value in parts if isinstance(value, Tensor)}
 
 
-def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys, describe: Callable[[StateDict], str]) -> None:
-    """Raises ValueError for a file that is no LoRA, one for another model, or one with damaged values."""
+def require_adapter(checkpoint: Checkpoint, keys: LoraKeys, describe: Callable[[StateDict], str], family: str) -> None:
+    """Raises ValueError for a file that is no LoRA of a transformer."""
     name = checkpoint.name
     if not keys.stems and keys.ignored:
         raise ValueError(
-            f"{name} trains the text encoder alone ({len(keys.ignored)} keys, such as {keys.ignored[0]}), which SANA "
-            "keeps as released: train the transformer too."
+            f"{name} trains the text encoder alone ({len(keys.ignored)} keys, such as {keys.ignored[0]}), which "
+            f"{family} keeps as released: train the transformer too."
         )
     if not keys.stems:
         layout = describe_layout(checkpoint.state_dict)
         found = f"of a kind that is not supported ({layout})" if is_adapter(keys) else "no LoRA but "
         found += "" if is_adapter(keys) else describe(checkpoint.state_dict)
-        raise ValueError(f"{name} is {found}: pick a LoRA, LoHa, LoKr or DoRA trained on SANA.")
-    foreign = find_foreign(keys)
+        raise ValueError(f"{name} is {found}: pick a LoRA, LoHa, LoKr or DoRA trained on {family}.")
+
+
+def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys) -> None:
+    """Raises ValueError for a LoRA of another model."""
+    name, foreign = checkpoint.name, find_foreign(keys)
     if foreign is not None:
         first = next(iter(next(iter(keys.stems.values())).values()))
         raise ValueError(
             f"{name} is a LoRA for {foreign}, not for SANA (it has {first}): use it with the model it was trained on."
         )
-    values = checkpoint.state_dict.items()
+
+
+def require_finite_values(checkpoint: Checkpoint) -> None:
+    """Raises ValueError for a LoRA with damaged values."""
+    name, values = checkpoint.name, checkpoint.state_dict.items()
     broken = next((key for key, tensor in values if not torch.isfinite(tensor.float()).all()), None)  # float8 too
     if broken is not None:
         raise ValueError(f"{name} holds NaN or infinity in {broken}, so its training failed: take an earlier save.")

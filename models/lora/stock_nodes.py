@@ -5,14 +5,13 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
-import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.weight_adapter import BypassInjectionManager, WeightAdapterBase
 from torch import Tensor
 
-from ..runtime.device import disk_options
+from ..runtime.device import disk_options, patcher_class
 from .bypass import bypass_managers, computes, in_layer_shape, inference_hooks
 from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
 from .depthwise import BRANCH, add_depthwise_lora, find_depthwise_lora, set_latest_alpha
@@ -201,8 +200,8 @@ class StockLora:
 
 
 @cache
-def with_stock_lora(patcher_class: type) -> type:
-    return type("SanaModelPatcher", (StockLora, patcher_class), {})
+def with_stock_lora(base: type) -> type:
+    return type("SanaModelPatcher", (StockLora, base), {})
 
 
 def sana_patcher(
@@ -212,12 +211,7 @@ def sana_patcher(
     disable_dynamic: bool = False,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The host's patcher of the moment, with our checks. Asked for at call time: the host rebinds it on a GPU.
-
-    state_dict: the tensors of the file as they were read.
-    """
-    patcher_class = comfy.model_patcher.CoreModelPatcher
-    if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
-        patcher_class = comfy.model_patcher.ModelPatcher
-    options = disk_options(patcher_class, state_dict or {})
-    return with_stock_lora(patcher_class)(model, load_device=load_device, offload_device=offload_device, **options)
+    """The host's patcher with our checks. state_dict: the tensors of the file as they were read."""
+    base = patcher_class(load_device, disable_dynamic)
+    options = disk_options(base, state_dict or {})
+    return with_stock_lora(base)(model, load_device=load_device, offload_device=offload_device, **options)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import comfy
 import comfy.model_management
+import comfy.model_patcher
 import torch
 from comfy.cli_args import args
 
@@ -57,3 +58,10 @@ def requested(dtype: torch.dtype | None, widget: str, component: str) -> Request
             forced = component == "unet" and asked == torch.float16 and args.force_fp16
             return Request(asked, "--force-fp16" if forced else f"--{name}-{component.replace('_', '-')}")
     return Request()
+
+
+def patcher_class(load_device: torch.device, disable_dynamic: bool = False) -> type[comfy.model_patcher.ModelPatcher]:
+    """The host's patcher of the moment. Asked for at call time: the host rebinds it on a GPU."""
+    if disable_dynamic or comfy.model_management.is_device_cpu(load_device):
+        return comfy.model_patcher.ModelPatcher
+    return comfy.model_patcher.CoreModelPatcher

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..files.config_values import check_numbers, check_shapes
 from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
+from ..files.names import telling_names
 from ..runtime.precision import count
 from .config import RELEASES, SELF_ATTENTION_HEAD_DIM, SanaConfig, releases_of_width
-from .filename_hints import native_sample_size, release_shift, telling_names, training_format
+from .filename_hints import native_sample_size, release_shift, training_format
 
 
 def check_depth(name: str, width: int, depth: int) -> None:

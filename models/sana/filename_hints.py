@@ -22,22 +22,6 @@ NAMED_SIZES = {
 FIRST_RELEASE = re.compile(r"sana.*?(?:600m|1600m|0\.6b|1\.6b)[^a-z0-9]*(?:512|1024)(?!\d)")
 BFLOAT16_RELEASE = re.compile(rf"sana.*?{SIZE}.*bf16")
 SMALL_AT_1024 = re.compile(r"sana.*?(?:600m|0\.6b)[^a-z0-9]*1024(?!\d)")
-# The ending of a weight file; the variant in it (".bf16.safetensors") is how it is stored, not how it was trained.
-ENDING = re.compile(r"(\.(bf16|fp16|fp32|int4))?(-\d{5}-of-\d{5})?\.(safetensors|sft|pth|pt|ckpt|bin)(\.index.*)?$")
-# Folders that say nothing of a model, so that the one around them does: diffusers', trainers', the hub's cache.
-PASSED_FOLDERS = re.compile(r"transformer\w*|ema|pipeline|checkpoints|snapshots|checkpoint-\d+|[0-9a-f]{40}")
-
-
-def telling_names(path: str) -> list[str]:
-    """What of a path may name the release: the file without its ending, its folder, and the one around `transformer`
-    and the like; lower case, innermost first. Separators of either system."""
-    *folders, file = re.split(r"[\\/]+", path.strip("\\/").lower())
-    names = [ENDING.sub("", file)]
-    for folder in reversed(folders):
-        names.append(folder)
-        if not PASSED_FOLDERS.fullmatch(folder):
-            break
-    return names
 
 
 def native_sample_size(names: list[str], source_config: Mapping[str, Any], positions: int | None) -> int:

@@ -18,6 +18,7 @@ from ..files.family import Family, open_as
 from ..files.layout import NVIDIA, StateDict, is_nvidia_sana
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside
+from ..files.saved_config import read_config_tensor
 from ..files.validation import check_tensors, log_loaded, own_config, reading_config
 from ..lora.stock_nodes import sana_patcher
 from ..runtime.device import describe_device, requested
@@ -28,7 +29,7 @@ from . import detection as sana_detection
 from .config import SanaConfig
 from .cpu import cpu_network
 from .model import Sana
-from .supported_models import CONFIG_KEY, MEMORY_FACTOR_AT_2240, SanaSupported, read_config_tensor
+from .supported_models import CONFIG_KEY, MEMORY_FACTOR_AT_2240, SanaSupported
 
 POSITIONS = "pos_embed"  # NVIDIA's table of positions; (1, N, C)
 

@@ -4,6 +4,8 @@ Source: the tables of diffusers' SANA pipelines, which come from PixArt-alpha (1
 height / width, rounded as there, because the nearest key decides.
 """
 
+import math
+
 RATIO = 32  # image pixels per latent cell
 
 BINS_1024: dict[float, tuple[int, int]] = {
@@ -101,6 +103,9 @@ ASPECT_RATIOS: dict[str, float] = {"1:1": 1.0} | {
 }
 
 
+SMALL_SIZE = 256  # of PixArt's smallest models and of the demo; its table's sides are multiples of 16 only
+
+
 def nearest_bin(height: int, width: int, size: int) -> tuple[int, int]:
     """Trained (height, width) nearest in aspect ratio to the one asked for, as diffusers' pipelines bin it.
 
@@ -122,9 +127,18 @@ def bin_size(size: int, aspect_ratio: str) -> tuple[int, int]:
     if aspect_ratio not in ASPECT_RATIOS:
         raise ValueError(f"The aspect ratio {aspect_ratio} is unknown; choose one of {', '.join(ASPECT_RATIOS)}.")
     a, b = map(int, aspect_ratio.split(":"))
+    if size == SMALL_SIZE:
+        return small_size(a, b)
     # The reference's own rounding is not symmetric (4:3 and 3:4 land on different rectangles); users expect it to be.
     short, long = nearest_bin(min(a, b), max(a, b), size)
     return (long, short) if a >= b else (short, long)
+
+
+def small_size(a: int, b: int) -> tuple[int, int]:
+    """(width, height) of about 256 x 256 px for a ratio a : b; multiples of 32, so that SANA takes it too."""
+    height, width = nearest_bin(b, a, 1024)
+    sides = [(side // (4 * RATIO) * RATIO, -(-side // (4 * RATIO)) * RATIO) for side in (width, height)]
+    return min(((w, h) for w in sides[0] for h in sides[1]), key=lambda size: abs(math.log(size[0] * b / size[1] / a)))
 
 
 def describe_rounding(width: int, height: int) -> list[str]:

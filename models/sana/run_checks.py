@@ -27,7 +27,12 @@ NO_IMAGE_SIGMA = 0.999  # at and above it SANA's grids begin, and nothing is lef
 CONSISTENCY_SAMPLERS = ("sana_scm", "lcm")  # predict the image and noise it anew: made for distilled models
 SKIP_ZERO = (*CONSISTENCY_SAMPLERS, "sana_flow_dpm")
 SKIP_EMPTY_STEPS = (*SKIP_ZERO, "euler")
-OUR_SAMPLERS = {"sample_flow_dpm": "sana_flow_dpm", "sample_scm": "sana_scm", "sample_midpoint": "sana_midpoint"}
+OUR_SAMPLERS = {
+    "sample_flow_dpm": "sana_flow_dpm",
+    "sample_scm": "sana_scm",
+    "sample_midpoint": "sana_midpoint",
+    "sample_pixart_dmd": "sana_pixart_dmd",
+}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """What the host's loading and memory code must know of SANA, per checkpoint."""
 
 import dataclasses
-import json
 
 import comfy.supported_models_base
-import torch
 from torch import Tensor, nn
 
 from ..dc_ae.latent_formats import SanaLatent
+from ..files.saved_config import pack_config
 from ..lora.depthwise import without_branches
 from ..runtime.precision import Precision
 from .config import SanaConfig
@@ -32,19 +31,10 @@ SAVED_FIELDS = (
 
 
 def config_tensor(config: SanaConfig) -> Tensor:
-    """The fields no shape tells, and the shift, as JSON in a uint8 tensor, as the host stores quantisation marks."""
+    """The fields no shape tells, and the shift, as a tensor of a file."""
     values = dataclasses.asdict(config)
     fields = {name: values[name] for name in SAVED_FIELDS} | {"flow_shift": config.shift, "num_layers": config.depth}
-    return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
-
-
-def read_config_tensor(tensor: Tensor) -> dict:
-    """The reverse, also of a tensor that was cast with the weights. Raises json.JSONDecodeError for anything else."""
-    text = bytes(tensor.to(torch.uint8).flatten().tolist()).decode(errors="replace")
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise json.JSONDecodeError("not an object", text, 0)
-    return fields
+    return pack_config(fields)
 
 
 class SanaSupported(comfy.supported_models_base.BASE):

@@ -63,7 +63,7 @@ WORDS = {
     "zh": Words(("输入", "输出", "示例", "报错", "相关节点"), "空", "列表中的文件", "`{}`（{} 到 {}"),
 }
 # In backticks like our own names, but the host's: sockets of SamplerCustom, samplers, values, parts of file names.
-OTHER_NAMES = {"sampler", "sigmas", "dpmpp_2m_sde", "euler", "elm", "it", "false", "true"}
+OTHER_NAMES = {"sampler", "sigmas", "dpmpp_2m", "dpmpp_2m_sde", "euler", "lcm", "simple", "elm", "it", "false", "true"}
 CJK = re.compile(r"[\u4e00-\u9fff]")
 
 every_node = pytest.mark.parametrize("node_id", SCHEMAS)

@@ -17,7 +17,7 @@ from sana_native.models.dc_ae.detection import DC_AE_KEYS, is_dc_ae
 from sana_native.models.registry import FAMILIES, load_model
 from sana_native.models.sana.detection import SANA_KEYS, detect_sana, is_sana
 from sana_native.tests.models.test_released import meta as released
-from sana_native.tests.support import layouts, tiny
+from sana_native.tests.support import layouts, pixart, tiny
 
 
 def meta_sana(name: str) -> dict[str, torch.Tensor]:
@@ -109,8 +109,11 @@ FLUX = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim
 EMBEDDER = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}}
 # What it is called in the message (and whose layout) -> keys of the real class with few layers.
 FOREIGN = {
-    "a PixArt model (host)": lambda: of_host(comfy.ldm.pixart.pixartms.PixArtMS, depth=1),
-    "a PixArt model (diffusers)": lambda: on_meta(lambda: diffusers.PixArtTransformer2DModel(num_layers=1)),
+    "a PixArt ControlNet, which this version does not load": lambda: [
+        "controlnet.0.copied_block.mlp.fc1.weight",
+        "controlnet.0.before_proj.weight",
+        *(f"base_model.{key}" for key in of_host(comfy.ldm.pixart.pixartms.PixArtMS, depth=1)),
+    ],
     "a Flux-like model (host)": lambda: of_host(comfy.ldm.flux.model.Flux, **FLUX),
     "a Flux-like model (diffusers)": lambda: on_meta(
         lambda: diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
@@ -124,11 +127,13 @@ FOREIGN = {
     ),
     "a Stable Diffusion model (diffusers)": lambda: on_meta(diffusers.UNet2DConditionModel),
     "a Stable Diffusion ControlNet": lambda: on_meta(diffusers.ControlNetModel),
-    "another family's VAE": lambda: on_meta(diffusers.AutoencoderKL),
     "a CLIP text encoder": lambda: on_meta(
         lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(num_hidden_layers=1))
     ),
-    "a T5 text encoder": lambda: on_meta(lambda: transformers.T5EncoderModel(transformers.T5Config(num_layers=1))),
+    "a T5 1.0 text encoder": lambda: on_meta(lambda: transformers.T5EncoderModel(transformers.T5Config(num_layers=1))),
+    "a UMT5 text encoder": lambda: on_meta(
+        lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(num_layers=2, d_model=8, d_ff=8, num_heads=1))
+    ),
     "a Gemma-3 text encoder": lambda: on_meta(
         lambda: transformers.Gemma3TextModel(transformers.Gemma3TextConfig(num_hidden_layers=1))
     ),
@@ -192,6 +197,9 @@ def test_each_loader_names_what_other_loaders_take(tmp_path):
         "a Lumina-Next transformer": (on_meta(tiny.lumina), "SANA Model Loader"),
         "a Gemma-2 text encoder": ({f"model.{key}": None for key in gemma}, "SANA Gemma Loader"),
         "a DC-AE autoencoder": (tiny.dc_ae().state_dict(), "SANA DC-AE Loader"),
+        "a PixArt transformer": (of_host(comfy.ldm.pixart.pixartms.PixArtMS, depth=1), "SANA Model Loader"),
+        "a T5 text encoder": (on_meta(pixart.t5), "SANA Gemma Loader"),
+        "an AutoencoderKL": (on_meta(diffusers.AutoencoderKL), "SANA DC-AE Loader"),
     }
     for expected, load in LOADERS.items():
         for found, (state_dict, right_loader) in parts.items():

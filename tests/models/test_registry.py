@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from sana_native.models.registry import FAMILIES, describe_file, load_model
 from sana_native.nodes.loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
-from sana_native.tests.support import tiny
+from sana_native.tests.support import pixart, tiny
 from sana_native.tests.support import workbench as bench
 
 NODES = {"transformer": SanaNativeModelLoader, "text_encoder": SanaNativeGemmaLoader, "vae": SanaNativeDCAELoader}
@@ -45,6 +45,9 @@ def files_of_the_families() -> dict[str, dict[str, torch.Tensor]]:
     return found | {
         "a Lumina-Next transformer": tiny.lumina().state_dict(),
         "a Gemma-1 text encoder": tiny.gemma_1().state_dict(),
+        "a PixArt transformer": pixart.reference().state_dict(),
+        "a T5 text encoder": pixart.t5().state_dict(),
+        "an AutoencoderKL": pixart.kl(widths=(32,) * 4).state_dict(),
     }
 
 

@@ -26,6 +26,13 @@ OLD_INPUTS = {
     "GemmaTextEncode": {"text", "GEMMA"},
     "EmptySanaLatentImage": {"width", "height", "batch_size"},
     "SanaResolutionCond": {"cond", "width", "height"},
+    "PixArtCheckpointLoader": {"ckpt_name", "model"},
+    "PixArtCheckpointLoaderSimple": {"ckpt_name"},
+    "PixArtLoraLoader": {"model", "lora_name", "strength"},
+    "T5v11Loader": {"t5v11_name", "t5v11_ver", "path_type", "device", "dtype"},
+    "PixArtT5TextEncode": {"text", "T5"},
+    "T5TextEncode": {"text", "T5"},
+    "PixArtResolutionCond": {"cond", "width", "height"},
 }
 
 
@@ -89,7 +96,7 @@ every_replacement = pytest.mark.parametrize("new", replacements(), ids=lambda ne
 def test_only_inputs_that_every_old_version_has_are_taken(new):
     taken = {row["old_id"] for row in new.input_mapping if "old_id" in row}
     assert taken <= OLD_INPUTS[new.old_node_id]
-    assert set(new.old_widget_ids) | {"GEMMA", "cond"} >= OLD_INPUTS[new.old_node_id]
+    assert set(new.old_widget_ids) | {"GEMMA", "T5", "cond", "model"} >= OLD_INPUTS[new.old_node_id]
 
 
 @every_replacement
@@ -113,6 +120,29 @@ def test_fixed_values_are_valid():
                     assert row["set_value"] in inputs[row["new_id"]].options
 
 
+def test_a_pixart_graph_becomes_ours(manager):
+    graph = {
+        "1": node("PixArtCheckpointLoader", ckpt_name="x.pth", model="PixArtMS_XL_2"),
+        "2": node("PixArtLoraLoader", model=["1", 0], lora_name="y.safetensors", strength=0.5),
+        "3": node("T5v11Loader", t5v11_name="t5", t5v11_ver="xxl", path_type="folder", device="cpu", dtype="default"),
+        "4": node("PixArtT5TextEncode", text="A cat", T5=["3", 0]),
+        "5": node("PixArtResolutionCond", cond=["4", 0], width=1024, height=768),
+    }
+    manager.apply_replacements(graph)
+    kinds = {key: value["class_type"] for key, value in graph.items()}
+    assert kinds == {
+        "1": "SanaNativeModelLoader",
+        "2": "SanaNativeLoraLoader",
+        "3": "SanaNativeGemmaLoader",
+        "4": "SanaNativeGemmaEncode",
+        "5": "ConditioningSetAreaStrength",
+    }
+    assert graph["2"]["inputs"] == {"model": ["1", 0], "lora_name": "y.safetensors", "strength_model": 0.5}
+    encode = graph["4"]["inputs"]
+    assert (encode["clip"], encode["prompt"], encode["lower_case"]) == (["3", 0], "A cat", True)
+    assert graph["5"]["inputs"]["conditioning"] == ["4", 0]
+
+
 def test_nothing_is_replaced_where_the_old_pack_is_installed(manager):
     host_nodes.NODE_CLASS_MAPPINGS.update(dict.fromkeys(OLD_INPUTS, object))
     graph = old_graph()
@@ -127,7 +157,7 @@ def test_graphs_without_old_nodes_stay_as_they_are(manager):
 
 
 def test_nodes_without_an_exact_counterpart_are_left(manager):
-    kinds = ["SanaResolutionSelect", "ScmModelSampling", "EXMCLIPLoader"]
+    kinds = ["SanaResolutionSelect", "PixArtResolutionSelect", "ScmModelSampling", "EXMCLIPLoader"]
     graph = {str(number): node(kind, model="x") for number, kind in enumerate(kinds)}
     before = copy.deepcopy(graph)
     manager.apply_replacements(graph)

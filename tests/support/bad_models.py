@@ -331,8 +331,8 @@ USE_HOST = r"\(use the host's own loader\)"
 NOT_YET = "which this version does not load"
 other("a LoRA", r"a LoRA \(load it with a LoRA node\)", lambda: dict.fromkeys(
     f"transformer.transformer_blocks.0.attn1.to_{part}.lora_{half}.weight" for part in "qkv" for half in "AB"))
-other("a PixArt model", f"a PixArt model {USE_HOST}", lambda: on_meta(
-    lambda: diffusers.PixArtTransformer2DModel(num_layers=1)))
+other("a PixArt transformer", r"a PixArt transformer \(use SANA Model Loader\)", lambda: on_meta(
+    lambda: diffusers.PixArtTransformer2DModel(num_layers=1)), "text_encoder", "vae")
 other("a Flux model", f"a Flux-like model {USE_HOST}", lambda: on_meta(
     lambda: diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)))
 other("a Stable Diffusion 3 model", f"a Stable Diffusion 3 model {USE_HOST}", lambda: on_meta(
@@ -347,7 +347,8 @@ other("a SANA ControlNet with its base", f"a SANA ControlNet merged with its bas
     [*layouts.nvidia_sana(tiny.transformer().state_dict()), "controlnet.0.before_proj.weight"]))
 other("a SANA-Video transformer", f"a SANA-Video transformer, {NOT_YET}", lambda: on_meta(
     lambda: diffusers.SanaVideoTransformer3DModel(num_layers=1)))
-other("a Stable Diffusion VAE", f"another family's VAE {USE_HOST}", lambda: on_meta(diffusers.AutoencoderKL))
+other("a Stable Diffusion VAE", r"an AutoencoderKL \(use SANA DC-AE Loader\)", lambda: on_meta(diffusers.AutoencoderKL),
+      "transformer", "text_encoder")
 other("DC-AE f32c32-in-1.0", "a DC-AE for other models .*", lambda: on_meta(
     lambda: autoencoder(6, 32, (0, 1, 1, 1, 1, 1))))
 other("DC-AE f64c128", "a DC-AE for other models .*", lambda: on_meta(
@@ -356,7 +357,7 @@ other("DC-AE f128c512", "a DC-AE for other models .*", lambda: on_meta(
     lambda: autoencoder(8, 512, (0, 1, 1, 1, 1, 1, 1, 1))))
 other("a CLIP text encoder", f"a CLIP text encoder {USE_HOST}", lambda: on_meta(
     lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(num_hidden_layers=1))))
-other("a T5 text encoder", f"a T5 text encoder {USE_HOST}", lambda: on_meta(
+other("a T5 1.0 text encoder", r"a T5 1.0 text encoder \(use t5-v1_1-xxl\)", lambda: on_meta(
     lambda: transformers.T5EncoderModel(transformers.T5Config(num_layers=1))))
 other("a Gemma-3 text encoder", f"a Gemma-3 text encoder {USE_HOST}", lambda: on_meta(
     lambda: transformers.Gemma3TextModel(transformers.Gemma3TextConfig(num_hidden_layers=1))))

@@ -334,9 +334,9 @@ SERVED = {
         "is incomplete, it has .* bytes: wait for its download to end",
     ),
     "one nan in a vector": ("text_encoder", "holds NaN or infinity in .*: download it again"),
-    "a T5 text encoder": (
+    "a T5 1.0 text encoder": (
         "text_encoder",
-        r"is a T5 text encoder \(use the host's own loader\), not a Gemma-2 text enc",
+        r"is a T5 1.0 text encoder \(use t5-v1_1-xxl\), not a Gemma-2 text enc",
     ),
 }
 INPUTS = {

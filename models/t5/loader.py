@@ -1,0 +1,112 @@
+"""T5-XXL, PixArt's text encoder: a checkpoint -> CLIP of the host, in the order detect, precision, build."""
+
+from typing import Any
+
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.t5
+import comfy.utils
+import torch
+
+from ..files import quantized
+from ..files.family import Family, open_as
+from ..files.layout import StateDict
+from ..files.reader import Checkpoint
+from ..files.validation import check_tensors, log_loaded, reading_config
+from ..runtime.device import requested
+from ..runtime.precision import Precision, Request
+from .detection import T5_KEYS, T5_MARKS, check_t5, describe_t5, detect_t5, is_t5
+from .text_encoder import CLIP_NAME, T5Clip, T5TextEncoder, T5Tokenizer
+
+EMBEDDING, TIED_EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
+# Of what detection does not read; the same in every T5 v1.1.
+FIXED = {"model_type": "t5", "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True}
+IGNORED = ("decoder.", "lm_head.", "logit_scale", "spiece_model")  # of the whole T5, and of the host's files
+
+
+def convert_t5(state_dict: StateDict) -> StateDict:
+    """Any layout -> the host's names, the encoder alone."""
+    out = {key: tensor for key, tensor in state_dict.items() if not key.startswith(IGNORED)}
+    tied = out.pop(TIED_EMBEDDING, None)
+    return out if tied is None or EMBEDDING in out else out | {EMBEDDING: tied}
+
+
+def configure(checkpoint: Checkpoint) -> tuple[dict[str, int], dict[str, str], int]:
+    """The host's configuration, quantized layers with their formats, number of parameters.
+
+    Raises ValueError for another T5 than PixArt's, and for tensors that do not fit it.
+    """
+    with reading_config(checkpoint, T5.name):
+        layers = quantized.quantized_layers(checkpoint.state_dict)
+    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
+    view = quantized.plain_view(checkpoint.state_dict, layers)
+    with reading_config(checkpoint, T5.name):
+        found = detect_t5(view)
+    check_t5(checkpoint.name, found)
+    network = comfy.text_encoders.t5.T5(found | FIXED, torch.bfloat16, "meta", torch.nn)
+    check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, layers)
+    return found, layers, comfy.utils.calculate_parameters(view)
+
+
+def t5_precision(stored: torch.dtype, request: Request) -> Precision:
+    """Formats of the text encoder, which the host always computes in float32; only its weights can be narrow."""
+    if request.dtype is None:
+        return Precision(stored, torch.float32, False, "as the file stores them")
+    return Precision(request.dtype, torch.float32, False, f"asked for by {request.by}")
+
+
+def build(
+    found: dict[str, int], precision: Precision, state_dict: StateDict, parameters: int, disable_dynamic: bool
+) -> T5Clip:
+    """The host's CLIP of a configuration with these tensors in it."""
+    host = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict)
+    return T5Clip(
+        comfy.supported_models_base.ClipTarget(T5Tokenizer, T5TextEncoder),
+        parameters=parameters,
+        state_dict=[state_dict],
+        model_options={
+            "dtype": precision.weights,
+            f"{CLIP_NAME}_model_config": found,
+            f"{CLIP_NAME}_quantization_metadata": host.get("t5_quantization_metadata"),
+        },
+        disable_dynamic=disable_dynamic,
+    )
+
+
+def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool) -> comfy.sd.CLIP:
+    """The host's CLIP of a checkpoint with the host's names; options as `load_t5` takes them."""
+    found, layers, parameters = configure(checkpoint)
+    state_dict = checkpoint.state_dict
+    # Of a quantized file's tensors most are narrow; the norms have the format of the rest.
+    stored = state_dict[T5_KEYS[-1]].dtype if layers else comfy.utils.weight_dtype(state_dict)
+    precision = t5_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
+    clip = build(found, precision, state_dict, parameters, disable_dynamic)
+    clip.patcher.cached_patcher_init = (load_t5_patcher, (checkpoint.source, options))
+    log_loaded(checkpoint, describe_t5(found, parameters, quantized.formats(layers)), precision)
+    return clip
+
+
+def load_t5(path: str, options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """PixArt's text encoder from a file, any shard of a set, or a folder.
+
+    options: "dtype" torch.dtype of the weights or None for the file's own. Raises ValueError or FileNotFoundError with
+    one sentence.
+    """
+    return load(open_as(T5, path), options or {}, disable_dynamic)
+
+
+def load_t5_patcher(path: str, options: dict | None = None, disable_dynamic: bool = False):
+    return load_t5(path, options, disable_dynamic).patcher
+
+
+T5 = Family(
+    name="a T5 text encoder",
+    component="text_encoder",
+    node="SANA Gemma Loader",
+    marks=T5_MARKS,
+    required=T5_KEYS,
+    convert=convert_t5,
+    recognizes=is_t5,
+    load=load,
+)

@@ -1,0 +1,169 @@
+"""The host's nodes on a PixArt of our loader: LoRA of every trainer, patches, areas, training."""
+
+import json
+
+import comfy.sd
+import pytest
+import safetensors.torch
+import torch
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from sana_native.models.lora.loader import load_lora
+from sana_native.models.pixart.loader import load_pixart
+from sana_native.tests.support import pixart
+from sana_native.tests.support import workbench as bench
+
+RANK, SEED = 4, 7
+# Layer in diffusers' layout -> where its rows lie in the network.
+LAYERS = {
+    "transformer_blocks.0.attn1.to_q": ("blocks.0.attn.qkv", 0),
+    "transformer_blocks.0.attn1.to_v": ("blocks.0.attn.qkv", 288),
+    "transformer_blocks.0.attn2.to_k": ("blocks.0.cross_attn.kv_linear", 0),
+    "transformer_blocks.0.ff.net.0.proj": ("blocks.0.mlp.fc1", 0),
+    "caption_projection.linear_1": ("y_embedder.y_proj.fc1", 0),
+    "proj_out": ("final_layer.linear", 0),
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_pixart(pixart.save(pixart.reference(layers=2), "Sigma 512", "authors", tmp_path))
+
+
+def factors(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Layer -> (down, up) in diffusers' shapes."""
+    generator = torch.Generator().manual_seed(3)
+    state_dict, found = model.model.diffusion_model.state_dict(), {}
+    for layer, (own, _) in LAYERS.items():
+        rows, columns = state_dict[f"{own}.weight"].shape
+        rows = 144 if "attn" in layer else rows
+        found[layer] = tuple(torch.randn(shape, generator=generator) * 0.1 for shape in ((RANK, columns), (rows, RANK)))
+    return found
+
+
+def file_of(trainer: str, pairs: dict, folder) -> str:
+    names = {"diffusers": ("transformer.{}", ".lora_A.weight", ".lora_B.weight"),
+             "bare": ("{}", ".lora_A.weight", ".lora_B.weight"),
+             "PEFT": ("base_model.model.{}", ".lora_A.weight", ".lora_B.weight"),
+             "OneTrainer": ("lora_transformer_{}", ".lora_down.weight", ".lora_up.weight"),
+             "SimpleTuner": ("lycoris_{}", ".lora_down.weight", ".lora_up.weight")}  # fmt: skip
+    before, down, up = names[trainer]
+    out = {}
+    for layer, (a, b) in pairs.items():
+        stem = before.format(layer.replace(".", "_") if trainer in ("OneTrainer", "SimpleTuner") else layer)
+        out |= {stem + down: a, stem + up: b}
+    path = folder / ("adapter_model.safetensors" if trainer == "PEFT" else f"{trainer}.safetensors")
+    safetensors.torch.save_file(out, path)
+    return str(path)
+
+
+def changed_weights(patcher) -> dict[str, torch.Tensor]:
+    patcher.patch_model()
+    weights = {key: tensor.clone() for key, tensor in patcher.model.diffusion_model.state_dict().items()}
+    patcher.unpatch_model()
+    return weights
+
+
+def assert_applied(patcher, before: dict, pairs: dict, scale: float = 1.0) -> None:
+    after = changed_weights(patcher)
+    expected = {key: tensor.clone() for key, tensor in before.items()}
+    for layer, (down, up) in pairs.items():
+        own, start = LAYERS[layer]
+        expected[f"{own}.weight"][start : start + up.shape[0]] += scale * (up @ down)
+    assert all(torch.allclose(after[key], expected[key], atol=1e-6) for key in expected)
+
+
+@pytest.mark.parametrize("trainer", ["diffusers", "bare", "PEFT", "OneTrainer", "SimpleTuner"])
+def test_sana_lora_loader_reads_every_trainer_and_pefts_alpha(trainer, model, tmp_path):
+    pairs, before = factors(model), changed_weights(model)
+    if trainer == "PEFT":
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "r": RANK}))
+    loaded = load_lora(model, file_of(trainer, pairs, tmp_path), 0.5)
+    assert_applied(loaded, before, pairs, 0.25 if trainer == "PEFT" else 0.5)
+    assert_applied(model, before, {})
+
+
+def test_the_stock_lora_node_finds_the_fused_layers(model, tmp_path):
+    pairs, before = factors(model), changed_weights(model)
+    lora = safetensors.torch.load_file(file_of("diffusers", pairs, tmp_path))
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)
+    assert_applied(loaded, before, pairs)
+
+
+def test_loras_of_others_are_refused_in_one_sentence(model, tmp_path):
+    wrong = {"transformer_blocks.0.ff.conv_point": (torch.ones(RANK, 8), torch.ones(8, RANK))}
+    with pytest.raises(ValueError, match=r"None of the 2 keys of .* names a layer of this PixArt model: check that it"):
+        load_lora(model, file_of("diffusers", wrong, tmp_path), 1.0)
+    narrow = {"proj_out": (torch.ones(RANK, 8), torch.ones(8, RANK))}
+    with pytest.raises(ValueError, match=r"is for another size of PixArt, as this model's layers have 32 x 144 values"):
+        load_lora(model, file_of("diffusers", narrow, tmp_path), 1.0)
+    broken = {"proj_out": (torch.full((RANK, 144), torch.nan), torch.ones(32, RANK))}
+    with pytest.raises(ValueError, match="holds NaN or infinity in transformer.proj_out"):
+        load_lora(model, file_of("diffusers", broken, tmp_path), 1.0)
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(
+        ValueError, match="is no LoRA but something else .*: pick a LoRA, LoHa, LoKr or DoRA trained on Pix"
+    ):
+        load_lora(model, str(tmp_path / "x.safetensors"), 1.0)
+
+
+def conds() -> tuple[list, list]:
+    generator = torch.Generator().manual_seed(5)
+    return tuple([[torch.randn(1, length, pixart.TEXT_WIDTH, generator=generator), {}]] for length in (5, 1))
+
+
+def sampled(model, positive=None) -> torch.Tensor:
+    pair = conds()
+    return bench.call(bench.OURS["Sampler"], model, positive or pair[0], pair[1], bench.empty(64, 64), SEED, 2, 4.5)[0][
+        "samples"
+    ]
+
+
+def test_perturbed_attention_changes_the_image(model):
+    guided = PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+    assert float((sampled(guided) - sampled(model)).abs().max()) > 1e-3
+
+
+def test_a_block_replacement_and_an_attention_patch_act(model):
+    replaced = model.clone()
+    replaced.set_model_patch_replace(lambda args, _: {"img": args["img"], "txt": args["txt"]}, "dit", "double_block", 1)
+    passed = model.clone()
+    passed.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 1)
+    doubled = model.clone()
+    doubled.set_model_attn2_patch(lambda q, k, v, _: (q, k, 2 * v))
+    plain = sampled(model)
+    assert torch.equal(sampled(passed), plain)
+    assert not torch.equal(sampled(replaced), plain) and not torch.equal(sampled(doubled), plain)
+
+
+def test_an_area_keeps_the_size_of_the_whole_image(tmp_path, monkeypatch):
+    model = load_pixart(pixart.save(pixart.reference("alpha 1024-MS"), "alpha 1024-MS", "authors", tmp_path))
+    seen = []
+    network = model.model.diffusion_model
+    forward = network._forward
+
+    def recorded(x, t, context, mask, image_size, *args, **kwargs):
+        seen.append((tuple(x.shape[-2:]), image_size[0].tolist()))
+        return forward(x, t, context, mask, image_size, *args, **kwargs)
+
+    monkeypatch.setattr(network, "_forward", recorded)
+    positive = bench.call("ConditioningSetAreaPercentage", conds()[0], 1.0, 0.5, 0.0, 0.0, 1.0)[0]
+    latent = bench.call(bench.OURS["EmptyLatent"], "custom", "1:1", 64, 128, 1)[0]
+    bench.call(bench.OURS["Sampler"], model, positive, conds()[1], latent, SEED, 1, 4.5)
+    assert {tuple(size) for _, size in seen} == {(128, 64)}
+    assert {shape for shape, _ in seen} == {(8, 8), (16, 8)}
+
+
+def test_an_empty_conditioning_stays_finite(model):
+    zeroed = bench.call("ConditioningZeroOut", conds()[0])[0]
+    assert torch.isfinite(sampled(model, zeroed)).all()
+
+
+def test_a_training_step_reaches_the_fused_layers(model):
+    network = model.model.diffusion_model
+    weight = network.blocks[0].attn.qkv.weight
+    with torch.inference_mode(False), torch.enable_grad():
+        weight.requires_grad_(True)
+        x, text = torch.ones(1, 4, 8, 8), torch.ones(1, 3, pixart.TEXT_WIDTH)
+        network.train()
+        network(x, torch.tensor([500.0]), text).square().mean().backward()
+    assert float(weight.grad.abs().max()) > 0
