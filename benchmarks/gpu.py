@@ -1,12 +1,12 @@
 """Every stage on a CUDA card in eight minutes, ours beside diffusers, the host's class and compiled forms.
 
     make bench-gpu [BUDGET=440] [ONLY="decode step"]
-    python -m benchmarks.gpu [--budget 440] [--only decode step] [--out benchmarks/results] [--tiny]
+    python -m benchmarks.gpu [--budget 440] [--only decode step] [--out FOLDER] [--tiny]
 
-One process measures everything, the most valuable first, and writes JSON and a Markdown table after each row,
-both with the card's name; what the budget of seconds does not reach is listed as skipped.
---tiny takes small networks, on a CPU too: it shows that all of it runs, not how fast. For a machine without ComfyUI and
-diffusers see `tools/gpu_kit.py`.
+One process measures everything, the most valuable first, and writes JSON and a Markdown table after each row, both with
+the card's name, to benchmarks/results; what the budget of seconds does not reach is listed as skipped. --tiny takes
+small networks, on a CPU too, and writes to output: it shows that all of it runs, not how fast. For a machine without
+ComfyUI and diffusers see `tools/gpu_kit.py`.
 
 Columns: median and best of events on the device, ms until the host is free (equal to the median where launches are the
 limit), MiB above the weights, kernels launched, lines that wait for the device (JSON names both), relative error, share
@@ -28,7 +28,7 @@ from benchmarks.measuring import ROOT, heading, stop_politely, write
 from benchmarks.networks import TINY
 from demo.train.pack import prepare_imports
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, TRIALS = ROOT / "benchmarks" / "results", ROOT / "output"  # trials are nothing to commit
 BUDGET = 440  # s
 NO_CARD = "No CUDA device was found: run this on a machine with an NVIDIA card, or give --tiny to try it on a CPU."
 COMPILED = ("ours, compiled", "diffusers, compiled")
@@ -67,6 +67,7 @@ def jobs(tiny: bool) -> list[Job]:
         Job("step, small model", step(small, 1, full, *forms), 20),
         Job("step, half size", step(large, 2, half, *forms), 20),
         Job("step of Sprint, half size", step(large, 1, half, *forms, sprint=True), 20),
+        Job("step, small model, half size", step(small, 1, half, *forms), 20),
         Job("decode, twice the size", decode(twice, *decoders), 30),
         Job("parts", gpu_parts.parts, 30),  # late: a faulty kernel would spoil the process for what follows
         Job("decode, compiled", decode(full, *COMPILED), 90),
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all")
     parser.add_argument("--only", nargs="*", help="stages that contain one of these")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and the table")
+    parser.add_argument("--out", type=Path, help="folder of the JSON and the table")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     stop_politely()
@@ -117,7 +118,8 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     quiet()
     card = gpu_report.describe_machine(device)["card"]
-    path = given.out / f"{gpu_report.file_name(card, given.tiny)}.json"
+    folder = given.out or (TRIALS if given.tiny else RESULTS)
+    path = folder / f"{gpu_report.file_name(card, given.tiny)}.json"
     report = gpu_report.Report(path, device, given.budget, given.tiny, given.only)
     torch.manual_seed(0)
     write(heading(gpu_report.COLUMNS))

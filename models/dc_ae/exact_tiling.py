@@ -93,7 +93,8 @@ def run_in_tiles(x: Tensor, out: Tensor, stages: list[Stage], tile_size: int, up
         part, have = x, tuple(Span(0, size) for size in x.shape[2:])
         steps = zip(*(read(span, size, stages) for span, size in zip(tile, out.shape[2:], strict=True)), strict=True)
         for stage, want in zip(stages, steps, strict=True):
-            part = stage.run(crop(part, have, want))
+            part = crop(part, have, want)  # in a line of its own, so that the whole of it need not stay
+            part = stage.run(part)
             have = tuple(after(span) for span in want)
         out[:, :, slice(*tile[0]), slice(*tile[1])] = crop(part, have, tile)
     return out

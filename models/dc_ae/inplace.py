@@ -1,4 +1,5 @@
-"""DC-AE as nodes run it: in place, in row bands, in exact tiles, and on a CPU with Winograd's convolutions.
+"""DC-AE as nodes run it: in place, in exact tiles, in row bands, on a CPU with Winograd's convolutions; and on a CUDA
+device with whole maps in the place of both.
 
 Chosen once, by the loader; same keys and values as `model.py`. Wherever a gradient is wanted, a compiler plans the
 memory, or a layer is hooked or not the host's plain one, the plain forward takes its place.
@@ -18,10 +19,22 @@ from ..runtime.layer_weights import cast_weights
 from ..runtime.overwrite import can_overwrite
 from ..runtime.row_bands import empty_map
 from .config import DCAEConfig, DCAEHalfConfig
+from .cuda_layers import (
+    WholeAttention,
+    WholeDownBlock,
+    WholeGLUMBConv,
+    WholeResBlock,
+    WholeUpBlock,
+    WholeUpsample,
+    is_whole,
+    normalized,
+)
 from .exact_tiling import Stage, run_in_tiles
 from .inplace_layers import (
+    InplaceAttention,
     InplaceDownBlock,
     InplaceEfficientViTBlock,
+    InplaceGLUMBConv,
     InplaceResBlock,
     InplaceUpBlock,
     InplaceUpsample,
@@ -30,7 +43,7 @@ from .inplace_layers import (
     is_unmodified,
     run,
 )
-from .memory_estimate import TILE_SIZES
+from .memory_estimate import DEVICE, TILE_SIZES
 from .model import AutoencoderDC, Decoder, Encoder, Half
 
 logger = logging.getLogger(__name__)
@@ -108,7 +121,7 @@ class InplaceEncoder(InplaceHalf, Encoder):
             return super().forward(x)
         if tile_size is None or not self.tiled:
             return self.to_latent(run([self.conv_in, *self.down_blocks], x))
-        return self.to_latent(run(self.down_blocks[self.tiled :], self.fine_in_tiles(x, tile_size)))
+        return self.to_latent(run(self.down_blocks[self.tiled :], self.fine_in_tiles(x, tile_size), whole=False))
 
     def fine_in_tiles(self, x: Tensor, tile_size: int) -> Tensor:
         groups = [[blocks] for blocks in self.down_blocks[: self.tiled]]
@@ -138,7 +151,7 @@ class InplaceDecoder(InplaceHalf, Decoder):
         x = self.from_latent(x)
         if tile_size is None or not self.tiled:
             return self.to_image(run(reversed(self.up_blocks), x))
-        return self.fine_in_tiles(run(reversed(self.up_blocks[self.tiled :]), x), tile_size)
+        return self.fine_in_tiles(run(reversed(self.up_blocks[self.tiled :]), x, whole=False), tile_size)
 
     def fine_in_tiles(self, x: Tensor, tile_size: int) -> Tensor:
         fine = zip(self.up_blocks[: self.tiled], self.halos, strict=True)
@@ -152,20 +165,25 @@ class InplaceDecoder(InplaceHalf, Decoder):
     def to_image(self, x: Tensor) -> Tensor:
         """The last norm, activation and convolution."""
         if can_overwrite() and is_unmodified(self.norm_out):
-            x = activate_normalized_(self.norm_out, self.activation, x)
+            x = self.activate_normalized(x)
         else:
             x = self.activation(self.norm_out(x))
         return run([self.conv_out], x)
+
+    def activate_normalized(self, x: Tensor) -> Tensor:
+        """The last norm and activation of x, which may be overwritten."""
+        return activate_normalized_(self.norm_out, self.activation, x)
 
 
 class InplaceAutoencoderDC(AutoencoderDC):
     """DC-AE that works in place, in exact tiles where it is told to, and in smaller ones when memory runs out.
 
-    tile_size: of the exact tiles in px; None for the whole.
+    tile_size: of the exact tiles in px; None for the whole. sums: None, or a list that gets every decoded image's sum.
     """
 
     encoder_class, decoder_class = InplaceEncoder, InplaceDecoder
     tile_size: int | None = None
+    sums: list[Tensor] | None = None
 
     def encode(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) -> latent (B, 32, H/32, W/32)."""
@@ -173,7 +191,11 @@ class InplaceAutoencoderDC(AutoencoderDC):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent (B, 32, h, w) -> image (B, 3, 32h, 32w)."""
-        return self.retry_smaller_tiles(self.decoder, z, max(z.shape[2:]) * 2 ** (len(self.config.decoder.widths) - 1))
+        ratio = 2 ** (len(self.config.decoder.widths) - 1)
+        image = self.retry_smaller_tiles(self.decoder, z, max(z.shape[2:]) * ratio)
+        if self.sums is not None:
+            self.sums.append(image.sum(dtype=torch.float32))
+        return image
 
     def retry_smaller_tiles(self, half: Callable, x: Tensor, size: int) -> Tensor:
         """half(x, tile size), smaller tiles when memory runs out. Raises what the smallest tiles raise."""
@@ -194,8 +216,71 @@ class InplaceAutoencoderDC(AutoencoderDC):
             logger.info("SANA: out of memory %s, so smaller tiles are tried", tried)
 
 
+class CudaResBlock(WholeResBlock, WinogradResBlock):
+    """Residual block on the whole map on a CUDA device."""
+
+
+class CudaAttention(WholeAttention, InplaceAttention):
+    """Attention on the whole map on a CUDA device."""
+
+
+class CudaGLUMBConv(WholeGLUMBConv, InplaceGLUMBConv):
+    """GLUMBConv on the whole map on a CUDA device."""
+
+
+class CudaEfficientViTBlock(InplaceEfficientViTBlock):
+    """Attention and GLUMBConv on the whole map on a CUDA device."""
+
+    attention, feed_forward = CudaAttention, CudaGLUMBConv
+
+    def forward_whole(self, x: Tensor) -> Tensor:
+        return self.conv_out.forward_whole(self.attn.forward_whole(x))
+
+
+class CudaDownBlock(WholeDownBlock, InplaceDownBlock):
+    """Downsampling on the whole map on a CUDA device."""
+
+
+class CudaUpsample(WholeUpsample, InplaceUpsample):
+    """Upsampling on the whole map on a CUDA device."""
+
+
+class CudaUpBlock(WholeUpBlock, InplaceUpBlock):
+    """Upsampling with its shortcut on the whole map on a CUDA device."""
+
+
+class CudaHalf(InplaceHalf):
+    """The classes of an encoder's or decoder's layers that work on whole maps on a CUDA device."""
+
+    res_block, vit_block = CudaResBlock, CudaEfficientViTBlock
+    down_block, up_block, upsample = CudaDownBlock, CudaUpBlock, CudaUpsample
+
+
+class CudaEncoder(CudaHalf, InplaceEncoder):
+    """Encoder whose layers work on whole maps on a CUDA device."""
+
+
+class CudaDecoder(CudaHalf, InplaceDecoder):
+    """Decoder whose layers work on whole maps on a CUDA device."""
+
+    def activate_normalized(self, x: Tensor) -> Tensor:
+        if not is_whole(x, x.shape[1]):
+            return super().activate_normalized(x)
+        return self.activation(normalized(self.norm_out, x), inplace=True)
+
+
+class CudaAutoencoderDC(InplaceAutoencoderDC):
+    """DC-AE that works on whole maps, or tiles, on a CUDA device, and as its base class on others."""
+
+    encoder_class, decoder_class = CudaEncoder, CudaDecoder
+
+
 def choose_network(device: torch.device) -> type[InplaceAutoencoderDC]:
-    """The network for a DC-AE that is to run on the device; called once for each that is loaded."""
+    """The network for a DC-AE that is to run on the device; called once for each that is loaded.
+
+    Beside a CUDA device it is the one for that, because the host's Select VAE Device can move an autoencoder there.
+    """
     if device.type == "cpu":
         raise_mmap_threshold()
-    return InplaceAutoencoderDC
+    devices = (device.type, comfy.model_management.get_torch_device().type)
+    return CudaAutoencoderDC if DEVICE in devices else InplaceAutoencoderDC

@@ -36,6 +36,7 @@ from .layers import (
     UpBlock,
     Upsample,
 )
+from .shortcuts import space_to_channel, square_of, squares, unshuffled
 
 # Below, preparing the weights takes longer than it saves. No tile is so small: it would round unlike the whole.
 SUB_PIXEL_POSITIONS = 256
@@ -169,15 +170,8 @@ class InplaceDownBlock(DownBlock):
         out = in_parts(self.conv, x, self.out_channels, taken=2)
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(target, 2 * self.out_channels):
-                target[:, :, start:stop].add_(self.shortcut(image[:, :, 2 * start : 2 * stop]))
+                target[:, :, start:stop].add_(space_to_channel(image[:, :, 2 * start : 2 * stop], self.out_channels))
         return out
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        averaged = 4 * x.shape[1] // self.out_channels  # positions of a 2 x 2 square, columns before rows
-        rows, columns = 1 if averaged >= 4 else 2, 1 if averaged >= 2 else 2  # that are left of it
-        x = F.avg_pool2d(x, (2 // rows, 2 // columns)).permute(0, 2, 3, 1)
-        x = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).permute(0, 1, 3, 5, 2, 4)
-        return x.flatten(3).unflatten(3, (self.out_channels, -1)).mean(dim=-1).permute(0, 3, 1, 2)
 
 
 class InplaceUpsample(Upsample):
@@ -202,7 +196,7 @@ class InplaceUpsample(Upsample):
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(image, self.conv.out_channels):
                 rows = rows_of(self.conv, image, start, stop, halo=1)
-                squares(target[:, :, 2 * start : 2 * stop]).copy_(unshuffled(rows, 2, 2))
+                squares(target[:, :, 2 * start : 2 * stop]).copy_(unshuffled(rows, 2, 2).contiguous())
         return out
 
 
@@ -211,26 +205,14 @@ class InplaceUpBlock(InplaceUpsample, UpBlock):
 
     def forward_inplace(self, x: Tensor) -> Tensor:
         out = super().forward_inplace(x)
-        # A channel repeated four times gives one value to all of a 2 x 2 square, one repeated twice one to each row.
-        rows, columns = 2 if self.repeats <= 2 else 1, 2 if self.repeats == 1 else 1
+        rows, columns = square_of(self.repeats)
         for image, target in zip(x.split(1), out.split(1), strict=True):
             for start, stop in row_bands(image, 2 * x.shape[1]):
                 values = image[:, :, start:stop]
                 if self.repeats > 4:  # otherwise not called: it would lose the layout
                     values = values.repeat_interleave(self.repeats // 4, dim=1)
-                squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns))
+                squares(target[:, :, 2 * start : 2 * stop]).add_(unshuffled(values, rows, columns).contiguous())
         return out
-
-
-def squares(x: Tensor) -> Tensor:
-    """(B, D, 2H, 2W) -> (B, H, 2, W, 2, D), a view."""
-    return x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-
-
-def unshuffled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, D * rows * columns, H, W) -> (B, H, rows, W, columns, D), as pixel shuffle spreads channels over places."""
-    x = x.permute(0, 2, 3, 1).unflatten(3, (-1, rows, columns))
-    return x.permute(0, 1, 4, 2, 5, 3).contiguous()
 
 
 def sub_pixel_weight(weight: Tensor) -> Tensor:
@@ -257,16 +239,28 @@ def is_own_layer(module: nn.Module) -> bool:
     return own and not (patched or module._forward_hooks or module._forward_pre_hooks)
 
 
-def run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The modules one after another on an x (B, C, H, W) that is the caller's own, in place where that is allowed."""
+def in_sequence(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules one after another, those of plain sequences in the place of the sequence."""
     for module in modules:
-        x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
         if type(module) is nn.Sequential and is_own_layer(module):
-            x = run(module, x)
-        elif not can_overwrite():
+            yield from in_sequence(module)
+        else:
+            yield module
+
+
+def run(modules: Iterable[nn.Module], x: Tensor, whole: bool = True) -> Tensor:
+    """The modules one after another on an x (B, C, H, W) that is the caller's own, in place where that is allowed.
+
+    whole: whether those that can work on the whole map may do so; in row bands they need less memory.
+    """
+    for module in in_sequence(modules):  # in one loop, so that nothing but `x` holds on to a map of a lower resolution
+        x = x.contiguous(memory_format=torch.channels_last)  # 1 x 1 positions have no layout that a layer would keep
+        if not can_overwrite():
             x = module(x)
         elif not is_unmodified(module):
             x = module(x).clone()  # a hook may hold on to the result, which the next block overwrites
+        elif whole and hasattr(module, "forward_whole"):
+            x = module.forward_whole(x)
         elif hasattr(module, "forward_inplace"):
             x = module.forward_inplace(x)
         else:  # a 3x3 convolution

@@ -138,9 +138,11 @@ class SanaVAE(comfy.sd.VAE):
         free = self.free_memory(self.patcher.get_free_memory(self.device))
         tile_size = workload.choose_tile_size(free)
         if tile_size is not None:
+            takes = f"takes {workload.memory() / 2**30:.1f} GB where {max(free, 0) / 2**30:.1f} are free"
             logger.info(
-                "SANA: %d x %d px in tiles of %d px, exactly as the whole, which takes %.1f GB where %.1f are free",
-                *(workload.width, workload.height, tile_size, workload.memory() / 2**30, max(free, 0) / 2**30),
+                "SANA: %d x %d px in tiles of %d px, exactly as the whole, which %s",
+                *(workload.width, workload.height, tile_size),
+                takes if workload.is_one_map() else "has more values than the device's convolutions count",
             )
         self.first_stage_model.tile_size = tile_size
         try:
@@ -169,13 +171,25 @@ class SanaVAE(comfy.sd.VAE):
         return self.decode_checked(super().decode_tiled, samples, tile_x, tile_y, overlap, tile_t, overlap_t)
 
     def decode_checked(self, decode: Callable[..., Tensor], samples: Tensor, *args) -> Tensor:
+        """decode(samples, *args). Raises ValueError naming the latent or the decoder for an image that is not finite.
+
+        One check: values of the latent that are not finite reach the image. Its sum is taken on the device.
+        """
         MEMORY.prepare()
-        images = decode(samples, *args)
-        require_finite(is_finite(images), "The image decoded by DC-AE", DECODE_CURE)
+        network, sums = self.first_stage_model, []
+        network.sums = sums
+        try:
+            images = decode(samples, *args)
+        finally:
+            network.sums = None
+        total = torch.stack(sums).sum() if sums else is_finite(images)  # none where another pack replaced the decode
+        if not torch.isfinite(total):
+            require_finite(is_finite(samples), "The latent to decode", LATENT_CURE)
+            require_finite(total, "The image decoded by DC-AE", DECODE_CURE)
         return images
 
     def check_latent(self, samples: Tensor) -> None:
-        """Raises ValueError for a latent of another model, or with values that are not finite."""
+        """Raises ValueError for a latent of another model."""
         if samples.ndim == 5 and samples.shape[2] != 1:
             raise ValueError(
                 f"This latent holds {samples.shape[2]} frames of a video, where DC-AE decodes images: "
@@ -188,7 +202,6 @@ class SanaVAE(comfy.sd.VAE):
             )
         if 0 in samples.shape:
             raise ValueError(f"This latent holds nothing, its shape is {tuple(samples.shape)}: {EMPTY_CURE}.")
-        require_finite(is_finite(samples), "The latent to decode", LATENT_CURE)
 
     def encode(self, pixel_samples: Tensor, not_video: bool | None = None) -> Tensor:  # noqa: ARG002 - newer hosts'
         self.check_image(pixel_samples)

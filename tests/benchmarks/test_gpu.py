@@ -238,7 +238,7 @@ def test_the_most_valuable_stages_come_first_and_compiling_last(benchmarks):
 
 @pytest.mark.heavy
 def test_every_stage_runs_with_small_networks(benchmarks, tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--budget", "3000", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (path,) = tmp_path.glob("gpu-*-tiny.json")
     found = json.loads(path.read_text())

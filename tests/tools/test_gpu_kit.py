@@ -154,7 +154,8 @@ def test_the_kit_measures_every_stage_on_a_bare_machine(bare_python, tmp_path):
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("COMFYUI_", "PYTHON"))}
     lacks = "import importlib.util as u; assert not any(map(u.find_spec, ('diffusers', 'torchsde', 'av', 'pydantic')))"
     subprocess.run([bare_python, "-c", lacks], check=True, env=variables)
-    command = [bare_python, "-m", "tools.gpu_kit", "--run", "--tiny", "--out", str(tmp_path / "out")]
+    command = [bare_python, "-m", "tools.gpu_kit", "--run", "--tiny", "--budget", "3000"]
+    command += ["--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (report,) = (tmp_path / "out").glob("*.json")

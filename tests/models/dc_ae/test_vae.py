@@ -80,7 +80,7 @@ def test_the_loader_chooses_the_network_once(monkeypatch, vae):
     calls = []
     monkeypatch.setattr("sana_native.models.dc_ae.inplace.raise_mmap_threshold", lambda: calls.append(1))
     assert choose_network(torch.device("cpu")) is type(vae.first_stage_model) is InplaceAutoencoderDC
-    assert choose_network(torch.device("cuda")) is InplaceAutoencoderDC and len(calls) == 1
+    assert choose_network(torch.device("mps")) is InplaceAutoencoderDC and len(calls) == 1
     vae.decode(latent())
     assert len(calls) == 1 and malloc.LARGEST_REUSED > 0
 
@@ -205,16 +205,35 @@ def test_a_vae_has_every_default_of_the_host(vae):
 
 
 @pytest.mark.parametrize("call", ["decode", "decode_whole", "decode_tiled"])
-def test_a_decode_looks_at_its_latent_and_at_its_image_once(vae, call, monkeypatch):
-    looked, require = [], vae_module.require_finite
+def test_a_decode_is_checked_once_by_the_sum_of_what_the_network_gives(vae, call, monkeypatch):
+    sums, checked, network = [], [], vae.first_stage_model
+    decode, isfinite = type(network).decode, torch.isfinite
 
-    def counted(value, stage, cure):
-        looked.append((value.numel(), stage))
-        require(value, stage, cure)
+    def summed(self, z):
+        out = decode(self, z)
+        sums.append(out.sum(dtype=torch.float32))
+        return out
 
-    monkeypatch.setattr(vae_module, "require_finite", counted)
+    monkeypatch.setattr(type(network), "decode", summed)
+    monkeypatch.setattr(torch, "isfinite", lambda value: checked.append(value) or isfinite(value))
     getattr(vae, call)(latent())
-    assert looked == [(1, "The latent to decode"), (1, "The image decoded by DC-AE")]
+    assert [value.numel() for value in checked] == [1] and checked[0] == sum(sums) and network.sums is None
+
+
+def test_an_image_that_is_not_finite_is_found_though_the_host_clamps_it(vae, monkeypatch):
+    decoder = type(vae.first_stage_model.decoder)
+    monkeypatch.setattr(decoder, "to_image", lambda *_: torch.full((1, 3, 64, 96), float("inf")))
+    with pytest.raises(ValueError, match="The image decoded by DC-AE holds NaN or infinity: load the autoencoder in"):
+        vae.decode(latent())
+    assert vae.first_stage_model.sums is None
+
+
+def test_a_decode_that_another_pack_replaced_is_checked_too(vae, monkeypatch):
+    monkeypatch.setattr(
+        vae.first_stage_model, "decode", lambda _: torch.full((1, 3, 64, 96), float("nan")), raising=False
+    )
+    with pytest.raises(ValueError, match="The image decoded by DC-AE holds NaN or infinity"):
+        vae.decode(latent())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
