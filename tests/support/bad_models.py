@@ -133,7 +133,7 @@ def one_tensor_too_many(place):
 BLOCKS = {"transformer": "transformer_blocks.", "text_encoder": "layers.", "vae": "decoder.up_blocks.2."}
 
 
-@kind("{file} (looks like {expected} but .*0.* is missing: download|is something else .*: pick another)", *ALL)
+@kind("{file} (looks like {own} but .*0.* is missing: download|is something else .*: pick another)", *ALL)
 def no_first_block(place):
     first = f"{BLOCKS[place.component]}0."
     return place.write({key: tensor for key, tensor in place.read().items() if not key.startswith(first)})
@@ -157,7 +157,7 @@ def the_last_layer_missing(place):
     return place.write({key: tensor for key, tensor in place.read().items() if not key.startswith("layers.1.")})
 
 
-@kind("{file} looks like {expected} but .* is missing: download it again")
+@kind("{file} looks like {own} but .* is missing: download it again")
 def a_block_with_an_absurd_number(place):
     state_dict = place.read()
     return place.write(state_dict | {f"{BLOCKS[place.component]}999999.x.weight": torch.ones(1)})

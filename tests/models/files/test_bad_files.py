@@ -43,6 +43,8 @@ LOADERS = {family.component: partial(load_model, family.component) for family in
 EXPECTED = {
     component: " or ".join(family.name for family in FAMILIES if family.component == component) for component in LOADERS
 }
+# What the files are that the bad ones are made of.
+OWN = {"transformer": "a SANA transformer", "text_encoder": "a Gemma-2 text encoder", "vae": "a DC-AE autoencoder"}
 # What a sentence may ask the user to do, at its end or in brackets.
 CURE = re.compile(
     r"[:(] ?(allow|check|delete|download|keep|load|pick|put|rename|run|save|take|unpack|use|wait)\b[^:]*\.$"
@@ -104,6 +106,7 @@ def test_every_bad_file_is_refused_in_one_sentence_and_leaves_nothing(name, comp
 
     file = (place.file if picked.is_dir() else picked).name.encode("utf-8", "replace").decode()
     match = KINDS[name].match.replace("{file}", re.escape(file)).replace("{expected}", EXPECTED[component])
+    match = match.replace("{own}", OWN[component])
     assert re.search(match.replace("{component}", component), message)
     assert one_sentence(message) and CURE.search(message), message
     assert not place.canary.exists()
