@@ -56,6 +56,7 @@ def test_nothing_is_added_to_the_hosts_modules_but_the_samplers(report):
     assert [name.rpartition(".")[2] for name in report["registered"]] == [
         "sample_sana_flow_dpm",
         "sample_sana_midpoint",
+        "sample_sana_pixart_dmd",
         "sample_sana_scm",
     ]
 

@@ -35,7 +35,8 @@ import nodes  # noqa: E402
 torch.set_num_threads(1)
 folder_paths.add_model_folder_path("diffusers", MODELS)
 # Reimplemented here, not taken from the pack: what it may add.
-ADDED = {f"comfy.k_diffusion.sampling.sample_sana_{name}" for name in ("flow_dpm", "scm", "midpoint")}
+SAMPLERS = ("flow_dpm", "scm", "midpoint", "pixart_dmd")
+ADDED = {f"comfy.k_diffusion.sampling.sample_sana_{name}" for name in SAMPLERS}
 WATCHED = ("comfy", "comfy_extras", "comfy_api", "nodes", "node_helpers", "folder_paths", "torch")
 
 
