@@ -11,8 +11,6 @@ import argparse
 import logging
 import sys
 
-from demo.train.pack import prepare_imports
-
 HELP = {
     "int8": "8 bits, the closest to 16 (the default)",
     "fp8": "8 bits for Ada and later",
@@ -37,6 +35,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     given = read_arguments(arguments)
+    from demo.train.pack import prepare_imports
+
     prepare_imports()
     from comfy.cli_args import args
 
