@@ -39,6 +39,7 @@ GROUPS = {
 }
 LARGEST, NUMBERS = 7, 32  # of a 4-bit code, and that share a scale
 STEPS_JUDGED = 20
+COMPARED = ("mean dB", "median dB", "least dB", "latents")
 
 
 def rounded(weight):
@@ -64,13 +65,14 @@ class Studio:
     def paint(self):
         return self.bench.paint_latents(self.cases, steps=self.steps)
 
-    def compare(self) -> tuple[float, float]:
-        """PSNR in dB, the mean over images; and relative distance of the latents."""
+    def compare(self) -> list[str]:
+        """Cells: PSNR in dB, mean, median and least over images; relative distance of the latents."""
         from demo.train.data import psnr
 
         latents = self.paint()
+        found = psnr(self.bench.painter.decode(latents), self.images)
         distance = (latents - self.latents).norm() / self.latents.norm()
-        return float(psnr(self.bench.painter.decode(latents), self.images).mean()), float(distance)
+        return [f"{float(value):.1f}" for value in (found.mean(), found.median(), found.min())] + [f"{distance:.3f}"]
 
     def judge(self, count: int) -> float:
         """Share of images in which everything is right."""
@@ -91,7 +93,7 @@ class Studio:
         painter.patcher, painter.network = patcher, patcher.model.diffusion_model
 
 
-def with_rounded(network, pattern: str, measure: Callable[[], tuple[float, float]]) -> tuple[int, tuple[float, float]]:
+def with_rounded(network, pattern: str, measure: Callable[[], list[str]]) -> tuple[int, list[str]]:
     """Numbers in the weights of the layers that the pattern finds, and what is measured while they are rounded."""
     import torch
 
@@ -112,11 +114,11 @@ def with_rounded(network, pattern: str, measure: Callable[[], tuple[float, float
 
 def measure_groups(studio: Studio) -> None:
     network = studio.bench.painter.network
-    write(heading(("group, in 4 bits", "thousand weights", "dB", "latents")))
+    write(heading(("group, in 4 bits", "thousand weights", *COMPARED)))
     for group, pattern in GROUPS.items():
         last = str(len(network.transformer_blocks) - 1)
-        numbers, (decibels, distance) = with_rounded(network, pattern.replace("{last}", last), studio.compare)
-        write(row((group, f"{numbers / 1000:.0f}", f"{decibels:.1f}", f"{distance:.3f}")))
+        numbers, cells = with_rounded(network, pattern.replace("{last}", last), studio.compare)
+        write(row((group, f"{numbers / 1000:.0f}", *cells)))
 
 
 def measure_presets(studio: Studio, judged: int) -> None:
@@ -124,26 +126,15 @@ def measure_presets(studio: Studio, judged: int) -> None:
     from sana_native.models.files.saving import quantize_file
     from sana_native.models.registry import FAMILIES
 
-    write(heading(("preset", "file, MB", "dB", "latents", "judge: all right")))
+    write(heading(("preset", "file, MB", *COMPARED, "judge: all right")))
     source = CHECKPOINT / "transformer" / "diffusion_pytorch_model.safetensors"
-    write(row(("16 bits", f"{source.stat().st_size / 1e6:.2f}", "", "", f"{studio.judge(judged):.1%}")))
+    write(row(("16 bits", f"{source.stat().st_size / 1e6:.2f}", *[""] * len(COMPARED), f"{studio.judge(judged):.1%}")))
     with tempfile.TemporaryDirectory() as folder:
         for preset in PRESETS:
             path = str(Path(folder) / f"{preset}.safetensors")
             report = quantize_file(FAMILIES, str(source), path, preset)
             studio.use(path)
-            decibels, distance = studio.compare()
-            write(
-                row(
-                    (
-                        preset,
-                        f"{report.size / 1e6:.2f}",
-                        f"{decibels:.1f}",
-                        f"{distance:.3f}",
-                        f"{studio.judge(judged):.1%}",
-                    )
-                )
-            )
+            write(row((preset, f"{report.size / 1e6:.2f}", *studio.compare(), f"{studio.judge(judged):.1%}")))
 
 
 def main() -> None:

@@ -28,20 +28,6 @@ class SanaNativeQuantizeSave(io.ComfyNode):
             description="Writes a SANA model or its text encoder with narrow weights, for less memory and disk.",
             search_aliases=["quantize", "int8", "fp8", "nvfp4", "save model", "clip save"],
             inputs=[
-                io.Combo.Input(
-                    "preset",
-                    options=list(PRESETS),
-                    default="int8",
-                    tooltip="Format of the weights. int8: half of 16 bits, the closest to them, native from Turing on. "
-                    "fp8: as small, native from Ada on. nvfp4: a third, native on Blackwell. w4a4: a third, native "
-                    "from Turing on, visibly less exact.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="sana",
-                    tooltip="Start of the names below output/diffusion_models and output/clip; the preset and a "
-                    "number follow. The loaders list the files at once.",
-                ),
                 io.Model.Input(
                     "model",
                     optional=True,
@@ -52,6 +38,22 @@ class SanaNativeQuantizeSave(io.ComfyNode):
                     optional=True,
                     tooltip="Text encoder of SANA Gemma Loader in 16 or 32 bits; written to a file of its own.",
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="int8",
+                    optional=True,
+                    tooltip="Format of the weights. int8: half of 16 bits, the closest to them, native from Turing on. "
+                    "fp8: as small, native from Ada on. nvfp4: a third, native on Blackwell. w4a4: a third, native "
+                    "from Turing on, visibly less exact.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="sana",
+                    optional=True,
+                    tooltip="Start of the names below output/diffusion_models and output/clip; the preset and a "
+                    "number follow. The loaders list the files at once.",
+                ),
             ],
             outputs=[io.String.Output(display_name="paths", tooltip="Paths of the files written, one a line.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -59,7 +61,7 @@ class SanaNativeQuantizeSave(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, preset: str, filename_prefix: str, model=None, clip=None) -> io.NodeOutput:
+    def execute(cls, model=None, clip=None, preset: str = "int8", filename_prefix: str = "sana") -> io.NodeOutput:
         connected = {"transformer": model, "text_encoder": clip}
         paths = save_parts(connected, preset, filename_prefix, metadata_of_graph(cls.hidden))
         return io.NodeOutput("\n".join(paths))

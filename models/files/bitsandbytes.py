@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import StateDict
-from .quantized import MARK
-
 logger = logging.getLogger(__name__)
 
+StateDict = dict[str, Tensor]
 INT8_MAX = 127
 INT8_SCALES, INT8_ORDER = "SCB", "weight_format"
 QUANT_STATE = "weight.quant_state.bitsandbytes__"
@@ -37,8 +35,8 @@ class FourBits:
     nested_offset: float
 
 
-def unify_bitsandbytes(name: str, state_dict: StateDict) -> StateDict:
-    """The state dict with 8-bit layers as the host marks them and 4-bit ones wide; others as they are.
+def unify_bitsandbytes(name: str, state_dict: StateDict) -> tuple[StateDict, dict[str, Any]]:
+    """The state dict with 8-bit layers as the host stores them and 4-bit ones wide; and what to mark the former with.
 
     Raises ValueError for layers that lack a part or are damaged.
     """
@@ -46,7 +44,7 @@ def unify_bitsandbytes(name: str, state_dict: StateDict) -> StateDict:
     four = {layer_of(key): key for key in state_dict if QUANT_STATE in key}
     four |= {layer: "" for layer in map(bare_layer, state_dict) if layer is not None and layer not in four}
     if not eight and not four:
-        return state_dict
+        return state_dict, {}
     out = dict(state_dict)
     for layer in eight:
         out |= as_int8(name, layer, out)
@@ -60,7 +58,7 @@ def unify_bitsandbytes(name: str, state_dict: StateDict) -> StateDict:
             name,
             len(four),
         )
-    return out
+    return out, dict.fromkeys(eight, INT8_MARK)
 
 
 def layer_of(key: str) -> str:
@@ -73,16 +71,13 @@ def bare_layer(key: str) -> str | None:
 
 
 def as_int8(name: str, layer: str, state_dict: StateDict) -> StateDict:
-    """The host's tensors for an 8-bit layer; bitsandbytes' own are taken out of the state dict."""
+    """The host's scales for an 8-bit layer, whose weight stays; bitsandbytes' own are taken out of the state dict."""
     scales, order = state_dict.pop(f"{layer}.{INT8_SCALES}"), state_dict.pop(f"{layer}.{INT8_ORDER}", None)
     weight = state_dict.get(f"{layer}.weight")
     fits = weight is not None and weight.dtype == torch.int8 and weight.ndim == 2 and scales.shape == weight.shape[:1]
     if not fits or order is not None and order.any():  # 0: by rows, which every version since 0.37 saves
         raise damaged(name, layer)
-    return {
-        f"{layer}.weight_scale": (scales.float() / INT8_MAX)[:, None],
-        f"{layer}.{MARK}": torch.tensor(list(json.dumps(INT8_MARK).encode()), dtype=torch.uint8),
-    }
+    return {f"{layer}.weight_scale": (scales.float() / INT8_MAX)[:, None]}
 
 
 def widened(name: str, layer: str, key: str, state_dict: StateDict) -> Tensor:

@@ -264,7 +264,8 @@ class Checkpoint:
         layers = strip_prefix(layers_in_metadata(name, checkpoint.metadata), prefixes)
         state_dict = strip_prefix(checkpoint.state_dict, prefixes)
         if component != "vae":
-            state_dict = unify_bitsandbytes(name, state_dict)
+            state_dict, own = unify_bitsandbytes(name, state_dict)
+            layers = layers | own
         state_dict = unify_marks(name, state_dict, layers)
         return replace(checkpoint, state_dict=state_dict, layout=layout_of(state_dict))
 

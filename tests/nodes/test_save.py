@@ -30,7 +30,7 @@ def written(output: Path) -> list[str]:
 
 def test_model_and_clip_become_two_files_that_the_loaders_read(output):
     model, clip = bench.fresh_model("sprint"), bench.clip()
-    (paths,) = call(SAVE, "int8", "mine", model, clip)
+    (paths,) = call(SAVE, model, clip, "int8", "mine")
     assert paths.split("\n") == [str(output / name) for name in (
         "diffusion_models/mine_int8_00001_.safetensors", "clip/mine_int8_00001_.safetensors",
     )]  # fmt: skip
@@ -43,18 +43,18 @@ def test_model_and_clip_become_two_files_that_the_loaders_read(output):
 @pytest.mark.parametrize(("inputs", "folder"), [(("model",), "diffusion_models"), (("clip",), "clip")])
 def test_one_of_them_becomes_one_file(output, inputs, folder):
     parts = {"model": bench.fresh_model("sana"), "clip": bench.clip()}
-    call(SAVE, "fp8", "sub/mine", **{name: parts[name] for name in inputs})
+    call(SAVE, preset="fp8", filename_prefix="sub/mine", **{name: parts[name] for name in inputs})
     assert written(output) == [f"{folder}/sub/mine_fp8_00001_.safetensors"]
 
 
 def test_names_count_up(output):
     for _ in range(2):
-        call(SAVE, "int8", "mine", clip=bench.clip())
+        call(SAVE, None, bench.clip(), "int8", "mine")
     assert written(output) == [f"clip/mine_int8_0000{number}_.safetensors" for number in (1, 2)]
 
 
 def test_the_hosts_own_loader_reads_the_text_encoder(output):  # noqa: ARG001 - sets the folder
-    (path,) = call(SAVE, "int8", "mine", clip=bench.clip())
+    (path,) = call(SAVE, None, bench.clip(), "int8", "mine")
     widths = {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
               "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_the_hosts_own_loader_reads_the_text_encoder(output):  # noqa: ARG001 - 
 
 def test_layers_that_stay_wide_are_named_in_the_log(output, caplog):  # noqa: ARG001 - sets the folder
     with caplog.at_level(logging.INFO, "sana_native"):
-        call(SAVE, "nvfp4", "mine", bench.fresh_model("sana"))
+        call(SAVE, bench.fresh_model("sana"), None, "nvfp4", "mine")
     (text,) = (record.getMessage() for record in caplog.records if "is written" in record.getMessage())
     for part in (
         "mine_nvfp4_00001_.safetensors is written",
@@ -97,15 +97,15 @@ def test_the_graph_is_kept_as_the_hosts_save_nodes_keep_it(output, monkeypatch):
 
 def test_nothing_connected_is_one_sentence():
     with pytest.raises(ValueError, match="^There is nothing to quantize: connect a model, a clip, or both.$"):
-        call(SAVE, "int8", "mine")
+        call(SAVE)
 
 
 def test_a_quantized_model_is_refused(output):
-    (path,) = call(SAVE, "int8", "mine", bench.fresh_model("sana"))
+    (path,) = call(SAVE, bench.fresh_model("sana"), None, "int8", "mine")
     with pytest.raises(
         ValueError, match="^The MODEL is already quantized, and a second rounding would only add errors"
     ):
-        call(SAVE, "int8", "again", load_sana(path))
+        call(SAVE, load_sana(path), None, "int8", "again")
     assert len(written(output)) == 1
 
 
@@ -117,5 +117,5 @@ def test_another_model_is_refused(output, monkeypatch):
     with pytest.raises(
         ValueError, match="^The MODEL is a Stable Diffusion model .+, not a SANA transformer: connect that"
     ):
-        call(SAVE, "int8", "mine", model)
+        call(SAVE, model, None, "int8", "mine")
     assert not written(output)

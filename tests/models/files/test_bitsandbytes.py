@@ -12,7 +12,6 @@ import transformers
 from comfy.quant_ops import QuantizedTensor
 from safetensors.torch import load_file, save_file
 from sana_native.models.files.bitsandbytes import unify_bitsandbytes
-from sana_native.models.files.quantized import quantized_layers
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.support.quantized import is_linear, load_gemma, load_sana, weights
 from torch import Tensor
@@ -51,15 +50,16 @@ def test_four_bits_are_widened_to_the_very_numbers_of_bitsandbytes(kind, nested,
             noise(*shape).to(dtype), quant_type=kind, blocksize=64, compress_statistics=nested, quant_storage=storage
         )
         expected = bnb.dequantize_4bit(packed, state)
-        out = unify_bitsandbytes("model", parts)
+        out, layers = unify_bitsandbytes("model", parts)
+        assert not layers
         assert list(out) == ["a.weight"] and out["a.weight"].shape == shape
         assert torch.equal(out["a.weight"], expected.bfloat16() if dtype == torch.float32 else expected)
 
 
 def test_eight_bits_keep_their_codes():
     parts = in_eight_bits("a.weight", noise(48, 64))
-    out = unify_bitsandbytes("model", dict(parts))
-    assert out.keys() == {"a.weight", "a.weight_scale", "a.comfy_quant"} and quantized_layers(out)["a"]
+    out, layers = unify_bitsandbytes("model", dict(parts))
+    assert out.keys() == {"a.weight", "a.weight_scale"} and layers == {"a": {"format": "int8_tensorwise"}}
     assert torch.equal(out["a.weight"], parts["a.weight"]) and out["a.weight_scale"].shape == (48, 1)
     restored = out["a.weight"].float() * out["a.weight_scale"]
     expected = bnb.int8_vectorwise_dequant(parts["a.weight"], parts["a.SCB"])
@@ -68,7 +68,8 @@ def test_eight_bits_keep_their_codes():
 
 def test_other_files_are_not_touched():
     state_dict = {"a.weight": noise(2, 2)}
-    assert unify_bitsandbytes("model", state_dict) is state_dict
+    found, layers = unify_bitsandbytes("model", state_dict)
+    assert found is state_dict and not layers
 
 
 def write_sana(folder: Path, family: str, convert, dtype=torch.bfloat16) -> str:
