@@ -1,6 +1,6 @@
 """Which layers of a SANA transformer may be narrow, and how it is named in a file's metadata.
 
-Source: loss by groups of layers, `benchmarks/sensitivity.py`; largest inputs by layer, docs/memory.md.
+Source: loss by groups of layers, `benchmarks/sensitivity.py`, measured in `benchmarks/results/quantization.md`.
 """
 
 import torch

@@ -23,7 +23,7 @@ from sana_native.models.files.quantize import (
 from sana_native.models.gemma.quantization import gemma_rules
 from sana_native.models.sana.quantization import sana_architecture, sana_rules
 from sana_native.tests.support.quantized import weights
-from sana_native.tools.make_memory_table import sizes
+from sana_native.tools import make_memory_table
 from torch import Tensor
 
 SHAPES = [(200, 1152), (96, 5600), (33, 48), (40, 64), (5, 7)]
@@ -232,7 +232,12 @@ def test_gemmas_table_is_narrow_and_its_norms_are_not():
     ],
 )
 def test_sizes_of_released_models(model, expected):
-    found = sizes(model)
+    found = make_memory_table.sizes(model)
     for column, size in expected.items():
         assert found[column] == pytest.approx(size, rel=0.01)
     assert max(found["nvfp4"], found["w4a4"]) < 0.7 * found["fp8"] < 0.7 * found["int8"]
+
+
+def test_the_page_on_memory_is_what_the_code_computes():
+    page = make_memory_table.PAGE.read_text(encoding="utf-8")
+    assert page == make_memory_table.page(), "run python -m tools.make_memory_table"
