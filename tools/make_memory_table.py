@@ -108,7 +108,8 @@ DC-AE has {dc_ae:.2f} GB and stays as it is: it is made of convolutions.
 ## What stays whole on a card (computed)
 
 The format nearest to 16 bits with which the part and {working} GB to compute in fit into what a card has free: about
-{cards}. "in parts": ComfyUI streams the weights, which works and is slower. w4a4 and fp8 fit where nvfp4 and int8 do.
+{cards}. "in parts": ComfyUI streams the weights, which works and is slower.
+w4a4 and fp8 fit where nvfp4 and int8 do.
 
 """
 END = """
