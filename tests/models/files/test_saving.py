@@ -73,7 +73,8 @@ def network_of(model: str, loaded) -> torch.nn.Module:
 
 # Root mean square error of a prediction in units of the wide one's, or of the text's states, and at most. Measured:
 # int8 0.029, 0.033 and 0.007; fp8 0.078, 0.087 and 0.029; nvfp4 0.195, 0.199 and 0.067; w4a4 0.353, 0.342 and 0.075.
-BOUNDS = {"int8": (0.05, 0.05, 0.012), "fp8": (0.13, 0.14, 0.05), "nvfp4": (0.3, 0.3, 0.11), "w4a4": (0.55, 0.55, 0.12)}
+# Text computed in bfloat16, where the processor is fast at it, adds its own rounding: 0.013 with int8.
+BOUNDS = {"int8": (0.05, 0.05, 0.02), "fp8": (0.13, 0.14, 0.05), "nvfp4": (0.3, 0.3, 0.11), "w4a4": (0.55, 0.55, 0.12)}
 SMALL = 1e-3  # no format is so exact: a smaller error would mean that nothing was quantized
 
 
@@ -150,6 +151,18 @@ def test_a_model_in_32_bits_becomes_the_same_file_as_its_16_bits(written, tmp_pa
     with torch.inference_mode():
         quantize_model(FAMILIES, "transformer", loaded, path, "int8")
     assert states_equal(*map(without_config, (load_file(path), load_file(written("sana", "int8")))))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("preset", ["int8", "fp8"])
+def test_a_text_encoder_moves_in_every_mode(written, preset, inference):
+    """As to a GPU: the host moves it in inference mode, and does not have to have loaded it there."""
+    clip = load("gemma", written("gemma", preset))
+    table = clip.cond_stage_model.gemma2_2b.transformer.get_input_embeddings()
+    before = table.weight.dequantize().clone()
+    with torch.inference_mode(inference):
+        clip.cond_stage_model.to(torch.device("cpu"))
+        assert isinstance(table.weight, QuantizedTensor) and torch.equal(table.weight.dequantize(), before)
 
 
 def test_a_text_encoder_in_use_becomes_the_file_of_its_folder(written, tmp_path):
