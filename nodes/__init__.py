@@ -18,6 +18,7 @@ from .sampling import (
     SanaNativeSCMSampler,
     SanaNativeSCMScheduler,
 )
+from .save import SanaNativeQuantizeSave
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeDCAEDecode,
     SanaNativeLoraLoader,
     SanaNativeLuminaOptions,
+    SanaNativeQuantizeSave,
 ]
 
 

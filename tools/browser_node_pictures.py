@@ -55,6 +55,7 @@ SCENES = {
         {"lora_name": "my_style.safetensors", "strength_model": 0.8},
     ),
     "SanaNativeLuminaOptions": Scene({"model": MODEL}, [(0, TO_SAMPLER, "model")], {"preset": "authors"}),
+    "SanaNativeQuantizeSave": Scene({"model": MODEL, "clip": CLIP}, width=300),
     "SanaNativeGemmaEncode": Scene(
         {"clip": CLIP},
         [(0, TO_SAMPLER, "positive"), (1, TO_SAMPLER, "negative")],

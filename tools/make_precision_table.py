@@ -33,8 +33,8 @@ MIDDLE = """
 instructions for it (AVX512-BF16, AMX), about twice as fast as float32; they are used when bfloat16 is asked for. If
 32 bits a weight do not fit in the device's memory and only float32 is fast, "auto" keeps 16 bits and computes in
 float32. A file of plain float8 weights stays in float8 where the GPU multiplies it or 16 bits would not fit. Layers
-that ComfyUI has quantized (`comfy_quant`: float8, int8, nvfp4, mxfp8) stay as they are, whatever is asked for; the
-rest of such a file is kept in the format it is computed in.
+that ComfyUI has quantized (`comfy_quant`: float8, int8, nvfp4, mxfp8, w4a4) stay as they are, whatever is asked for;
+the rest of such a file is kept in the format it is computed in.
 """
 GEMMA = """
 ## Gemma-2

@@ -10,8 +10,23 @@ from typing import Any
 
 from . import foreign_files
 from .layout import StateDict
+from .quantize import Rules
 from .reader import Checkpoint
 from .validation import missing_tensor, other_shapes, reading_config
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How a family is written to a quantized file, in the layout of the host's own save nodes.
+
+    of_file: a checkpoint in the network's layout, checked as the loader does -> the tensors to write, without prefix;
+    they stay mapped from the file. rules, architecture: of those tensors. prefix: of every key.
+    """
+
+    rules: Callable[[StateDict], Rules]
+    architecture: Callable[[StateDict], str]
+    of_file: Callable[[Checkpoint], StateDict]
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,8 @@ class Family:
     name: with its article, for messages. node: display name of the node that loads it. marks: ends of keys that give
     the family away, all of those joined by +, in any layout and in incomplete files. required: tensors that every
     member has. convert: any layout -> the network's. recognizes: tells a member in that layout.
-    load: a checkpoint in that layout, options and `disable_dynamic` -> the host's model.
+    load: a checkpoint in that layout, options and `disable_dynamic` -> the host's model. saving: None for a family that
+    is not written narrow.
     """
 
     name: str
@@ -32,6 +48,7 @@ class Family:
     convert: Callable[[StateDict], StateDict]
     recognizes: Callable[[StateDict], bool]
     load: Callable[[Checkpoint, dict[str, Any], bool], Any]
+    saving: Saving | None = None
 
 
 def detect(

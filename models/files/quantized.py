@@ -5,13 +5,14 @@ mark the whole file by `scaled_fp8`, others name the layers in their metadata; t
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import comfy.utils
 import torch
 from comfy.ops import get_layout_class
-from comfy.quant_ops import QUANT_ALGOS
-from torch import Tensor
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
 MARK = "comfy_quant"
@@ -108,3 +109,23 @@ def stored_shapes(expected: dict[str, Tensor], layers: dict[str, str]) -> dict[s
 def formats(layers: dict[str, str]) -> str:
     """The formats that occur, "" for none."""
     return ", ".join(sorted(set(layers.values())))
+
+
+def make_movable(network: nn.Module) -> None:
+    """Lets the host move quantized layers in inference mode, where it runs its nodes, if they were loaded outside.
+
+    torch can make no parameter of such a tensor in inference mode otherwise.
+    """
+    kinds: dict[type, type] = {}
+    for module in network.modules():
+        if isinstance(getattr(module, "weight", None), QuantizedTensor):
+            kind = type(module)
+            module.__class__ = kinds.setdefault(kind, moved_outside_inference(kind))
+
+
+def moved_outside_inference(kind: type[nn.Module]) -> type[nn.Module]:
+    def apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        with torch.inference_mode(False), torch.no_grad():
+            return kind._apply(module, fn, recurse)
+
+    return type(kind.__name__, (kind,), {"_apply": apply})

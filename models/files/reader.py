@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..runtime.progress import tracked
+from .bitsandbytes import unify_bitsandbytes
 from .file_errors import (
     DOWNLOAD_AGAIN,
     OTHER_FORMAT,
@@ -243,7 +244,7 @@ def component_folder(folder: str, component: str) -> str:
 class Checkpoint:
     """Tensors of one component with what lies beside them.
 
-    state_dict: keys without prefixes, wrappers and old marks of quantization. whole: all tensors
+    state_dict: keys without prefixes and wrappers; quantized layers in the host's present form. whole: all tensors
     as the file names them. layout: whose names those are, for the log. source: the path asked for, file or folder.
     """
 
@@ -261,7 +262,11 @@ class Checkpoint:
         checkpoint = cls.read(path, component)
         name, prefixes = checkpoint.name, PREFIXES[component]
         layers = strip_prefix(layers_in_metadata(name, checkpoint.metadata), prefixes)
-        state_dict = unify_marks(name, strip_prefix(checkpoint.state_dict, prefixes), layers)
+        state_dict = strip_prefix(checkpoint.state_dict, prefixes)
+        if component != "vae":
+            state_dict, own = unify_bitsandbytes(name, state_dict)
+            layers = layers | own
+        state_dict = unify_marks(name, state_dict, layers)
         return replace(checkpoint, state_dict=state_dict, layout=layout_of(state_dict))
 
     @classmethod

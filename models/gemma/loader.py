@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict
 from ..files.reader import Checkpoint
 from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
@@ -20,11 +20,13 @@ from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, gemma_precision
 from . import detection as gemma_detection
 from .model import Gemma2
+from .quantization import gemma_architecture, gemma_rules
 from .text_encoder import CLIP_NAME, COMPUTE, GemmaClip, SanaTextEncoder, SanaTokenizer
 
 logger = logging.getLogger(__name__)
 
-IGNORED = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
+SPIECE_KEY = "spiece_model"  # the host's name for the tokenizer in a weight file
+IGNORED = (SPIECE_KEY, "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
 
 
 def convert_gemma(state_dict: StateDict) -> StateDict:
@@ -129,6 +131,13 @@ def load_gemma_patcher(path: str, options: dict | None = None, disable_dynamic: 
     return load_gemma(path, options, disable_dynamic).patcher
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's CLIPSave would write of a checkpoint with the host's names; raises as `configure` does."""
+    spiece = read_spiece(checkpoint)
+    configure(checkpoint, spiece)
+    return checkpoint.state_dict | {SPIECE_KEY: spiece}
+
+
 GEMMA = Family(
     name="a Gemma-2 text encoder",
     component="text_encoder",
@@ -138,4 +147,5 @@ GEMMA = Family(
     convert=convert_gemma,
     recognizes=gemma_detection.is_gemma2,
     load=load,
+    saving=Saving(gemma_rules, gemma_architecture, tensors_of_file),
 )

@@ -19,6 +19,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from ..files.prepare import prepare_state_dict
+from ..files.quantized import make_movable
 from ..runtime.cpu.linear_ops import TextOperations
 from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
@@ -305,7 +306,9 @@ class GemmaClip(comfy.sd.CLIP):
         assign = prepare_state_dict(model.gemma2_2b.transformer, sd, self.patcher)
         for module in model.modules():  # the host's way to hand it on
             module.can_assign_sd = assign
-        return model.load_sd(sd)
+        loaded = model.load_sd(sd)
+        make_movable(model)
+        return loaded
 
 
 def encode_prompts(

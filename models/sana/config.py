@@ -7,6 +7,7 @@ Not here: how the numbers are read off a file (`detection.py`).
 from dataclasses import dataclass
 
 SELF_ATTENTION_HEAD_DIM = 32
+CONFIG_KEY = "sana_config"  # of what no tensor tells, among the tensors of a saved file
 
 
 @dataclass(frozen=True)

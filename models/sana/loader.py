@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.layout import NVIDIA, StateDict, is_nvidia_sana
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside
@@ -26,10 +26,11 @@ from ..runtime.precision import Precision, sana_precision
 from . import convert as sana_convert
 from . import cuda
 from . import detection as sana_detection
-from .config import SanaConfig
+from .config import CONFIG_KEY, SanaConfig
 from .cpu import cpu_network
 from .model import Sana
-from .supported_models import CONFIG_KEY, MEMORY_FACTOR_AT_2240, SanaSupported
+from .quantization import sana_architecture, sana_rules
+from .supported_models import MEMORY_FACTOR_AT_2240, SanaSupported, file_state_dict
 
 POSITIONS = "pos_embed"  # NVIDIA's table of positions; (1, N, C)
 
@@ -133,6 +134,12 @@ def load_sana(
     return load(open_as(SANA, path), options or {}, disable_dynamic)
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's Model Save would write of a checkpoint in the network's layout; raises as `configure` does."""
+    config, _, _ = configure(checkpoint, {})
+    return file_state_dict(config, checkpoint.state_dict)
+
+
 SANA = Family(
     name="a SANA transformer",
     component="transformer",
@@ -142,4 +149,5 @@ SANA = Family(
     convert=convert_sana,
     recognizes=sana_detection.is_sana,
     load=load,
+    saving=Saving(sana_rules, sana_architecture, tensors_of_file, "model.diffusion_model."),
 )

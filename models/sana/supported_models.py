@@ -9,7 +9,7 @@ from ..dc_ae.latent_formats import SanaLatent
 from ..files.saved_config import pack_config
 from ..lora.depthwise import without_branches
 from ..runtime.precision import Precision
-from .config import SanaConfig
+from .config import CONFIG_KEY, SanaConfig
 from .convert import to_file_layout
 from .model_base import SanaModel
 from .patch_checks import UNetConfig
@@ -18,7 +18,6 @@ from .patch_checks import UNetConfig
 # `benchmarks/memory.py` measures a step of 256 px, 5.4 at 512 px, with a margin.
 MEMORY_FACTOR_AT_2240 = 7.5
 
-CONFIG_KEY = "sana_config"
 # Fields that no tensor tells; saved with the weights so that a saved model loads without its config.json.
 SAVED_FIELDS = (
     "num_cross_attention_heads",
@@ -35,6 +34,11 @@ def config_tensor(config: SanaConfig) -> Tensor:
     values = dataclasses.asdict(config)
     fields = {name: values[name] for name in SAVED_FIELDS} | {"flow_shift": config.shift, "num_layers": config.depth}
     return pack_config(fields)
+
+
+def file_state_dict(config: SanaConfig, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is saved of a network's state dict: in the layout of files, with what no tensor tells beside it."""
+    return to_file_layout(without_branches(state_dict)) | {CONFIG_KEY: config_tensor(config)}
 
 
 class SanaSupported(comfy.supported_models_base.BASE):
@@ -69,5 +73,5 @@ class SanaSupported(comfy.supported_models_base.BASE):
         return False
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
-        own = to_file_layout(without_branches(state_dict)) | {CONFIG_KEY: config_tensor(self.unet_config["config"])}
+        own = file_state_dict(self.unet_config["config"], state_dict)
         return super().process_unet_state_dict_for_saving(own)

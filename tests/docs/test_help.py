@@ -189,7 +189,8 @@ def known_names() -> set[str]:
     inputs = [item for schema in SCHEMAS.values() for item in schema.inputs]
     options = {option for item in inputs if isinstance(item, io.Combo.Input) for option in item.options}
     outputs = {item.display_name for schema in SCHEMAS.values() for item in schema.outputs}
-    return {item.id for item in inputs} | options | outputs | {*SAMPLERS, *SCHEDULERS} | OTHER_NAMES
+    texts = {item.default for item in inputs if isinstance(item, io.String.Input)}
+    return {item.id for item in inputs} | options | outputs | texts | {*SAMPLERS, *SCHEDULERS} | OTHER_NAMES
 
 
 @every_node

@@ -14,10 +14,13 @@ import safetensors.torch
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
+from sana_native.models.files.quantize import PRESETS
+from sana_native.models.files.saving import quantize_file
+from sana_native.models.registry import FAMILIES
 from sana_native.tests.models import test_pictures as pictures
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.quantized import load_sana, quantized, weights, write_model
+from sana_native.tests.support.quantized import load_gemma, load_sana, quantized, weights, write_model
 from sana_native.tools.workflow import set_inputs
 from torch import Tensor
 
@@ -86,6 +89,25 @@ def test_little_memory_gives_a_quantized_model_the_same_bits(kind, room, tmp_pat
     loaded = room(NO_MEMORY)
     assert torch.equal(bench.draw(load_sana(path), bench.encoded()), expected)
     assert loaded[-1].model_lowvram
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [NO_MEMORY, 60_000.0], ids=["no memory", "some memory"])
+def test_little_memory_gives_a_written_model_the_same_bits(preset, size, room, tmp_path):
+    paths = []
+    for component, family in (("transformer", "sprint"), ("text_encoder", "sana")):
+        paths.append(str(tmp_path / f"{component}.safetensors"))
+        quantize_file(FAMILIES, str(bench.folder() / family), paths[-1], preset, component)
+
+    def graph() -> Tensor:
+        clip = load_gemma(paths[1])
+        conds = tuple(bench.call("CLIPTextEncode", clip, text)[0] for text in ("a red bus", ""))
+        return bench.draw(load_sana(paths[0]), conds)
+
+    expected = graph()
+    loaded = room(size)
+    assert torch.equal(graph(), expected)
+    assert {type(model).__name__ for model in loaded if model.model_lowvram} == {"SanaModel", "SanaTextEncoder"}
 
 
 @pytest.mark.parametrize("family", bench.FAMILIES)

@@ -31,9 +31,11 @@ IDS = {
     "SanaNativeDCAEDecode",
     "SanaNativeLoraLoader",
     "SanaNativeLuminaOptions",
+    "SanaNativeQuantizeSave",
 }
 SHELVES = {
     "model/loaders",
+    "model/merging",
     "model/conditioning/sana",
     "model/latent/sana",
     "model/patch",

@@ -13,7 +13,7 @@ from sana_native.tests.support import tiny
 PACK = Path(__file__).resolve().parents[2]
 HOST = Path(folder_paths.__file__).resolve().parent
 NODES = ["DCAEDecode", "DCAEEncode", "DCAELoader", "EmptyLatent", "FlowDPMSampler", "FlowScheduler", "GemmaEncode",
-         "GemmaLoader", "LoraLoader", "LuminaOptions", "ModelLoader", "SCMSampler", "SCMScheduler",
+         "GemmaLoader", "LoraLoader", "LuminaOptions", "ModelLoader", "QuantizeSave", "SCMSampler", "SCMScheduler",
          "Sampler"]  # fmt: skip
 
 

@@ -258,9 +258,9 @@ def a_model_of_svdquant(place):
     return place.write(state_dict)
 
 
-@kind("{file} is a model quantized by bitsandbytes, which this version does not load .take the bf16 file.",
+@kind("{file} is quantized by bitsandbytes, and what belongs to [\\w.]+ is damaged or missing: download it again",
       "transformer", "text_encoder")  # fmt: skip
-def a_model_of_bitsandbytes(place):
+def a_model_of_bitsandbytes_without_its_state(place):
     state_dict = place.read()
     for key in [key for key, tensor in state_dict.items() if tensor.ndim == 2 and key.endswith("weight")]:
         state_dict[key] = torch.zeros(state_dict[key].numel() // 2, 1, dtype=torch.uint8)

@@ -34,6 +34,15 @@ def quantized(state_dict: dict[str, Tensor], kind: str, choose=is_linear) -> dic
     return out
 
 
+def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[key].dtype == b[key].dtype and torch.equal(a[key].view(torch.uint8), b[key].view(torch.uint8))
+        if a[key].ndim
+        else bool(a[key] == b[key])
+        for key in a
+    )
+
+
 def weights(family: str) -> dict[str, Tensor]:
     return load_file(bench.folder() / family / "transformer" / "diffusion_pytorch_model.safetensors")
 

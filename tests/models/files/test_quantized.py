@@ -12,7 +12,16 @@ from comfy_extras.nodes_model_merging import CheckpointSave, CLIPSave, ModelSave
 from safetensors.torch import load_file, save_file
 from sana_native.tests.support import layouts
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.quantized import is_linear, load_gemma, load_sana, mark, quantized, weights, write_model
+from sana_native.tests.support.quantized import (
+    is_linear,
+    load_gemma,
+    load_sana,
+    mark,
+    quantized,
+    states_equal,
+    weights,
+    write_model,
+)
 from torch import Tensor
 
 # Allowed root mean square error of a prediction in units of the unquantized one's. A weight's rounding error is about
@@ -40,15 +49,6 @@ def write(tmp_path):
 def output(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     return tmp_path / "output"
-
-
-def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[key].dtype == b[key].dtype and torch.equal(a[key].view(torch.uint8), b[key].view(torch.uint8))
-        if a[key].ndim
-        else bool(a[key] == b[key])
-        for key in a
-    )
 
 
 @KINDS

@@ -1,0 +1,93 @@
+"""The save node: a MODEL or CLIP -> files in the host's narrow formats."""
+
+import json
+import logging
+import os
+
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import io
+
+from ..models.files.quantize import PRESETS
+from ..models.files.saving import quantize_model
+from ..models.registry import FAMILIES
+
+logger = logging.getLogger(__name__)
+
+# Component -> folder below the output folder. The host looks for models in both.
+FOLDERS = {"transformer": "diffusion_models", "text_encoder": "clip"}
+
+
+class SanaNativeQuantizeSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeQuantizeSave",
+            display_name="SANA Quantize & Save",
+            category="model/merging",
+            description="Writes a SANA model or its text encoder with narrow weights, for less memory and disk.",
+            search_aliases=["quantize", "int8", "fp8", "nvfp4", "save model", "clip save"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Model of SANA Model Loader in 16 or 32 bits; LoRAs are merged into the file.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Text encoder of SANA Gemma Loader in 16 or 32 bits; written to a file of its own.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="int8",
+                    optional=True,
+                    tooltip="Format of the weights. int8: half of 16 bits, the closest to them, native from Turing on. "
+                    "fp8: as small, native from Ada on. nvfp4: a third, native on Blackwell. w4a4: a third, native "
+                    "from Turing on, visibly less exact.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="sana",
+                    optional=True,
+                    tooltip="Start of the names below output/diffusion_models and output/clip; the preset and a "
+                    "number follow. The loaders list the files at once.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="paths", tooltip="Paths of the files written, one a line.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model=None, clip=None, preset: str = "int8", filename_prefix: str = "sana") -> io.NodeOutput:
+        connected = {"transformer": model, "text_encoder": clip}
+        paths = save_parts(connected, preset, filename_prefix, metadata_of_graph(cls.hidden))
+        return io.NodeOutput("\n".join(paths))
+
+
+def save_parts(parts: dict[str, object], preset: str, prefix: str, metadata: dict[str, str]) -> list[str]:
+    """Writes a file for each part that is connected and returns their paths. Raises ValueError when none is."""
+    connected = {component: part for component, part in parts.items() if part is not None}
+    if not connected:
+        raise ValueError("There is nothing to quantize: connect a model, a clip, or both.")
+    paths = []
+    for component, part in connected.items():
+        paths.append(next_path(f"{FOLDERS[component]}/{prefix}_{preset}"))
+        logger.info("SANA: %s", quantize_model(FAMILIES, component, part, paths[-1], preset, metadata))
+    return paths
+
+
+def next_path(prefix: str) -> str:
+    """The next free name below the output folder, numbered as the host numbers its own."""
+    folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return os.path.join(folder, f"{name}_{counter:05}_.safetensors")
+
+
+def metadata_of_graph(hidden) -> dict[str, str]:
+    """The graph that a file was made by, as the host's own save nodes keep it; {} where its user wants none."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    graph = {"prompt": hidden.prompt} if hidden.prompt is not None else {}
+    return {name: json.dumps(value) for name, value in (graph | (hidden.extra_pnginfo or {})).items()}
