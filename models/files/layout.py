@@ -33,6 +33,7 @@ PREFIXES = {
 }
 # Names that torch.compile, FSDP and activation checkpointing put into the middle of keys.
 WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+NOT_OF_GEMMA = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys: the tokenizer, and unused parts
 WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2")
 
 
@@ -58,6 +59,14 @@ def split_rows(names: tuple[str, ...], suffix: str, tensor: Tensor) -> StateDict
     if suffix in WHOLE_LAYER or tensor.shape[:1] in ((), (1,)):
         return {f"{name}.{suffix}": tensor for name in names}
     return {f"{name}.{suffix}": part for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)}
+
+
+def to_host_gemma(state_dict: StateDict) -> StateDict:
+    """A Gemma in any layout -> the host's names, below `model.`, without what the encoder does not read."""
+    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(NOT_OF_GEMMA)}
+    if "embed_tokens.weight" in state_dict:
+        return {f"model.{key}": tensor for key, tensor in state_dict.items()}
+    return state_dict
 
 
 def unwrap(key: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .reader import Checkpoint
 
 GEMMA_SPECIAL_IDS = (0, 2)  # padding, start
+SPIECE_KEY = "spiece_model"  # the host's name for the tokenizer in a weight file
 
 
 def beside(path: str, name: str) -> tuple[str, str]:
@@ -54,5 +55,14 @@ def check_tokenizer(name: str, spiece: Tensor, vocab_size: int) -> None:
 
 
 def find_spiece(state_dict: dict[str, Tensor]) -> Tensor | None:
-    found = next((tensor for key, tensor in state_dict.items() if key.endswith("spiece_model")), None)
+    found = next((tensor for key, tensor in state_dict.items() if key.endswith(SPIECE_KEY)), None)
     return None if found is None else found.to(torch.uint8)  # bytes survive a cast to 16 bits with the weights
+
+
+def read_spiece(checkpoint: Checkpoint) -> Tensor:
+    """Bytes of the tokenizer (N,), from the file or from beside it. Raises FileNotFoundError without one."""
+    spiece = find_spiece(checkpoint.whole)
+    spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
+    if spiece is None:
+        raise no_tokenizer(checkpoint)
+    return spiece

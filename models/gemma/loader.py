@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..files import quantized
 from ..files.family import Family, Saving, open_as
-from ..files.layout import StateDict
+from ..files.layout import StateDict, to_host_gemma
 from ..files.reader import Checkpoint
-from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
+from ..files.tokenizer import SPIECE_KEY, check_tokenizer, read_spiece
 from ..files.validation import check_tensors, log_loaded, reading_config
 from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, gemma_precision
@@ -24,26 +24,6 @@ from .quantization import gemma_architecture, gemma_rules
 from .text_encoder import CLIP_NAME, COMPUTE, GemmaClip, SanaTextEncoder, SanaTokenizer
 
 logger = logging.getLogger(__name__)
-
-SPIECE_KEY = "spiece_model"  # the host's name for the tokenizer in a weight file
-IGNORED = (SPIECE_KEY, "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
-
-
-def convert_gemma(state_dict: StateDict) -> StateDict:
-    """Any layout -> the host's names, below `model.`, without the tokenizer's."""
-    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(IGNORED)}
-    if "embed_tokens.weight" in state_dict:
-        return {f"model.{key}": tensor for key, tensor in state_dict.items()}
-    return state_dict
-
-
-def read_spiece(checkpoint: Checkpoint) -> Tensor:
-    """Bytes of the tokenizer (N,), from the file or from beside it. Raises FileNotFoundError without one."""
-    spiece = find_spiece(checkpoint.whole)
-    spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
-    if spiece is None:
-        raise no_tokenizer(checkpoint)
-    return spiece
 
 
 def configure(checkpoint: Checkpoint, spiece: Tensor) -> tuple[dict[str, int], dict[str, str], int]:
@@ -144,7 +124,7 @@ GEMMA = Family(
     node="SANA Gemma Loader",
     marks=gemma_detection.GEMMA_MARKS,
     required=gemma_detection.GEMMA_KEYS,
-    convert=convert_gemma,
+    convert=to_host_gemma,
     recognizes=gemma_detection.is_gemma2,
     load=load,
     saving=Saving(gemma_rules, gemma_architecture, tensors_of_file),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..files import quantized
 from ..files.family import Family, open_as
-from ..files.layout import StateDict
+from ..files.layout import StateDict, to_host_gemma
 from ..files.reader import Checkpoint
-from ..files.tokenizer import check_tokenizer, find_spiece, find_tokenizer, no_tokenizer
+from ..files.tokenizer import check_tokenizer, read_spiece
 from ..files.validation import check_tensors, log_loaded, reading_config
 from ..runtime.device import requested
 from ..runtime.precision import Device, Precision, gemma_precision
@@ -20,24 +20,6 @@ from .detection import GEMMA_1_KEYS, check_gemma_1, describe_gemma_1, detect_gem
 from .text_encoder import CLIP_NAME, Gemma1, Gemma1Clip, Gemma1Tokenizer, LuminaTextEncoder
 
 FLOAT32_ONLY = Device("any device")  # the host computes its Llama in float32 wherever it runs
-IGNORED = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys that the encoder does not read
-
-
-def convert_gemma_1(state_dict: StateDict) -> StateDict:
-    """Any layout -> the host's names, below `model.`, without the tokenizer's."""
-    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.endswith(IGNORED)}
-    if "embed_tokens.weight" in state_dict:
-        return {f"model.{key}": tensor for key, tensor in state_dict.items()}
-    return state_dict
-
-
-def read_spiece(checkpoint: Checkpoint) -> Tensor:
-    """Bytes of the tokenizer (N,), from the file or from beside it. Raises FileNotFoundError without one."""
-    spiece = find_spiece(checkpoint.whole)
-    spiece = find_tokenizer(checkpoint.path) if spiece is None else spiece
-    if spiece is None:
-        raise no_tokenizer(checkpoint)
-    return spiece
 
 
 def configure(checkpoint: Checkpoint, spiece: Tensor) -> tuple[dict[str, int], dict[str, str], int]:
@@ -115,7 +97,7 @@ GEMMA_1 = Family(
     node="SANA Gemma Loader",
     marks=(),  # Llama's names: the vocabulary tells it (`files/foreign_files.py`)
     required=GEMMA_1_KEYS,
-    convert=convert_gemma_1,
+    convert=to_host_gemma,
     recognizes=is_gemma_1,
     load=load,
 )

@@ -1,18 +1,18 @@
 """Lumina-Next as a host model: which conditioning reaches the network, and what is refused on the way in and out."""
 
 import comfy.model_base
-import torch
 from comfy.model_base import ModelType
 from comfy.model_sampling import CONST
 from torch import Tensor
 
-from ..runtime.precision import require_finite
-from ..runtime.text_conds import TextCond, without_padding
+from ..runtime.precision import require_finite, require_finite_result
+from ..runtime.text_conds import require_text, text_conds
 from .guidance import guide_channels
 from .model import Lumina
 
 HIGHEST_SIGMA = 1.001  # of a flow, which ends at 1, with room for rounding
-CONDITIONING_CURE = "encode the prompt again with SANA Gemma Encode, without a LoRA on its clip"
+TEXT_CURE = "load gemma-2b, not Gemma-2, with SANA Gemma Loader, and encode the prompt with its clip"
+RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
 LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
 
 
@@ -27,21 +27,6 @@ def require_flow(model_sampling: object) -> None:
     )
 
 
-def require_gemma_1(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
-    """Raises ValueError for a conditioning of another text encoder."""
-    found = "without text states" if context is None else f"{context.shape[-1]} wide"
-    if context is None or context.shape[-1] != channels:
-        raise ValueError(
-            f"This conditioning is {found} where Lumina-Next needs Gemma-1's states of {channels}: load gemma-2b, not "
-            "Gemma-2, with SANA Gemma Loader, and encode the prompt with its clip."
-        )
-    if mask is not None and mask.shape[-1] != context.shape[1]:
-        raise ValueError(
-            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}: encode both "
-            "texts with the clip of one SANA Gemma Loader."
-        )
-
-
 class LuminaModel(comfy.model_base.BaseModel):
     """Lumina-Next T2I and SFT."""
 
@@ -54,12 +39,9 @@ class LuminaModel(comfy.model_base.BaseModel):
         require_flow(self.model_sampling)
         conds = super().extra_conds(**kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
-        require_gemma_1(context, mask, self.diffusion_model.config.caption_channels)
-        require_finite(context, "The conditioning", CONDITIONING_CURE)
-        context, mask = without_padding(context, mask)
-        device = kwargs.get("device", context.device)  # once, not with every step
-        conds["c_crossattn"], conds["attention_mask"] = TextCond(context.to(device)), TextCond(mask.to(device))
-        return conds
+        channels = self.diffusion_model.config.caption_channels
+        require_text(context, mask, channels, "Lumina-Next needs Gemma-1's states", TEXT_CURE)
+        return conds | text_conds(context, mask, kwargs.get("device"))
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         # The network embeds sigma itself; nodes that set a shift may set another multiplier, or have none.
@@ -81,9 +63,5 @@ class LuminaModel(comfy.model_base.BaseModel):
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
-        if not torch.isfinite(latent).all():
-            raise ValueError(
-                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
-                "weight_dtype bfloat16 or float32."
-            )
+        require_finite_result(latent, self.get_dtype_inference(), RESULT_CURE)
         return super().process_latent_out(latent)

@@ -8,32 +8,17 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
-from ..runtime.precision import require_finite
-from ..runtime.text_conds import MaskCond, TextCond, without_padding
+from ..runtime.precision import require_finite, require_finite_result
+from ..runtime.text_conds import require_text, text_conds
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
 from .model_sampling import ModelSamplingLCM
 
 logger = logging.getLogger(__name__)
 
-CONDITIONING_CURE = "encode the prompt again, without a LoRA on its clip"
+TEXT_CURE = "load a T5-XXL encoder with SANA Gemma Loader, and encode the prompt with its clip"
+RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
 LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
-TEXT_LOADER = "load a T5-XXL encoder with SANA Gemma Loader"
-
-
-def require_text(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
-    """Raises ValueError for a conditioning that is no T5-XXL's."""
-    if context is None or context.shape[-1] != channels:
-        found = "without text states" if context is None else f"{context.shape[-1]} wide"
-        raise ValueError(
-            f"This conditioning is {found} where PixArt needs T5-XXL's states of {channels}: {TEXT_LOADER}, and encode "
-            "the prompt with its clip."
-        )
-    if mask is not None and mask.shape[-1] != context.shape[1]:
-        raise ValueError(
-            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as "
-            "Conditioning (Concat) leaves it: write both texts into one prompt, or use Conditioning (Combine)."
-        )
 
 
 def require_latent(shape: tuple[int, ...]) -> None:
@@ -64,14 +49,10 @@ class PixArtModel(comfy.model_base.PixArt):
     def extra_conds(self, **kwargs) -> dict:
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
-        require_text(context, mask, self.config.caption_channels)
-        require_finite(context, "The conditioning", CONDITIONING_CURE)
-        context, mask = without_padding(context, mask)
-        self.warn_of_length(context.shape[1])
-        # Once to the device here: the host would send them with every step, which then waits for the copy.
-        device = kwargs.get("device", context.device)
-        conds["c_crossattn"] = TextCond(context.to(device))
-        conds["attention_mask"] = MaskCond(mask.to(device), padded=not bool(mask.all()))
+        require_text(context, mask, self.config.caption_channels, "PixArt needs T5-XXL's states", TEXT_CURE)
+        device = kwargs.get("device")
+        conds |= text_conds(context, mask, device)
+        self.warn_of_length(conds["c_crossattn"].cond.shape[1])
         if self.config.micro_conditions:
             size = kwargs.get("height"), kwargs.get("width")  # of the host's CLIP Text Encode for PixArt-alpha
             if None in size:
@@ -104,9 +85,5 @@ class PixArtModel(comfy.model_base.PixArt):
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
-        if not torch.isfinite(latent).all():
-            raise ValueError(
-                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
-                "weight_dtype bfloat16 or float32."
-            )
+        require_finite_result(latent, self.get_dtype_inference(), RESULT_CURE)
         return super().process_latent_out(latent)

@@ -63,6 +63,12 @@ def require_finite(tensor: Tensor, stage: str, cure: str) -> None:
         raise ValueError(f"{stage} holds NaN or infinity: {cure}.")
 
 
+def require_finite_result(latent: Tensor, dtype: torch.dtype, cure: str) -> None:
+    """Raises ValueError naming the format of a run and the cure when its latent holds NaN or infinity."""
+    if not all_finite(latent):
+        raise ValueError(f"Denoising gave a latent with NaN or infinity in {dtype}: {cure}.")
+
+
 def fastest(trained_in: str | None, device: Device) -> tuple[torch.dtype, str]:
     """The format to compute a transformer in when nobody asks for one, and why.
 

@@ -8,6 +8,9 @@ import comfy.conds
 import torch
 from torch import Tensor
 
+from .precision import require_finite
+
+CONDITIONING_CURE = "encode the prompt again, without a LoRA on its clip"
 LENGTH_STEP = 16  # a compiler meets few lengths then, and a GPU rows that its kernels can load whole
 
 
@@ -43,6 +46,32 @@ class MaskCond(TextCond):
         if len(lengths) == 1 and not any(mask.padded for mask in (self, *others)):
             return None
         return super().concat(others)
+
+
+def text_conds(context: Tensor, mask: Tensor | None, device: torch.device | None) -> dict[str, TextCond]:
+    """The host's conditionings of a text: states (B, L, C) and mask (B, L), on the device once and not at every step.
+
+    device: where the network runs, as the host tells `extra_conds`; None leaves them where they are.
+    """
+    context, mask = without_padding(context, mask)
+    padded = not bool(mask.all())  # asked before the mask is on the device
+    return {"c_crossattn": TextCond(context.to(device)), "attention_mask": MaskCond(mask.to(device), padded)}
+
+
+def require_text(context: Tensor | None, mask: Tensor | None, channels: int, needed: str, cure: str) -> None:
+    """Raises ValueError for a conditioning of another width, without states, NaN in it, or with a mask for others.
+
+    needed: as in "SANA needs Gemma's states". cure: what to do about another width.
+    """
+    found = "without text states" if context is None else f"{context.shape[-1]} wide"
+    if context is None or context.shape[-1] != channels:
+        raise ValueError(f"This conditioning is {found} where {needed} of {channels}: {cure}.")
+    if mask is not None and mask.shape[-1] != context.shape[1]:
+        raise ValueError(
+            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as "
+            "Conditioning (Concat) leaves it: write both texts into one prompt, or use Conditioning (Combine)."
+        )
+    require_finite(context, "The conditioning", CONDITIONING_CURE)
 
 
 def without_length(tensor: Tensor) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
-from ..runtime.precision import all_finite, require_finite
-from ..runtime.text_conds import MaskCond, TextCond, without_padding
+from ..runtime.precision import require_finite, require_finite_result
+from ..runtime.text_conds import require_text, text_conds
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
@@ -16,24 +16,13 @@ from .run_checks import require_area, require_image_latent
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
 TIMESTEPS = 1000  # of SANA's training
 TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
-CONDITIONING_CURE = "encode the prompt again with SANA Gemma Encode, without a LoRA on its clip"
+TEXT_CURE = "encode the prompt with SANA Gemma Encode, or CLIP Text Encode with the clip of SANA Gemma Loader"
 LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
+RESULT_CURE = (
+    "load the model with another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 "
+    "with clamp on for the float16 ones)"
+)
 UNCONDITIONAL = 1  # the host's mark of an unconditional pass in "cond_or_uncond"
-
-
-def require_gemma(context: Tensor | None, mask: Tensor | None, channels: int) -> None:
-    """Raises ValueError for a conditioning that no text encode node, ours or stock, can have made with our CLIP."""
-    found = "without text states" if context is None else f"{context.shape[-1]} wide"
-    if context is None or context.shape[-1] != channels:
-        raise ValueError(
-            f"This conditioning is {found} where SANA needs Gemma's states of {channels}: encode the prompt with "
-            "SANA Gemma Encode, or CLIP Text Encode with the clip of SANA Gemma Loader."
-        )
-    if mask is not None and mask.shape[-1] != context.shape[1]:
-        raise ValueError(
-            f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as "
-            "Conditioning (Concat) leaves it: write both texts into one prompt, or use Conditioning (Combine)."
-        )
 
 
 class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
@@ -62,16 +51,12 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
             require_area(kwargs.get("area"), kwargs["noise"].shape[2:])
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
-        require_gemma(context, mask, self.diffusion_model.config.caption_channels)
-        require_finite(context, "The conditioning", CONDITIONING_CURE)
+        channels = self.diffusion_model.config.caption_channels
+        require_text(context, mask, channels, "SANA needs Gemma's states", TEXT_CURE)
         if kwargs.get(ZERO_PADDED):
             mask = mask_of_rows(context, mask)
-        context, mask = without_padding(context, mask)
-        padded = not bool(mask.all())
-        # Once to the device here: the host would send them with every step, which then waits for the copy.
-        device = kwargs.get("device", context.device)
-        conds["c_crossattn"] = TextCond(context.to(device))
-        conds["attention_mask"] = MaskCond(mask.to(device), padded)
+        device = kwargs.get("device")
+        conds |= text_conds(context, mask, device)
         if self.is_sprint:
             guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
             scale = DEFAULT_GUIDANCE if guidance is None else float(guidance)
@@ -101,10 +86,5 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
-        if not all_finite(latent):
-            raise ValueError(
-                f"Denoising gave a latent with NaN or infinity in {self.get_dtype_inference()}: load the model with "
-                "another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 with "
-                "clamp on for the float16 ones)."
-            )
+        require_finite_result(latent, self.get_dtype_inference(), RESULT_CURE)
         return super().process_latent_out(latent)

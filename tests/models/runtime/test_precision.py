@@ -234,7 +234,7 @@ def test_a_conditioning_that_is_not_finite_is_not_sampled_with(monkeypatch):
     seen = bench.count_calls(monkeypatch, bench.model("sana"))
     for sample in (bench.draw, bench.ksampler):
         with pytest.raises(
-            ValueError, match=r"The conditioning holds NaN or infinity: encode the prompt again with SANA"
+            ValueError, match=r"The conditioning holds NaN or infinity: encode the prompt again, without a LoRA"
         ):
             sample(bench.model("sana"), (bench.changed(positive, context=context), negative))
     assert not seen.batches
