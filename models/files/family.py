@@ -78,9 +78,7 @@ def refusal(checkpoint: Checkpoint, tried: list[tuple[Family, StateDict]], famil
                 return missing_tensor(checkpoint, family.name, missing[0])
             return other_shapes(checkpoint, family.name)
     cure = "" if re.search(r"\((use|take|load) ", found) else ": pick another file"
-    *names, last = (family.name for family, _ in tried)
-    wanted = f"{', '.join(names)} or {last}" if names else last
-    return ValueError(f"{checkpoint.name} is {found}, not {wanted}{cure}.")
+    return ValueError(f"{checkpoint.name} is {found}, not {' or '.join(family.name for family, _ in tried)}{cure}.")
 
 
 def describe(state_dict: StateDict, families: Iterable[Family]) -> str:
