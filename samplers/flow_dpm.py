@@ -56,7 +56,7 @@ def sample_flow_dpm(
         order: 1, 2 or 3.
 
     Raises:
-        ValueError: if the order is another, or the model is no rectified flow.
+        ValueError: if the order is another, the model is no rectified flow, or a level before the last is 0.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"Flow-DPM was asked for order {order}, but it has 1, 2 and 3; choose 2.")
@@ -67,6 +67,12 @@ def sample_flow_dpm(
             f"{type(model_sampling).__name__}, which is none; choose a stock sampler such as dpmpp_2m."
         )
     sigmas, callback = skip_empty_steps(sigmas, callback)
+    levels = sigmas.tolist()
+    if order > 1 and any(level <= 0 for level in levels[:-1]):
+        raise ValueError(
+            f"Flow-DPM was given the noise levels {', '.join(f'{level:.4g}' for level in levels)}, but only the last may "
+            "be 0: take the schedule apart there, or choose order 1."
+        )
     if order == 1:
         return k_diffusion.sample_euler(model, x, sigmas, extra_args, callback, disable)
     if order == 2:

@@ -31,9 +31,14 @@ def inference_hooks(manager: BypassInjectionManager, model: nn.Module) -> dict[s
     return {f"{names[hook.module]}.weight": hook for hook in found if hook.module in names}
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer; the host's of quantized weights has torch's attributes without its class."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
 def in_layer_shape(adapter: WeightAdapterBase, module: nn.Module) -> WeightAdapterBase:
     """Factors (N, K, 1, 1) of a 1x1 convolution as (N, K), where the layer is a linear one; else the adapter itself."""
-    if not isinstance(module, nn.Linear):
+    if not is_linear(module):
         return adapter
     parts = (
         part.flatten(1) if isinstance(part, Tensor) and part.shape[2:] == (1, 1) else part for part in adapter.weights
@@ -44,7 +49,7 @@ def in_layer_shape(adapter: WeightAdapterBase, module: nn.Module) -> WeightAdapt
 def computes(hook: BypassForwardHook) -> bool:
     """Whether the adapter gives what its layer gives, for an input of the layer's width."""
     module = hook.module
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         shape, out = (1, module.in_features), (1, module.out_features)
     elif isinstance(module, nn.Conv2d):
         shape, out = (1, module.in_channels, 4, 4), (1, module.out_channels, 1, 1)

@@ -93,7 +93,7 @@ class WeightFingerprint(NamedTuple):
 
     patches: object
     states: list[tuple]
-    parameters: list[weakref.ref]
+    parameters: list[weakref.ref]  # or their parts
     storages: list[StorageWeakRef]  # while one is held, no other storage can get its id
 
     @classmethod
@@ -103,8 +103,10 @@ class WeightFingerprint(NamedTuple):
         for parameter in parameters:
             origin = getattr(parameter, "origin", None)
             if origin is None:
-                source, identity = parameter, id(parameter)
-                references.append(weakref.ref(parameter))
+                # Of a quantized parameter its parts: torch cannot move what is itself weakly referenced.
+                source, held = parameter, [parameter] if is_plain(parameter) else parts_of(parameter)
+                identity = tuple(map(id, held))
+                references += map(weakref.ref, held)
             else:  # the host wraps the original anew too: its memory and its counter stay
                 source = origin.weight
                 identity = (read_version(parameter), parameter.data_ptr() == origin.address)

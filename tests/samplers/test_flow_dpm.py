@@ -252,6 +252,14 @@ def test_a_model_that_is_no_flow_is_refused():
         sample_flow_dpm(flow_denoiser(model_sampling=Eps()), initial_noise(), get_sigmas_flow_dpm(4, 3.0))
 
 
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("levels", [(1.0, 0.5, 0.0, 0.5, 0.0), (0.0, 0.5, 1.0)])
+def test_a_level_of_zero_before_the_last_is_refused(order, levels):
+    x = initial_noise()
+    with pytest.raises(ValueError, match=r"noise levels .*0, .*, but only the last may be 0: take the schedule apart"):
+        sample_flow_dpm(flow_denoiser(curved_velocity), x, torch.tensor(levels), order=order)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_steps_of_no_length_are_skipped_and_still_counted(order):
     levels, repeated = [1.0, 0.7, 0.3, 0.0], [1.0, 1.0, 0.7, 0.7, 0.7, 0.3, 0.0, 0.0]

@@ -165,6 +165,33 @@ def test_a_text_encoder_moves_in_every_mode(written, preset, inference):
         assert isinstance(table.weight, QuantizedTensor) and torch.equal(table.weight.dequantize(), before)
 
 
+def test_a_quantized_text_encoder_that_has_read_a_prompt_moves_and_reads_on(written):
+    """Its caches hold weak references, and torch moves no tensor that has one."""
+    clip = load("gemma", written("gemma", "int8"))
+    with torch.inference_mode():
+        before = clip.encode_from_tokens(clip.tokenize("a fox"))
+        clip.patcher.detach()
+        clip.cond_stage_model.to(torch.device("cpu"))
+        assert torch.equal(clip.encode_from_tokens(clip.tokenize("a fox")), before)
+
+
+def test_a_lora_acts_on_a_quantized_text_encoder_that_has_read_a_prompt(written):
+    def with_lora(clip):
+        layer = "model.layers.0.self_attn.q_proj"
+        weight = clip.cond_stage_model.gemma2_2b.transformer.get_submodule(layer).weight
+        change = torch.randn(tuple(weight.shape), generator=torch.Generator().manual_seed(5)) * 0.3
+        clone = clip.clone()
+        assert clone.add_patches({f"gemma2_2b.transformer.{layer}.weight": ("diff", (change,))})
+        return clone
+
+    with torch.inference_mode():
+        used, fresh = (load("gemma", written("gemma", "int8")) for _ in range(2))
+        plain = used.encode_from_tokens(used.tokenize("a fox"))
+        expected = with_lora(fresh).encode_from_tokens(fresh.tokenize("a fox"))
+        assert torch.equal(with_lora(used).encode_from_tokens(used.tokenize("a fox")), expected)
+        assert not torch.allclose(expected, plain, atol=1e-2)
+
+
 def test_a_text_encoder_in_use_becomes_the_file_of_its_folder(written, tmp_path):
     path = str(tmp_path / "from_clip.safetensors")
     with torch.inference_mode():

@@ -6,6 +6,8 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
+from sana_native.models.files.saving import quantize_file
+from sana_native.models.registry import FAMILIES, load_model
 from sana_native.tests.support import lora_layouts as layouts
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.support.lora_layouts import LAYOUTS
@@ -46,6 +48,21 @@ def test_it_generates_what_the_changed_weights_generate(model, layer):
     within = bench.draw(comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 1.0)[0], conditioning)
     assert (beside - within).norm() / within.norm() < 1e-5
     assert (beside - bench.draw(model, conditioning)).norm() / within.norm() > 1e-4
+
+
+def test_it_acts_on_the_1x1_convolutions_of_quantized_weights(tmp_path):
+    """The host's linear layer of narrow weights is not torch's class."""
+    path = str(tmp_path / "int8.safetensors")
+    quantize_file(FAMILIES, str(bench.folder() / "sana"), path, "int8", "transformer")
+    model = load_model("transformer", path)
+    tensors = lora(model, WIDE)
+    layer = model.model.diffusion_model.get_submodule(WIDE)
+    clone = bypassed(model, tensors)
+    x = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(3))
+    clone.inject_model()
+    changed = layer(x)
+    clone.eject_model()
+    assert (changed - layer(x)).norm() > 0
 
 
 @pytest.mark.parametrize("width", [96, 1152])
