@@ -70,8 +70,8 @@ def sample_flow_dpm(
     levels = sigmas.tolist()
     if order > 1 and any(level <= 0 for level in levels[:-1]):
         raise ValueError(
-            f"Flow-DPM was given the noise levels {', '.join(f'{level:.4g}' for level in levels)}, but only the last may "
-            "be 0: take the schedule apart there, or choose order 1."
+            f"Flow-DPM was given the noise levels {', '.join(f'{level:.4g}' for level in levels)}, but only the last "
+            "may be 0: take the schedule apart there, or choose order 1."
         )
     if order == 1:
         return k_diffusion.sample_euler(model, x, sigmas, extra_args, callback, disable)

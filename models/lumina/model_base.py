@@ -6,7 +6,7 @@ from comfy.model_sampling import CONST
 from torch import Tensor
 
 from ..runtime.precision import require_finite, require_finite_result
-from ..runtime.text_conds import require_text, text_conds
+from ..runtime.text_conds import other_width, require_text, text_conds
 from .guidance import guide_channels
 from .model import Lumina
 
@@ -40,7 +40,11 @@ class LuminaModel(comfy.model_base.BaseModel):
         conds = super().extra_conds(**kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         channels = self.diffusion_model.config.caption_channels
-        require_text(context, mask, channels, "Lumina-Next needs Gemma-1's states", TEXT_CURE)
+        if found := other_width(context, channels):
+            raise ValueError(
+                f"This conditioning is {found} where Lumina-Next needs Gemma-1's states of {channels}: {TEXT_CURE}."
+            )
+        require_text(context, mask)
         return conds | text_conds(context, mask, kwargs.get("device"))
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature

@@ -9,7 +9,7 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite, require_finite_result
-from ..runtime.text_conds import require_text, text_conds
+from ..runtime.text_conds import other_width, require_text, text_conds
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
 from .model_sampling import ModelSamplingLCM
@@ -49,7 +49,12 @@ class PixArtModel(comfy.model_base.PixArt):
     def extra_conds(self, **kwargs) -> dict:
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
-        require_text(context, mask, self.config.caption_channels, "PixArt needs T5-XXL's states", TEXT_CURE)
+        channels = self.config.caption_channels
+        if found := other_width(context, channels):
+            raise ValueError(
+                f"This conditioning is {found} where PixArt needs T5-XXL's states of {channels}: {TEXT_CURE}."
+            )
+        require_text(context, mask)
         device = kwargs.get("device")
         conds |= text_conds(context, mask, device)
         self.warn_of_length(conds["c_crossattn"].cond.shape[1])

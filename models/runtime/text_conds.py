@@ -58,14 +58,15 @@ def text_conds(context: Tensor, mask: Tensor | None, device: torch.device | None
     return {"c_crossattn": TextCond(context.to(device)), "attention_mask": MaskCond(mask.to(device), padded)}
 
 
-def require_text(context: Tensor | None, mask: Tensor | None, channels: int, needed: str, cure: str) -> None:
-    """Raises ValueError for a conditioning of another width, without states, NaN in it, or with a mask for others.
+def other_width(context: Tensor | None, channels: int) -> str | None:
+    """What a conditioning is that has no states of so many channels, for an error message; None for one that has."""
+    if context is None:
+        return "without text states"
+    return None if context.shape[-1] == channels else f"{context.shape[-1]} wide"
 
-    needed: as in "SANA needs Gemma's states". cure: what to do about another width.
-    """
-    found = "without text states" if context is None else f"{context.shape[-1]} wide"
-    if context is None or context.shape[-1] != channels:
-        raise ValueError(f"This conditioning is {found} where {needed} of {channels}: {cure}.")
+
+def require_text(context: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError for a conditioning whose mask is another's, or that holds NaN or infinity."""
     if mask is not None and mask.shape[-1] != context.shape[1]:
         raise ValueError(
             f"This conditioning has {context.shape[1]} text positions but a mask for {mask.shape[-1]}, as "

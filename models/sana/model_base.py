@@ -7,7 +7,7 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite, require_finite_result
-from ..runtime.text_conds import require_text, text_conds
+from ..runtime.text_conds import other_width, require_text, text_conds
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
@@ -52,7 +52,11 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         channels = self.diffusion_model.config.caption_channels
-        require_text(context, mask, channels, "SANA needs Gemma's states", TEXT_CURE)
+        if found := other_width(context, channels):
+            raise ValueError(
+                f"This conditioning is {found} where SANA needs Gemma's states of {channels}: {TEXT_CURE}."
+            )
+        require_text(context, mask)
         if kwargs.get(ZERO_PADDED):
             mask = mask_of_rows(context, mask)
         device = kwargs.get("device")
