@@ -7,14 +7,15 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..models.dc_ae.previews import MEMORY
 from ..models.lumina.model_base import LuminaModel
+from ..models.lumina.model_base import require_flow as require_lumina_flow
 from ..models.pixart.config import DMD, LCM
 from ..models.pixart.model_base import PixArtModel
-from ..models.pixart.model_sampling import is_consistency
+from ..models.pixart.model_sampling import is_consistency, require_noise_prediction
 from ..models.sana.model_sampling import require_flow
 from ..models.sana.run_checks import require_position
 from ..samplers.dmd import sample_pixart_dmd
 from ..samplers.flow_dpm import sample_flow_dpm
-from ..samplers.registration import check_pixart, flow_shift_of
+from ..samplers.registration import flow_shift_of
 from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_pixart, get_sigmas_scm
 from ..samplers.scm import sample_scm
 
@@ -31,8 +32,10 @@ def denoise_input() -> io.Float.Input:
 
 
 def model_shift(model) -> float:
-    """The model's flow shift. Raises ValueError for a model that has none, or a SANA model set to sample otherwise."""
+    """The model's flow shift. Raises ValueError for a model that has none, or one of ours set to sample otherwise."""
     model_sampling = model.get_model_object("model_sampling")
+    if isinstance(model.model, LuminaModel):
+        require_lumina_flow(model_sampling)
     if hasattr(model.model, "is_sprint"):
         require_flow(model_sampling)
     if not hasattr(model_sampling, "shift"):
@@ -59,12 +62,12 @@ def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None)
 def pixart_solver(model, steps: int, denoise: float, batch_index: list[int] | None):
     """The released solver and sigmas of a PixArt: DPM-Solver++ 2M, or what its distilled form needs."""
     model_sampling, distilled = model.get_model_object("model_sampling"), model.model.config.distilled
+    require_noise_prediction(model_sampling)
     if distilled == DMD:
         return comfy.samplers.KSAMPLER(sample_pixart_dmd), get_sigmas_pixart(1, denoise)
     if distilled == LCM or is_consistency(model_sampling):
         sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise))
         return comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index}), sigmas[-(steps + 1) :]
-    check_pixart(model_sampling)
     return comfy.samplers.sampler_object("dpmpp_2m"), get_sigmas_pixart(steps, denoise)
 
 

@@ -12,7 +12,7 @@ from ..runtime.precision import require_finite, require_finite_result
 from ..runtime.text_conds import other_width, require_text, text_conds
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
-from .model_sampling import ModelSamplingLCM
+from .model_sampling import ModelSamplingLCM, require_noise_prediction
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class PixArtModel(comfy.model_base.PixArt):
         return self.model_config.unet_config["config"]
 
     def extra_conds(self, **kwargs) -> dict:
+        require_noise_prediction(self.model_sampling)
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         channels = self.config.caption_channels

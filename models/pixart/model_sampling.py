@@ -3,13 +3,29 @@
 Source: Latent Consistency Models, arXiv 2310.04378, section 4; PixArt-delta, arXiv 2401.05252.
 """
 
-from comfy.model_sampling import EPS, ModelSamplingDiscrete
+from comfy.model_sampling import EPS, V_PREDICTION, X0, ModelSamplingDiscrete
 from torch import Tensor
 
 TIMESTEPS = 1000
 STRIDE = 20  # timesteps between those that were distilled: 19, 39, ..., 999
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
+HIGHEST_SIGMA = 157.407  # of the last of the 1000 timesteps, in units of the image
+TOLERANCE = 1e-3  # of a noise level, which the host computes in float32
+
+
+def require_noise_prediction(model_sampling: object) -> None:
+    """Raises ValueError where a stock node has put another kind of sampling in the place of PixArt's noise levels."""
+    predicts_noise = isinstance(model_sampling, EPS) and not isinstance(model_sampling, V_PREDICTION | X0)
+    if predicts_noise and isinstance(model_sampling, ModelSamplingDiscrete):
+        if abs(float(model_sampling.sigma_max) - HIGHEST_SIGMA) <= TOLERANCE * HIGHEST_SIGMA:
+            return
+    kinds = " with ".join(base.__name__ for base in type(model_sampling).__bases__)
+    raise ValueError(
+        f"This PixArt model was set to sample as {kinds} from {float(model_sampling.sigma_max):.4g}, but it predicts "
+        f"noise at levels from {HIGHEST_SIGMA:.4g} to 0: bypass the ModelSampling node that set it, or take "
+        "ModelSamplingDiscrete with eps, or with lcm for an LCM LoRA, and zsnr off."
+    )
 
 
 class ModelSamplingLCM(ModelSamplingDiscrete, EPS):
