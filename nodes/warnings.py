@@ -9,6 +9,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
 from ..models.lumina import guidance as lumina_guidance
+from ..models.lumina import run_checks as lumina_checks
 from ..models.lumina.model_base import LuminaModel
 from ..models.pixart import run_checks as pixart_checks
 from ..models.pixart.model_base import PixArtModel
@@ -43,22 +44,26 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
         settings = pixart_checks.Run(
             config=guider.model_patcher.model.config,
             sampler=sampler_name(sampler.sampler_function),
-            steps=len(sigmas) - 1,
+            sigmas=sigmas,
             cfg=guider.cfg,
             size=tuple(latent_image.shape[-2:]),
             is_consistency=is_consistency(guider.model_patcher.get_model_object("model_sampling")),
+            has_image=has_image(latent_image, denoise_mask),
+            is_empty=not latent_image.any() and bool(noise.any()),
         )
         show(pixart_checks.check_run(settings))
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
-def watch_lumina_run(run, noise, latent_image, sampler, *args, **kwargs):
+def watch_lumina_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training
         model_options = run.class_obj.model_options
-        watch = PassWatch(lumina_guidance.check_guidance(model_options), lumina_guidance.check_patches)
+        lumina_checks.require_run(sampler_name(sampler.sampler_function), sigmas)
+        found = lumina_checks.check_run(model_options, sigmas, has_image(latent_image, denoise_mask))
+        watch = PassWatch(found, lumina_guidance.check_patches)
         options = model_options.setdefault("transformer_options", {})  # of this run alone
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
-    return run(noise, latent_image, sampler, *args, **kwargs)
+    return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
 def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
@@ -83,9 +88,14 @@ def describe_run(guider, latent_image, sampler, sigmas, denoise_mask) -> Run:
         sigmas=sigmas,
         size=tuple(latent_image.shape[-2:]),
         guidance=tuple(cond["guidance"] for cond in prompts if cond.get("guidance") is not None),
-        has_image=denoise_mask is None and bool(latent_image.any()),
+        has_image=has_image(latent_image, denoise_mask),
         has_area=any("area" in cond and cond["area"][0] != "percentage" for cond in prompts),
     )
+
+
+def has_image(latent_image, denoise_mask) -> bool:
+    """Whether a run gets an image, of which no mask keeps a part whatever the noise."""
+    return denoise_mask is None and bool(latent_image.any())
 
 
 class PassWatch:

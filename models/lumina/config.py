@@ -6,7 +6,8 @@ Source: Lumina-Next, arXiv 2406.18583. Not here: how the numbers are read off a 
 from dataclasses import dataclass
 
 PATCH_SIZE = 2
-PIXELS_PER_TOKEN = 16  # a side: the autoencoder's 8 times the patch's 2
+RATIO = 8  # image pixels per latent cell
+PIXELS_PER_TOKEN = PATCH_SIZE * RATIO  # a side
 TRAINED_SIDE = 1024  # pixels of the square whose positions and attention need no scaling
 
 

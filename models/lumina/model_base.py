@@ -6,19 +6,21 @@ from comfy.model_sampling import CONST
 from torch import Tensor
 
 from ..runtime.precision import require_finite, require_finite_result
+from ..runtime.run_checks import HIGHEST_FLOW, require_area, require_image_latent
 from ..runtime.text_conds import other_width, require_text, text_conds
+from .config import RATIO
 from .guidance import guide_channels
 from .model import Lumina
 
-HIGHEST_SIGMA = 1.001  # of a flow, which ends at 1, with room for rounding
 TEXT_CURE = "load gemma-2b, not Gemma-2, with SANA Gemma Loader, and encode the prompt with its clip"
 RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
+LATENT_NODES = "SANA Empty Latent or Empty Latent Image, or VAE Encode for an image"
 LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
 
 
 def require_flow(model_sampling: object) -> None:
     """Raises ValueError where a stock node has put another kind of sampling in the place of the flow."""
-    if isinstance(model_sampling, CONST) and float(model_sampling.sigma_max) <= HIGHEST_SIGMA:
+    if isinstance(model_sampling, CONST) and float(model_sampling.sigma_max) <= HIGHEST_FLOW:
         return
     kinds = " with ".join(base.__name__ for base in type(model_sampling).__bases__)
     raise ValueError(
@@ -37,6 +39,9 @@ class LuminaModel(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs) -> dict:
         require_flow(self.model_sampling)
+        if kwargs.get("noise") is not None:
+            require_image_latent(kwargs["noise"].shape, "Lumina-Next", LATENT_NODES)
+            require_area(kwargs.get("area"), kwargs["noise"].shape[2:], RATIO)
         conds = super().extra_conds(**kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         channels = self.diffusion_model.config.caption_channels
@@ -57,8 +62,9 @@ class LuminaModel(comfy.model_base.BaseModel):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
+        require_image_latent(latent.shape, "Lumina-Next", LATENT_NODES)
         channels = self.latent_format.latent_channels
-        if latent.ndim != 4 or latent.shape[1] != channels:
+        if latent.shape[1] != channels:
             raise ValueError(
                 f"This latent is of shape {tuple(latent.shape)} where Lumina-Next needs {channels} channels: encode "
                 "the image with the VAE of SDXL (Load VAE), not with a DC-AE or another model's VAE."

@@ -9,6 +9,7 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite, require_finite_result
+from ..runtime.run_checks import require_area, require_image_latent
 from ..runtime.text_conds import other_width, require_text, text_conds
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
@@ -18,16 +19,8 @@ logger = logging.getLogger(__name__)
 
 TEXT_CURE = "load a T5-XXL encoder with SANA Gemma Loader, and encode the prompt with its clip"
 RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
+LATENT_NODES = "SANA Empty Latent or Empty Latent Image, or VAE Encode for an image"
 LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
-
-
-def require_latent(shape: tuple[int, ...]) -> None:
-    """Raises ValueError for a latent that no 4-channel autoencoder of images has made."""
-    if len(shape) != 4:
-        raise ValueError(
-            f"The latent to denoise has {len(shape)} dimensions, {tuple(shape)}, but PixArt needs the 4 of an image: "
-            "take SANA Empty Latent or Empty Latent Image instead of a video's or a sound's latent."
-        )
 
 
 class PixArtModel(comfy.model_base.PixArt):
@@ -48,6 +41,9 @@ class PixArtModel(comfy.model_base.PixArt):
 
     def extra_conds(self, **kwargs) -> dict:
         require_noise_prediction(self.model_sampling)
+        if kwargs.get("noise") is not None:
+            require_image_latent(kwargs["noise"].shape, "PixArt", LATENT_NODES)
+            require_area(kwargs.get("area"), kwargs["noise"].shape[2:], RATIO)
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         channels = self.config.caption_channels
@@ -80,7 +76,7 @@ class PixArtModel(comfy.model_base.PixArt):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        require_latent(latent.shape)
+        require_image_latent(latent.shape, "PixArt", LATENT_NODES)
         channels = self.latent_format.latent_channels
         if latent.shape[1] != channels:
             raise ValueError(

@@ -3,26 +3,38 @@
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from ..runtime.run_checks import ignored_image
 from .config import DMD, LCM, RATIO, PixArtConfig
+from .model_sampling import HIGHEST_SIGMA, TOLERANCE
 
 SAMPLERS = {LCM: ("lcm", "sana_scm"), DMD: ("sana_pixart_dmd",)}
 LCM_STEPS = 8
+LOW = 0.25  # of the highest noise level: the grids of PixArt's timesteps begin above it, other models' below
 FAR = 1.5  # times larger or smaller, by the side of a square of the same area, than what the checkpoint was trained on
 
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of one run of a sampler: its name in the host's lists, number of steps, and the latent's size.
+    """Settings of one run of a sampler: its name in the host's lists, noise levels (steps + 1,), and the latent's size.
 
+    has_image: the latent is not empty, and no mask keeps a part of it. is_empty: the latent is, and the run adds noise.
     is_consistency: the model samples at the distilled timesteps alone, as of itself or by a node for an LCM LoRA.
     """
 
     config: PixArtConfig
     sampler: str
-    steps: int
+    sigmas: Tensor
     cfg: float
     size: tuple[int, int]
     is_consistency: bool = False
+    has_image: bool = False
+    is_empty: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
 
     @property
     def distilled(self) -> str | None:
@@ -31,7 +43,9 @@ class Run:
 
 def check_run(run: Run) -> list[str]:
     """Warnings about one run, [] when there is nothing to say."""
-    found = [check_sampler(run), check_guidance(run), check_size(run)]
+    if run.steps < 1:
+        return []
+    found = [check_sampler(run), check_guidance(run), check_start(run), check_size(run)]
     if run.distilled == LCM and run.steps > LCM_STEPS:
         found.append(f"Set steps to 4: PixArt's LCM is made for 1 to {LCM_STEPS}, not {run.steps}.")
     return [sentence for sentence in found if sentence]
@@ -50,6 +64,22 @@ def check_guidance(run: Run) -> str | None:
     if run.distilled is None or math.isclose(run.cfg, 1.0):
         return None
     return f"Set cfg to 1: PixArt's {run.distilled} was distilled without guidance, so {run.cfg:g} spoils the image."
+
+
+def check_start(run: Run) -> str | None:
+    """What is lost of an image at pure noise, and of a new image where noise of another strength is taken for it."""
+    if run.distilled == DMD:  # whose sampler refuses both
+        return None
+    first = float(run.sigmas[0])
+    if run.has_image and first >= (1 - TOLERANCE) * HIGHEST_SIGMA:
+        return ignored_image(run.steps)
+    if run.is_empty and not LOW <= first / HIGHEST_SIGMA <= 1 + TOLERANCE:
+        own = "simple" if run.distilled == LCM else "sana_pixart"
+        return (
+            f"Choose the scheduler {own}, denoise 1: a new image begins at noise level {HIGHEST_SIGMA:.4g}, not "
+            f"{first:.4g}."
+        )
+    return None
 
 
 def check_size(run: Run) -> str | None:

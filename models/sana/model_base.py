@@ -7,16 +7,18 @@ from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
 from ..runtime.precision import require_finite, require_finite_result
+from ..runtime.run_checks import require_area, require_image_latent
 from ..runtime.text_conds import other_width, require_text, text_conds
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
-from .run_checks import require_area, require_image_latent
+from .resolution import RATIO
 
 DEFAULT_GUIDANCE = 4.5  # the middle of the scales SANA-Sprint was distilled with (4, 4.5, 5)
 TIMESTEPS = 1000  # of SANA's training
 TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
 TEXT_CURE = "encode the prompt with SANA Gemma Encode, or CLIP Text Encode with the clip of SANA Gemma Loader"
+LATENT_NODES = "SANA Empty Latent, or SANA DC-AE Encode for an image"
 LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
 RESULT_CURE = (
     "load the model with another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 "
@@ -47,8 +49,8 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
     def extra_conds(self, **kwargs) -> dict:
         require_flow(self.model_sampling)
         if kwargs.get("noise") is not None:
-            require_image_latent(kwargs["noise"].shape)
-            require_area(kwargs.get("area"), kwargs["noise"].shape[2:])
+            require_image_latent(kwargs["noise"].shape, "SANA", LATENT_NODES)
+            require_area(kwargs.get("area"), kwargs["noise"].shape[2:], RATIO)
         conds = BaseModel.extra_conds(self, **kwargs)
         context, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         channels = self.diffusion_model.config.caption_channels
@@ -79,7 +81,7 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        require_image_latent(latent.shape)
+        require_image_latent(latent.shape, "SANA", LATENT_NODES)
         channels = self.latent_format.latent_channels
         if latent.shape[1] != channels:
             raise ValueError(

@@ -8,13 +8,14 @@ import torch
 from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, time_snr_shift
 from torch import Tensor
 
+from ..runtime.run_checks import HIGHEST_FLOW
+
 FIRST_TIME = 0.999  # SANA's grids begin here and treat it as pure noise
-HIGHEST_SIGMA = 1.001  # of a flow, which ends at 1, with room for rounding
 
 
 def require_flow(model_sampling: object) -> None:
     """Raises ValueError where a stock node has put another kind of sampling in the place of SANA's flow."""
-    if isinstance(model_sampling, CONST) and float(model_sampling.sigma_max) <= HIGHEST_SIGMA:
+    if isinstance(model_sampling, CONST) and float(model_sampling.sigma_max) <= HIGHEST_FLOW:
         return
     kinds = " with ".join(base.__name__ for base in type(model_sampling).__bases__)
     raise ValueError(

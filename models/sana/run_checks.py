@@ -3,7 +3,6 @@
 A warning begins with the cure and is short, because a node shows little of it. No setting is changed.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
+from ..runtime.run_checks import CONSISTENCY_SAMPLERS, SKIP_ZERO, ignored_image, require_flow_levels
 from .config import SanaConfig
-from .model_sampling import HIGHEST_SIGMA, require_flow
+from .model_sampling import require_flow
 from .resolution import RATIO, RESOLUTION_BINS, nearest_bin
 
 SPRINT_STEPS = 4
@@ -24,8 +24,7 @@ EVEN = ("simple", "sgm_uniform", "normal", "beta")
 UNEVEN = ("karras", "exponential", "kl_optimal", "linear_quadratic", "ddim_uniform")
 SIGMA_TOLERANCE = 1e-4
 NO_IMAGE_SIGMA = 0.999  # at and above it SANA's grids begin, and nothing is left of an image
-CONSISTENCY_SAMPLERS = ("sana_scm", "lcm")  # predict the image and noise it anew: made for distilled models
-SKIP_ZERO = (*CONSISTENCY_SAMPLERS, "sana_flow_dpm")
+SCHEDULERS = "SANA Flow Scheduler, SANA SCM Scheduler or Basic Scheduler"
 SKIP_EMPTY_STEPS = (*SKIP_ZERO, "euler")
 OUR_SAMPLERS = {
     "sample_flow_dpm": "sana_flow_dpm",
@@ -61,33 +60,7 @@ class Run:
 def require_run(run: Run) -> None:
     """Raises ValueError for another model's kind of sampling, and for noise levels that a flow does not have."""
     require_flow(run.model_sampling)
-    levels = run.sigmas.tolist()
-    if not all(math.isfinite(level) and level >= 0 for level in levels):
-        raise ValueError(
-            f"The noise levels hold {next(x for x in levels if not (math.isfinite(x) and x >= 0)):g}, which is none: "
-            "choose another scheduler, or more steps."
-        )
-    if run.steps < 1:
-        if levels and levels[0] >= 1:
-            raise ValueError("This run has no step, only a first noise level of 1: give it at least one step.")
-        return
-    if run.sampler in SKIP_ZERO:
-        levels = [level for i, level in enumerate(levels) if i == 0 or level or levels[i - 1]]
-    if max(levels) > HIGHEST_SIGMA:
-        raise ValueError(
-            f"The noise levels begin at {max(levels):.4g}, but SANA's flow has levels from 1 to 0: use SANA Flow "
-            "Scheduler, SANA SCM Scheduler or Basic Scheduler instead of a scheduler made for Stable Diffusion."
-        )
-    if 0 in levels[:-1] and any(levels):
-        raise ValueError(
-            f"Noise level {levels.index(0) + 1} of {len(levels)} is 0, but only the last may be: a step from 0 is "
-            "undefined, so remove it, or begin an inversion with 0.0001 as Flip Sigmas does."
-        )
-    if levels[-1] >= 1:
-        raise ValueError(
-            f"The noise levels end at {levels[-1]:g}, but at 1 nothing is left of the image to go on with: end an "
-            "inversion below 1, as with the flow_dpm grid of SANA Flow Scheduler."
-        )
+    require_flow_levels(run.sampler, run.sigmas, "SANA", SCHEDULERS)
 
 
 def check_run(run: Run) -> list[str]:
@@ -146,9 +119,7 @@ def sampler_name(function: Any) -> str:
 def check_image(run: Run) -> str | None:
     if not run.has_image or float(run.sigmas[0]) < NO_IMAGE_SIGMA:
         return None
-    # The host lengthens a schedule to int(steps / denoise) steps: above this value, not at all.
-    denoise = math.floor(100 * run.steps / (run.steps + 1)) / 100
-    return f"Set denoise to {denoise:g} or less: this run starts from pure noise and ignores the image."
+    return ignored_image(run.steps)
 
 
 def check_repeats(run: Run) -> str | None:
@@ -186,39 +157,6 @@ def check_size(native: int, size: tuple[int, int]) -> str | None:
         return None
     near_height, near_width = nearest_bin(height, width, native)
     return f"Set {near_width} x {near_height} px: the checkpoint was not trained on {width} x {height} px."
-
-
-def require_area(area: tuple[int, ...] | None, size: tuple[int, ...]) -> None:
-    """Raises ValueError for a conditioning's area (height, width, top, left) that begins outside the latent."""
-    if area is None or all(start < side for start, side in zip(area[len(area) // 2 :], size)):
-        return
-    rows, columns = area[-2:]
-    if rows <= size[0] and columns <= size[1]:  # of 1 in percent, or of as many cells
-        raise ValueError(
-            f"The area of this conditioning begins at row {rows}, column {columns}, at the end of the latent of "
-            f"{size[0]} x {size[1]} cells of {RATIO} px: set x and y below 1 in Conditioning (Set Area with "
-            "Percentage)."
-        )
-    raise ValueError(
-        f"The area of this conditioning begins at row {area[-2]}, column {area[-1]}, outside the latent of {size[0]} x "
-        f"{size[1]} cells of {RATIO} px: use Conditioning (Set Area with Percentage), because Conditioning (Set Area) "
-        "counts 8 px a cell."
-    )
-
-
-def require_image_latent(shape: tuple[int, ...]) -> None:
-    """Raises ValueError for the latent of a video or a sound, and for one without an image."""
-    if len(shape) == 4 and 0 in shape:
-        raise ValueError(
-            f"The latent to denoise holds nothing, its shape is {tuple(shape)}: check the node that made it, such as "
-            "Latent From Batch with an index beyond the batch."
-        )
-    if len(shape) == 4:
-        return
-    raise ValueError(
-        f"The latent to denoise has {len(shape)} dimensions, {tuple(shape)}, but SANA needs the 4 of an image: take "
-        "SANA Empty Latent, or SANA DC-AE Encode for an image, instead of a video's or a sound's latent."
-    )
 
 
 def require_position(shape: tuple[int, ...], pixels: int | None) -> None:

@@ -2,10 +2,14 @@
 
 from functools import cache
 
+import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete, ModelSamplingSD3
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingFlux
+from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from comfy_extras.nodes_gits import GITSScheduler
 from sana_native.models.registry import load_model
 from sana_native.nodes.warnings import warn_about_runs
 from sana_native.tests.support import pixart
@@ -76,3 +80,51 @@ def test_the_stock_node_s_own_noise_prediction_and_lcm_pass(sampling, load):
 
 def test_the_models_own_lcm_passes(load):
     assert torch.isfinite(packs_sampler(load("alpha 1024-MS", "LCM"))).all()
+
+
+@pytest.mark.parametrize("scheduler", [AlignYourStepsScheduler, GITSScheduler])
+def test_a_new_image_from_another_models_first_noise_level_gets_a_warning(scheduler, load, caplog):
+    settings = ("SDXL", 10, 1.0) if scheduler is AlignYourStepsScheduler else (1.2, 10, 1.0)
+    (sigmas,) = bench.call(scheduler, *settings)
+    sampled(load(), sigmas)
+    assert (
+        "Choose the scheduler sana_pixart, denoise 1: a new image begins at noise level 157.4, not 14.6" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "beta", "ddim_uniform", "kl_optimal", "sana_pixart"])
+def test_the_stock_schedulers_of_the_model_get_none(scheduler, load, caplog):
+    ksampler(load(), steps=20, scheduler=scheduler)
+    ksampler(load(), {"samples": torch.ones(1, 4, 8, 8)}, 2, scheduler, 0.5)
+    assert "new image begins" not in caplog.text and "ignores the image" not in caplog.text
+
+
+def sampled(model, sigmas: torch.Tensor, latent=None) -> torch.Tensor:
+    euler = comfy.samplers.sampler_object("euler")
+    return bench.call(SamplerCustom, model, True, SEED, 1.0, *conds(), euler, sigmas, latent or zeros(1, 4, 8, 8))[0][
+        "samples"
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3, 8, 8), (1, 16, 1, 8, 8), (1, 64, 32)])
+def test_the_empty_latent_of_a_video_or_a_sound_is_refused(shape, load):
+    with pytest.raises(ValueError, match=rf"has {len(shape)} dimensions, .*, but PixArt needs the 4 of an image: take"):
+        ksampler(load(), zeros(*shape))
+
+
+def test_an_area_outside_the_image_is_refused(load):
+    positive, negative = conds()
+    (positive,) = bench.call("ConditioningSetArea", positive, 64, 64, 512, 256, 1.0)
+    with pytest.raises(ValueError, match="begins at row 32, column 64, outside the latent of 8 x 8 cells of 8 px: set"):
+        bench.call(bench.OURS["Sampler"], load(), positive, negative, zeros(1, 4, 8, 8), SEED, 1, 1.0)
+
+
+def test_an_image_lost_at_full_noise_gets_a_warning(load, caplog):
+    image = {"samples": torch.ones(1, 4, 8, 8)}
+    for sample in (lambda: ksampler(load(), image, 2, "sana_pixart", 0.9), lambda: packs_sampler(load(), image, 2)):
+        caplog.clear()
+        sample()
+        assert "Set denoise to 0.66 or less: this run starts from pure noise and ignores the image." in caplog.text
+    caplog.clear()
+    packs_sampler(load(), image, 2, denoise=0.66)
+    assert "ignores the image" not in caplog.text
