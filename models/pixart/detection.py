@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.config_values import check_numbers
 from ..files.foreign_files import FOREIGN_ENGINES, StateDict, depth_of
-from ..files.names import telling_names
+from ..files.names import own_names, telling_names
 from ..runtime.precision import count
 from .config import ALPHA, DMD, HEAD_DIM, LCM, PATCH_SIZE, RATIO, SIGMA, PixArtConfig
 
@@ -95,7 +95,10 @@ def find_sample_size(names: list[str], source: Mapping[str, Any], positions: int
 
 
 def find_distilled(names: list[str], source: Mapping[str, Any]) -> str | None:
-    """LCM by the scheduler beside it or by name, DMD by name; None for a model that is not distilled."""
+    """LCM by the scheduler beside it or by name, DMD by name; None for a model that is not distilled.
+
+    names: its own, of the file or its diffusers folder, and not of folders that people sort models into.
+    """
     if "distilled" in source:
         return source["distilled"]
     if source.get("scheduler") == "LCMScheduler":
@@ -118,7 +121,8 @@ def detect_pixart(
     a tensor that is missing.
     """
     source = check_numbers(name, source_config or {})
-    names = telling_names(path or name) + telling_names(str(source.get("_name_or_path") or ""))
+    places = telling_names(path or name), telling_names(str(source.get("_name_or_path") or ""))
+    names = [found for place in places for found in place]
     family, reason = find_family(state_dict, names, source, rows, positions)
     hidden_size, in_channels = state_dict["x_embedder.proj.weight"].shape[:2]
     depth = depth_of(state_dict, "blocks.")
@@ -140,7 +144,7 @@ def detect_pixart(
         qk_norm="blocks.0.attn.q_norm.weight" in state_dict,
         kv_ratios=tuple(kv_ratio(state_dict, index) for index in range(depth)),
         sample_size=find_sample_size(names, source, positions),
-        distilled=find_distilled(names, source),
+        distilled=find_distilled([name for place in places for name in own_names(place)], source),
     )
     return config, reason
 
