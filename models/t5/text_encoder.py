@@ -29,12 +29,16 @@ class T5Tokenizer(comfy.text_encoders.pixart_t5.PixArtTokenizer):
         return_word_ids: bool = False,
         instruction: str | None = None,  # noqa: ARG002 - of Gemma-2's; PixArt was trained without one
         lower_case: bool = False,
+        skip_template: bool | None = None,
         **kwargs,
     ) -> dict[str, list]:
         """Token pairs of a prompt. lower_case: lower the case as diffusers does.
 
-        What of the text does not count is logged. Raises ValueError for text with half a surrogate pair.
+        skip_template: given by the host's text generation, and by it alone. What of the text does not count is logged.
+        Raises ValueError for skip_template, and for text with half a surrogate pair.
         """
+        if skip_template is not None:
+            raise ValueError("T5 encodes PixArt's prompts only: take the Gemma-2 of SANA to generate text.")
         for sentence in self.notices(text, lower_case=lower_case):
             logger.warning("SANA: %s", sentence)
         (row,) = super().tokenize_with_weights(plain(text, lower_case), return_word_ids, **kwargs)[CLIP_NAME]
@@ -45,12 +49,22 @@ class T5Tokenizer(comfy.text_encoders.pixart_t5.PixArtTokenizer):
     def notices(self, text: str, instruction: str | None = None, lower_case: bool = False) -> list[str]:  # noqa: ARG002 - as above
         """Sentences on what of a prompt does not act."""
         tokens = super().tokenize_with_weights(plain(text, lower_case))[CLIP_NAME][0]
-        rest = [token for token, _ in tokens[CONTEXT_LENGTH - 1 : -1]]
+        ids = [token for token, _ in tokens]
+        if self.is_unknown(ids):
+            return ["T5 knows no letter of this prompt, so it says nothing of the image: write it in English"]
+        rest = ids[CONTEXT_LENGTH - 1 : -1]
         if len(tokens) <= CONTEXT_LENGTH:
             return []
         cut = " ".join(self.clip_t5xxl.tokenizer.decode(rest).split())
         excerpt = cut if len(cut) <= EXCERPT else f"{cut[:EXCERPT]}..."
         return [f'the first {CONTEXT_LENGTH - 1} tokens count, so the last {len(rest)} are cut off: "{excerpt}"']
+
+    def is_unknown(self, ids: list) -> bool:
+        """Whether T5 has tokens for no letter of a text, only for its marks, as of Chinese or emoji."""
+        tokenizer = self.clip_t5xxl.tokenizer
+        if not all(isinstance(token, int) for token in ids) or tokenizer.unk_token_id not in ids:  # an embedding acts
+            return False
+        return not any(map(str.isalnum, tokenizer.decode(ids, skip_special_tokens=True)))
 
 
 def plain(text: str, lower_case: bool) -> str:

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import transformers
 from comfy_extras.nodes_model_merging import CLIPSave
+from comfy_extras.nodes_textgen import TextGenerate
 from sana_native.models.gemma.text_encoder import encode_prompts
 from sana_native.models.registry import load_model
 from sana_native.models.t5.loader import load_t5
@@ -190,3 +191,19 @@ def test_a_t5_of_version_1_is_refused(tmp_path):
 def test_the_configuration_beside_another_component_is_of_no_matter(path, tmp_path):
     (tmp_path / "pipeline" / "text_encoder" / "config.json").write_text(json.dumps({"model_type": "clip"}))
     assert load_t5(path).cond_stage_model.t5xxl.transformer.num_layers == 2
+
+
+def test_text_generation_is_refused(path):
+    with pytest.raises(ValueError, match="T5 encodes PixArt's prompts only: take the Gemma-2 of SANA to generate text"):
+        TextGenerate.execute(load_t5(path), "a cat", 4, {"sampling_mode": "off"})
+
+
+@pytest.mark.parametrize("text", ["一只猫", "猫, 狗.", "🐈 🐕"])
+def test_a_prompt_of_unknown_characters_alone_gets_a_notice(text, path, caplog):
+    clip = load_t5(path)
+    clip.tokenize(text)
+    assert "T5 knows no letter of this prompt, so it says nothing of the image: write it in English" in caplog.text
+    caplog.clear()
+    for known in ("a cat 🐈", "", " "):
+        clip.tokenize(known)
+    assert not caplog.text
