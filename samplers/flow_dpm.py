@@ -64,7 +64,8 @@ def sample_flow_dpm(
     if not isinstance(model_sampling, CONST):
         raise ValueError(
             f"Flow-DPM steps along a rectified flow, but this model samples as "
-            f"{type(model_sampling).__name__}, which is none; choose a stock sampler such as dpmpp_2m."
+            f"{type(model_sampling).__name__}, which is none; choose a stock sampler such as dpmpp_2m, for a PixArt "
+            "with the scheduler sana_pixart."
         )
     sigmas, callback = skip_empty_steps(sigmas, callback)
     levels = sigmas.tolist()

@@ -118,6 +118,12 @@ def flow_shift_of(model_sampling: object) -> float:
 def _check_flow(model_sampling: object) -> None:
     sigma_max = float(getattr(model_sampling, "sigma_max", 1.0))
     if sigma_max > 1.001:
+        if abs(sigma_max - pixart_sigma(999)) <= PIXART_TOLERANCE * sigma_max:
+            raise ValueError(
+                "The schedulers sana_flow, sana_flow_euler, sana_scm and sana_lumina give flow noise levels from 1 to "
+                f"0, but this model's begin at {sigma_max:.4g}, as PixArt's do: choose sana_pixart for a PixArt, or a "
+                "stock scheduler such as normal for another model."
+            )
         raise ValueError(
             f"SANA's schedulers give flow noise levels from 1 to 0, but this model's begin at "
             f"{sigma_max:.4g}; on a SANA model bypass the node that set it, such as ModelSamplingDiscrete, or choose a "

@@ -135,7 +135,8 @@ def get_sigmas_pixart(steps: int, denoise: float = 1.0) -> Tensor:
     total = int(steps / denoise)
     if total > PIXART_TIMESTEPS - 1:
         raise ValueError(
-            f"{total} steps are more than the {PIXART_TIMESTEPS - 1} timesteps PixArt was trained on: lower steps."
+            f"{total} steps are more than the {PIXART_TIMESTEPS - 1} timesteps PixArt was trained on: "
+            f"{'lower steps' if denoise == 1 else 'raise denoise, or lower steps'}."
         )
     # Halves are rounded to the even neighbor, and the step is divided first: both as the reference's numpy does.
     step = (PIXART_TIMESTEPS - 1) / total

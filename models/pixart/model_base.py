@@ -57,6 +57,11 @@ class PixArtModel(comfy.model_base.PixArt):
         self.warn_of_length(conds["c_crossattn"].cond.shape[1])
         if self.config.micro_conditions:
             size = kwargs.get("height"), kwargs.get("width")  # of the host's CLIP Text Encode for PixArt-alpha
+            if 0 in size:
+                raise ValueError(
+                    f"CLIP Text Encode (PixArt Alpha) has the size {size[1]} x {size[0]}: set width and height to "
+                    "those of the image."
+                )
             if None in size:
                 size = [RATIO * side for side in kwargs["noise"].shape[-2:]]  # of the whole, also with an area
             conds["image_size"] = comfy.conds.CONDRegular(torch.tensor([[*map(round, size)]], device=device))

@@ -51,6 +51,7 @@ def test_golden_sigmas_of_20_steps():
             lambda: get_sigmas_pixart(1000),
             "1000 steps are more than the 999 timesteps PixArt was trained on: lower steps",
         ),
+        (lambda: get_sigmas_pixart(20, 0.01), "2000 steps are more .* trained on: raise denoise, or lower steps"),
         (lambda: get_sigmas_pixart(20, 0.0), "denoise is 0.0, but a number above 0"),
     ],
 )
