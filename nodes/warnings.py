@@ -58,7 +58,7 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
 def watch_lumina_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training
         model_options = run.class_obj.model_options
-        lumina_checks.require_run(sampler_name(sampler.sampler_function), sigmas)
+        lumina_checks.require_run(model_options, sampler_name(sampler.sampler_function), sigmas)
         found = lumina_checks.check_run(model_options, sigmas, has_image(latent_image, denoise_mask))
         watch = PassWatch(found, lumina_guidance.check_patches)
         options = model_options.setdefault("transformer_options", {})  # of this run alone

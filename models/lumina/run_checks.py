@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..runtime.other_nodes import has_self_attention_guidance
 from ..runtime.run_checks import ignored_image, require_flow_levels
 from .guidance import check_guidance
 
@@ -12,8 +13,16 @@ SCHEDULERS = "SANA Flow Scheduler or Basic Scheduler"
 PURE_NOISE = 0.999  # at and above this noise level nothing is left of an image
 
 
-def require_run(sampler: str, sigmas: Tensor) -> None:
-    """Raises ValueError for noise levels (steps + 1,) that a flow does not have, or no step. sampler: its name."""
+def require_run(model_options: Mapping[str, Any], sampler: str, sigmas: Tensor) -> None:
+    """Raises ValueError for noise levels (steps + 1,) that a flow does not have, no step, and Self-Attention Guidance.
+
+    sampler: its name in the host's lists.
+    """
+    if has_self_attention_guidance(model_options.get("transformer_options", {})):
+        raise ValueError(
+            "Self-Attention Guidance reads the map of a self-attention, but Lumina-Next's cannot be replaced: bypass "
+            "that node."
+        )
     require_flow_levels(sampler, sigmas, "Lumina-Next", SCHEDULERS)
 
 

@@ -3,6 +3,7 @@
 import comfy.latent_formats
 import comfy.supported_models_base
 
+from ..runtime.other_nodes import UNetConfig
 from ..runtime.precision import Precision
 from .config import LuminaConfig
 from .convert import to_file_layout
@@ -22,7 +23,7 @@ class LuminaSupported(comfy.supported_models_base.BASE):
     text_encoder_key_prefix = ["text_encoders."]
 
     def __init__(self, config: LuminaConfig, precision: Precision):
-        super().__init__({"config": config})
+        super().__init__(UNetConfig(config=config))
         self.supported_inference_dtypes = [precision.compute]
         self.set_inference_dtype(precision.weights, precision.compute)
         self.sampling_settings = {"shift": config.shift, "multiplier": 1.0}

@@ -9,32 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..runtime.other_nodes import has_self_attention_guidance, owner_of
+
 ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
 BLOCK_KINDS = ("double_block", "middle", "input")  # in the keys of replaced attention; ("middle", 0) is the PAG block
 UNCONDITIONAL_BY = "sana_native_unconditional_by"  # in transformer_options: what asks for an unconditional pass
-NODE_TITLES = {
-    "NAGuidance": "Normalized Attention Guidance",
-    "PerpNeg": "Perp-Neg",
-    "SelfAttentionGuidance": "Self-Attention Guidance",
-}
 BYPASS = "by {}, but its guidance is embedded: bypass that node between the loader and the sampler"
 # Guiders that run an unconditional pass because of cfg alone.
 PLAIN_GUIDERS = ("CFGGuider", "Guider_Basic", "Guider_DualModel")
-
-
-class UNetConfig(dict):
-    """The host's `unet_config`, in which nodes for UNets look up what a transformer does not have."""
-
-    def __missing__(self, key: str) -> Any:
-        """Raises ValueError for FreeU, KeyError for others."""
-        if key == "model_channels":
-            raise ValueError(
-                "FreeU scales the skip connections of a UNet, but SANA is a transformer without any: bypass that node."
-            )
-        raise KeyError(key)
-
-    def copy(self) -> "UNetConfig":
-        return UNetConfig(self)
 
 
 def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
@@ -45,7 +27,7 @@ def refuse_patches(model_options: Mapping[str, Any], is_sprint: bool) -> None:
             "HyperTile cuts the queries of a softmax attention into tiles, but SANA's attention is linear and costs "
             "the same without: bypass that node."
         )
-    if "Self-Attention Guidance" in map(owner_of, options.get("patches_replace", {}).get("attn1", {}).values()):
+    if has_self_attention_guidance(options):
         raise ValueError(
             "Self-Attention Guidance reads the softmax map of the self-attention, but SANA's linear attention has "
             "none: bypass that node, or take Perturbed-Attention Guidance."
@@ -86,12 +68,6 @@ def _unused_blocks(transformer_options: Mapping[str, Any], depth: int) -> dict[t
 def _is_used(name: str, key: tuple, depth: int) -> bool:
     kinds = {"dit": ("double_block",), "attn1": BLOCK_KINDS, "attn2": BLOCK_KINDS}.get(name, ())
     return key[0] in kinds and key[1] < depth
-
-
-def owner_of(function: Any) -> str:
-    """The node that made a patch, as far as its name tells: nodes define them in their `execute` or `patch`."""
-    name = getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
-    return NODE_TITLES.get(name, name)
 
 
 def unconditional_by(guider: Any, sampler: str) -> str | None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from ..dc_ae.latent_formats import SanaLatent
 from ..files.saved_config import pack_config
 from ..lora.depthwise import without_branches
+from ..runtime.other_nodes import UNetConfig
 from ..runtime.precision import Precision
 from .config import CONFIG_KEY, SanaConfig
 from .convert import to_file_layout
 from .model_base import SanaModel
-from .patch_checks import UNetConfig
 
 # In the host's unit, 0.01 MiB of activations per latent position and byte, at a width of 2240, on a CPU: 6.25 as
 # `benchmarks/memory.py` measures a step of 256 px, 5.4 at 512 px, with a margin.

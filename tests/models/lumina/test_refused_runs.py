@@ -5,8 +5,10 @@ import pytest
 import torch
 from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
 from comfy_extras.nodes_gits import GITSScheduler
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from comfy_extras.nodes_sag import SelfAttentionGuidance
 from sana_native.nodes.warnings import warn_about_runs
 from sana_native.tests.support import workbench as bench
 
@@ -80,3 +82,15 @@ def test_an_image_lost_at_full_noise_gets_a_warning(model, conds, caplog):
     caplog.clear()
     ksampler(model, conds, image, 2, denoise=0.66)
     assert "ignores the image" not in caplog.text
+
+
+def test_self_attention_guidance_is_refused(model, conds):
+    (patched,) = bench.call(SelfAttentionGuidance, model, 0.5, 2.0)
+    with pytest.raises(ValueError, match="Self-Attention Guidance reads the map .* cannot be replaced: bypass that"):
+        ksampler(patched, conds, zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("node", [FreeU, FreeU_V2])
+def test_freeu_is_refused_where_it_is_applied(node, model):
+    with pytest.raises(ValueError, match="FreeU scales the skip connections of a UNet, .* bypass that node"):
+        bench.call(node, model, 1.1, 1.2, 0.9, 0.2)

@@ -9,7 +9,9 @@ from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelS
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingFlux
 from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
 from comfy_extras.nodes_gits import GITSScheduler
+from comfy_extras.nodes_sag import SelfAttentionGuidance
 from sana_native.models.registry import load_model
 from sana_native.nodes.warnings import warn_about_runs
 from sana_native.tests.support import pixart
@@ -128,3 +130,41 @@ def test_an_image_lost_at_full_noise_gets_a_warning(load, caplog):
     caplog.clear()
     packs_sampler(load(), image, 2, denoise=0.66)
     assert "ignores the image" not in caplog.text
+
+
+@pytest.mark.parametrize("node", [FreeU, FreeU_V2])
+def test_freeu_is_refused_where_it_is_applied(node, load):
+    with pytest.raises(ValueError, match="FreeU scales the skip connections of a UNet, .* bypass that node"):
+        bench.call(node, load(), 1.1, 1.2, 0.9, 0.2)
+
+
+def test_self_attention_guidance_acts_on_the_softmax_map(load):
+    (guided,) = bench.call(SelfAttentionGuidance, load(), 0.5, 2.0)
+    latent = zeros(1, 4, 16, 16)
+    assert float((packs_sampler(guided, latent, cfg=4.5) - packs_sampler(load(), latent, cfg=4.5)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("scheduler", ["sana_flow", "sana_flow_euler", "sana_scm", "sana_lumina"])
+def test_a_flow_s_scheduler_names_pixarts_own(scheduler, load):
+    with pytest.raises(
+        ValueError, match=r"flow noise levels .* 157.4, as PixArt's do: choose sana_pixart for a PixArt"
+    ):
+        ksampler(load(), scheduler=scheduler)
+
+
+def test_a_flow_s_sampler_names_pixarts_own(load):
+    flow_dpm = comfy.samplers.sampler_object("sana_flow_dpm")
+    inputs = (load(), True, SEED, 1.0, *conds(), flow_dpm, torch.tensor([157.4, 1.0, 0.0]), zeros(1, 4, 8, 8))
+    with pytest.raises(
+        ValueError, match="choose a stock sampler such as dpmpp_2m, for a PixArt with the scheduler sana_p"
+    ):
+        bench.call(SamplerCustom, *inputs)
+
+
+def test_an_image_size_of_nothing_is_refused(load):
+    positive, negative = conds()
+    positive[0][1].update(width=0, height=512)
+    with pytest.raises(
+        ValueError, match=r"CLIP Text Encode \(PixArt Alpha\) has the size 0 x 512: set width and height"
+    ):
+        bench.call(bench.OURS["Sampler"], load("alpha 1024-MS"), positive, negative, zeros(1, 4, 8, 8), SEED, 1, 1.0)
