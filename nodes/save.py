@@ -9,7 +9,7 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..models.files.quantize import PRESETS
-from ..models.files.saving import quantize_model
+from ..models.files.saving import check_model, quantize_model
 from ..models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
@@ -68,15 +68,19 @@ class SanaNativeQuantizeSave(io.ComfyNode):
 
 
 def save_parts(parts: dict[str, object], preset: str, prefix: str, metadata: dict[str, str]) -> list[str]:
-    """Writes a file for each part that is connected and returns their paths. Raises ValueError when none is."""
+    """Writes a file for each part that is connected and returns their paths.
+
+    Raises ValueError when none is, and before anything is written when one of them cannot be.
+    """
     connected = {component: part for component, part in parts.items() if part is not None}
     if not connected:
         raise ValueError("There is nothing to quantize: connect a model, a clip, or both.")
-    paths = []
     for component, part in connected.items():
-        paths.append(next_path(f"{FOLDERS[component]}/{prefix}_{preset}"))
-        logger.info("SANA: %s", quantize_model(FAMILIES, component, part, paths[-1], preset, metadata))
-    return paths
+        check_model(FAMILIES, component, part)
+    paths = {component: next_path(f"{FOLDERS[component]}/{prefix}_{preset}") for component in connected}
+    for component, part in connected.items():
+        logger.info("SANA: %s", quantize_model(FAMILIES, component, part, paths[component], preset, metadata))
+    return list(paths.values())
 
 
 def next_path(prefix: str) -> str:

@@ -119,3 +119,45 @@ def test_another_model_is_refused(output, monkeypatch):
     ):
         call(SAVE, model, None, "int8", "mine")
     assert not written(output)
+
+
+def lora(layer: str, *shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    names = (f"{layer}.lora_up.weight", f"{layer}.lora_down.weight")
+    return {name: torch.full(shape, 0.1) for name, shape in zip(names, shapes, strict=True)}
+
+
+def test_a_lora_in_bypass_mode_is_refused(output):
+    """It computes beside the weights; the file would be the model without it."""
+    linear = lora("diffusion_model.transformer_blocks.0.attn1.to_q", (64, 4), (4, 64))
+    text = lora("text_encoders.gemma2_2b.transformer.model.layers.0.mlp.up_proj", (96, 4), (4, 64))
+    with torch.inference_mode():
+        model, _ = comfy.sd.load_bypass_lora_for_models(bench.fresh_model("sana"), None, linear, 1.0, 0)
+        _, clip = comfy.sd.load_bypass_lora_for_models(None, bench.clip(), text, 0, 1.0)
+    told = "^The {} has a LoRA in bypass mode, which is in no weight and so in no file: load it with {} instead"
+    with pytest.raises(ValueError, match=told.format("MODEL", "SANA LoRA Loader")):
+        call(SAVE, model, None, "int8", "mine")
+    with pytest.raises(ValueError, match=told.format("CLIP", "Load LoRA")):
+        call(SAVE, None, clip, "int8", "mine")
+    assert not written(output)
+
+
+def test_a_lora_beside_a_depthwise_convolution_is_refused(output):
+    model = bench.fresh_model("sana")
+    name = "transformer_blocks.0.ff.conv_depth"
+    channels = model.model.diffusion_model.get_submodule(name).weight.shape[0]
+    mixing = lora(f"diffusion_model.{name}", (1, 4, 1, 1), (4, channels, 3, 3))
+    with torch.inference_mode():
+        changed, _ = comfy.sd.load_lora_for_models(model, None, mixing, 1.0, 0)
+    assert any(key.endswith(".depthwise_lora") for key in changed.object_patches)
+    with pytest.raises(
+        ValueError, match="^The MODEL has a LoRA that mixes .+ and load it on the new file's model with SANA LoRA L"
+    ):
+        call(SAVE, changed, None, "int8", "mine")
+    assert not written(output)
+
+
+def test_nothing_is_written_when_one_of_two_is_refused(output):
+    (path,) = call(SAVE, None, bench.clip(), "int8", "mine")
+    with pytest.raises(ValueError, match="^The CLIP is already quantized"):
+        call(SAVE, bench.fresh_model("sana"), load_gemma(path), "int8", "again")
+    assert written(output) == ["clip/mine_int8_00001_.safetensors"]
