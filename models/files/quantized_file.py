@@ -86,7 +86,7 @@ def write_quantized(
     check_wide(name, state_dict)
     planned = plan(state_dict, preset, rules)
     layout = {prefix + key: entry for key, entry in layout_of_file(state_dict, planned).items()}
-    parts = quantized_tensors(tracked(list(state_dict.items())), planned)
+    parts = quantized_tensors(name, tracked(list(state_dict.items())), planned)
     named = ({prefix + key: tensor for key, tensor in part.items()} for part in parts)
     size = write_safetensors(path, layout, named, metadata)
     return Report(path, size, sum(tensor.nbytes for tensor in state_dict.values()), tuple(describe(planned)))
