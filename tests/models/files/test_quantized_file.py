@@ -73,6 +73,19 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.safetensors", "older")]
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_part_file_of_somebody_else_stays(tmp_path, monkeypatch, cancelled):
+    (tmp_path / "a.safetensors.part").write_text("theirs")
+    if cancelled:
+        monkeypatch.setattr(quantized_file.os, "fsync", lambda _: fail(errno.EIO))
+        with pytest.raises(OSError, match="a.safetensors cannot be written"):
+            write(tmp_path)
+    else:
+        write(tmp_path)
+    assert (tmp_path / "a.safetensors.part").read_text() == "theirs"
+    assert len(list(tmp_path.iterdir())) == 1 + (not cancelled)
+
+
 def fail(code: int):
     raise OSError(code, os.strerror(code))
 
