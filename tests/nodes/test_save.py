@@ -161,3 +161,45 @@ def test_nothing_is_written_when_one_of_two_is_refused(output):
     with pytest.raises(ValueError, match="^The CLIP is already quantized"):
         call(SAVE, bench.fresh_model("sana"), load_gemma(path), "int8", "again")
     assert written(output) == ["clip/mine_int8_00001_.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("../x", "filename_prefix ../x leads out of .+/clip, whose files the loaders list: leave out"),
+        ("../../x", "filename_prefix ../../x leads out of .+/clip, whose files"),
+        ("a/../../x", "leads out of .+/clip, whose files"),
+        ("link/x", "leads out of .+/clip, whose files"),
+        ("a\0b", r"filename_prefix a\?b holds a character that no file name can have: retype it"),
+        ("\ud800", r"filename_prefix \? holds a character that no file name can have"),
+        ("x" * 300, "filename_prefix x+…x+ is too long: use at most 200 bytes between two slashes"),
+        ("sub/" + "z" * 300 + "/q", "is too long"),
+        ("字" * 80, "is too long"),
+        ("taken/x", r"The folder of filename_prefix taken/x cannot be made in .+/clip \(Not a directory\): choose an"),
+        ("taken/sub/x", r"The folder of filename_prefix taken/sub/x cannot be made in .+ \(Not a directory\)"),
+    ],
+)
+def test_a_prefix_that_cannot_be_used_is_one_sentence(output, prefix, message):
+    (output / "clip").mkdir()
+    (output / "clip" / "taken").write_text("a file")
+    (output / "elsewhere").mkdir()
+    (output / "clip" / "link").symlink_to(output / "elsewhere")
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        call(SAVE, None, bench.clip(), "int8", prefix)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert written(output) == ["clip/taken"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/a", "a/", "..", "a//b", "a b", "🦊é", "%year%/x", "x" * 200])
+def test_a_prefix_that_stays_in_its_folder_is_used(output, prefix):
+    (path,) = call(SAVE, None, bench.clip(), "int8", prefix)
+    (name,) = written(output)
+    assert path == str(output / name) and name.startswith("clip/")
+
+
+def test_the_folder_may_not_be_a_file(output):
+    (output / "clip").write_text("a file")
+    with pytest.raises(
+        OSError, match=r"^The folder of filename_prefix x cannot be made in .+/clip \(Not a directory\)"
+    ):
+        call(SAVE, None, bench.clip(), "int8", "x")
