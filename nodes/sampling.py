@@ -239,7 +239,7 @@ class SanaNativeSampler(io.ComfyNode):
                     control_after_generate=True,
                     optional=True,
                     tooltip="The same seed gives the same image, on every device, in every batch, and alone after "
-                    "Get Latent From Batch.",
+                    "Get Latent From Batch; with int8 and 4-bit weights it varies a little with the batch.",
                 ),
                 io.Int.Input(
                     "steps",

@@ -3,19 +3,22 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
 
+from ..models.files.file_errors import shown
 from ..models.files.quantize import PRESETS
-from ..models.files.saving import quantize_model
+from ..models.files.saving import check_model, quantize_model
 from ..models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
 
 # Component -> folder below the output folder. The host looks for models in both.
 FOLDERS = {"transformer": "diffusion_models", "text_encoder": "clip"}
+NAME_LENGTH = 200  # bytes; file systems take 255, and a preset, a number and endings follow
 
 
 class SanaNativeQuantizeSave(io.ComfyNode):
@@ -68,21 +71,54 @@ class SanaNativeQuantizeSave(io.ComfyNode):
 
 
 def save_parts(parts: dict[str, object], preset: str, prefix: str, metadata: dict[str, str]) -> list[str]:
-    """Writes a file for each part that is connected and returns their paths. Raises ValueError when none is."""
+    """Writes a file for each part that is connected and returns their paths.
+
+    Raises ValueError when none is, and before anything is written when one of them cannot be.
+    """
     connected = {component: part for component, part in parts.items() if part is not None}
     if not connected:
         raise ValueError("There is nothing to quantize: connect a model, a clip, or both.")
-    paths = []
     for component, part in connected.items():
-        paths.append(next_path(f"{FOLDERS[component]}/{prefix}_{preset}"))
-        logger.info("SANA: %s", quantize_model(FAMILIES, component, part, paths[-1], preset, metadata))
-    return paths
+        check_model(FAMILIES, component, part)
+    paths = {component: next_path(FOLDERS[component], prefix, preset) for component in connected}
+    for component, part in connected.items():
+        logger.info("SANA: %s", quantize_model(FAMILIES, component, part, paths[component], preset, metadata))
+    return list(paths.values())
 
 
-def next_path(prefix: str) -> str:
-    """The next free name below the output folder, numbered as the host numbers its own."""
-    folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    return os.path.join(folder, f"{name}_{counter:05}_.safetensors")
+def next_path(folder: str, prefix: str, preset: str) -> str:
+    """The next free name in a folder below the output folder, numbered as the host numbers its own.
+
+    Raises ValueError or OSError with one sentence for a prefix that cannot be part of a name or leads elsewhere.
+    """
+    check_prefix(folder, prefix)
+    output, start = folder_paths.get_output_directory(), f"{folder}/{prefix}_{preset}"
+    try:
+        place, name, counter, *_ = folder_paths.get_save_image_path(start, output)
+    except OSError as error:
+        raise OSError(
+            f"The folder of filename_prefix {shown(prefix)} cannot be made in {shown(os.path.join(output, folder))} "
+            f"({error.strerror or type(error).__name__}): choose another name, or free this one."
+        ) from error
+    return os.path.join(place, f"{name}_{counter:05}_.safetensors")
+
+
+def check_prefix(folder: str, prefix: str) -> None:
+    """Raises ValueError for a prefix that no file can have, or that leads out of the folder the loaders list."""
+    if "\0" in prefix or prefix.encode("utf-8", "ignore").decode() != prefix:
+        raise ValueError(f"filename_prefix {shown(prefix)} holds a character that no file name can have: retype it.")
+    if max(len(name.encode()) for name in prefix.split("/")) > NAME_LENGTH:
+        raise ValueError(
+            f"filename_prefix {shown(prefix)} is too long: use at most {NAME_LENGTH} bytes between two slashes."
+        )
+    output = os.path.realpath(folder_paths.get_output_directory())
+    root = os.path.join(output, folder)
+    place = os.path.realpath(os.path.dirname(os.path.join(root, *f"{prefix}_".split("/"))))
+    if not Path(place).is_relative_to(root):
+        raise ValueError(
+            f"filename_prefix {shown(prefix)} leads out of {shown(root)}, whose files the loaders list: leave out "
+            "what leads there, such as .. or a link."
+        )
 
 
 def metadata_of_graph(hidden) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 
 HELP = {
@@ -33,6 +34,14 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def stop_on_signals() -> None:
+    """Lets SIGTERM and SIGHUP end the program as an error does, so that no unfinished file stays."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = read_arguments(arguments)
     from demo.train.pack import prepare_imports
@@ -55,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -34,6 +34,7 @@ PREFIXES = {
 # Names that torch.compile, FSDP and activation checkpointing put into the middle of keys.
 WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 NOT_OF_GEMMA = ("spiece_model", "logit_scale", "lm_head.weight")  # ends of keys: the tokenizer, and unused parts
+BRANCH = "depthwise_lora"  # attribute of a layer: what a LoRA adds beside it that no weight can hold
 WHOLE_LAYER = ("comfy_quant", "input_scale", "pre_quant_scale", "weight_scale_2")
 
 

@@ -6,6 +6,7 @@ Source: the formats and their kernels are those of the host (`comfy.quant_ops`, 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import Tensor
 
 from .layout import StateDict
-from .quantized import MARK, stored_shape
+from .quantized import BLOCKS, MARK, scale_table, stored_shape
 
 PRESETS = {"int8": "int8_tensorwise", "fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "w4a4": "convrot_w4a4"}
 INT8, FP8, NVFP4, W4A4 = PRESETS.values()
@@ -24,7 +25,6 @@ GROUPS = (256, 64, 16)  # of ConvRot's rotation, in the order of choice; powers 
 W4A4_MULTIPLE = 64  # columns that share an activation scale in the host's 4-bit kernel
 CHUNK = 1 << 24  # numbers of a weight that are quantized at once where its rows do not depend on each other
 FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
-SWIZZLED_ROWS, SWIZZLED_COLUMNS, NVFP4_BLOCK = 128, 4, 16  # of nvfp4's table of scales
 
 
 @dataclass(frozen=True)
@@ -158,23 +158,13 @@ def stored(shape: tuple[int, int], narrow: Narrow) -> dict[str, tuple[torch.dtyp
         INT8: {"weight_scale": (torch.float32, (rows, 1))},
         FP8: {"weight_scale": (torch.float32, ())},
         NVFP4: {
-            "weight_scale": (torch.float8_e4m3fn, scale_table(rows, columns)),
+            "weight_scale": (torch.float8_e4m3fn, scale_table(rows, columns, BLOCKS[NVFP4][0])),
             "weight_scale_2": (torch.float32, ()),
         },
         W4A4: {"weight_scale": (torch.float32, (rows,))},
     }[kind]
     weight = {"weight": (QUANT_ALGOS[kind]["storage_t"], stored_shape(kind, torch.Size(shape)))}
     return weight | scale | {MARK: (torch.uint8, tuple(narrow.mark().shape))}
-
-
-def scale_table(rows: int, columns: int) -> tuple[int, int]:
-    """Shape of nvfp4's scales, one per block of a row, padded to the tiles in which a GPU reads them."""
-    blocks = round_up(columns, NVFP4_BLOCK) // NVFP4_BLOCK
-    return round_up(rows, SWIZZLED_ROWS), round_up(blocks, SWIZZLED_COLUMNS)
-
-
-def round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def wide_dtype(dtype: torch.dtype, half: torch.dtype) -> torch.dtype:
@@ -195,21 +185,40 @@ def layout_of_file(state_dict: Mapping[str, Tensor], planned: Plan) -> dict[str,
     return found
 
 
-def quantized_tensors(tensors: Iterable[tuple[str, Tensor]], planned: Plan) -> Iterator[StateDict]:
+def quantized_tensors(name: str, tensors: Iterable[tuple[str, Tensor]], planned: Plan) -> Iterator[StateDict]:
     """The tensors of the quantized file, those that one wide tensor becomes at a time.
 
-    tensors: the items of a state dict, of which none is held longer.
+    name: of what is quantized, for messages. tensors: the items of a state dict, of which none is held longer.
+    Raises ValueError naming the first layer with NaN or infinity, or whose scales or 16 bits cannot hold its numbers.
     """
     for key, tensor in tensors:
-        layer, _, name = key.rpartition(".")
+        layer, _, end = key.rpartition(".")
         tensor = tensor.to("cpu")  # here the host merges LoRAs into a weight that it has not merged them into yet
-        if name == "weight" and layer in planned.narrow:
-            yield {f"{layer}.{end}": part for end, part in quantize_weight(tensor, planned.narrow[layer]).items()}
+        if not finite(tensor):
+            raise ValueError(
+                f"{name} holds NaN or infinity in {key}: lower the strength of its LoRAs, or load it without them, and "
+                "if it stays download the weights again."
+            )
+        if end == "weight" and layer in planned.narrow:
+            parts = {f"{layer}.{part}": made for part, made in quantize_weight(tensor, planned.narrow[layer]).items()}
         else:
-            yield {key: tensor.to(wide_dtype(tensor.dtype, planned.half))}
+            parts = {key: tensor.to(wide_dtype(tensor.dtype, planned.half))}
+        if not all(map(finite, parts.values())):
+            raise ValueError(
+                f"{name} has numbers of up to {float(tensor.abs().max()):.3g} in {key}, more than the file's format "
+                "holds: lower the strength of its LoRAs, or download the weights again."
+            )
+        yield parts
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinity; without a copy of the tensor, but for formats of 8 bits."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(end) for end in (tensor.float() if tensor.itemsize == 1 else tensor).aminmax())
 
 
 def quantize_state_dict(state_dict: Mapping[str, Tensor], preset: str, rules: Rules) -> StateDict:
     """The state dict of the quantized file, whole; for what fits into memory twice."""
-    parts = quantized_tensors(state_dict.items(), plan(state_dict, preset, rules))
+    parts = quantized_tensors("The state dict", state_dict.items(), plan(state_dict, preset, rules))
     return {key: tensor for part in parts for key, tensor in part.items()}

@@ -22,7 +22,12 @@ REQUIRED = {"nvfp4": ("weight_scale", "weight_scale_2")}
 OPTIONAL = ("input_scale", "pre_quant_scale")
 # What the layout of weights and scales is known of here. Newer hosts read more, with other side tensors.
 FORMATS = ("convrot_w4a4", "float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
-SIDE_TENSORS = ("weight_scale", "weight_scale_2", MARK, *OPTIONAL)
+SCALES = ("weight_scale", "weight_scale_2", *OPTIONAL)
+SIDE_TENSORS = (*SCALES, MARK)
+# Formats with a scale for each block of a row: numbers in a block, and the scale's own format.
+BLOCKS = {"nvfp4": (16, torch.float8_e4m3fn), "mxfp8": (32, torch.float8_e8m0fnu)}
+GROUP = 256  # of ConvRot, where a mark does not say it
+TILE = (128, 4)  # rows and columns to which a table of block scales is padded
 
 
 def layers_in_metadata(name: str, metadata: dict[str, str] | None) -> dict[str, Any]:
@@ -57,7 +62,10 @@ def quantized_layers(state_dict: StateDict) -> dict[str, str]:
 
 
 def check_quantized(name: str, state_dict: StateDict, layers: dict[str, str]) -> None:
-    """Raises ValueError for a format that cannot be read, and for a layer without its weight or a scale."""
+    """Raises ValueError for a format that cannot be read, and for a layer that lacks a part or has one of another form.
+
+    state_dict: in the network's layout.
+    """
     for layer, kind in layers.items():
         if kind in QUANT_ALGOS and kind not in FORMATS:
             raise ValueError(
@@ -74,6 +82,84 @@ def check_quantized(name: str, state_dict: StateDict, layers: dict[str, str]) ->
                 raise ValueError(f"{name} is quantized as {kind} but {layer}.{part} is missing: download it again.")
         if state_dict[f"{layer}.weight"].ndim != 2:
             raise ValueError(f"{name} has {layer} quantized, which is no linear layer: use another file of the model.")
+        wrong = wrong_part(state_dict, layer, kind)
+        if wrong:
+            raise ValueError(f"{name} is quantized as {kind} but {layer}.{wrong}: download it again.")
+
+
+def wrong_part(state_dict: StateDict, layer: str, kind: str) -> str:
+    """What of a layer does not fit its format, after the layer's name; "" where all does."""
+    weight, scale = state_dict[f"{layer}.weight"], state_dict[f"{layer}.weight_scale"]
+    codes = QUANT_ALGOS[kind]["storage_t"]
+    if weight.dtype != codes:
+        return f"weight has {spelled(weight.dtype)} numbers, expected {spelled(codes)}"
+    rows, columns = weight.shape
+    columns *= width_of_code(kind)
+    if kind in BLOCKS and scale.itemsize != 1:
+        return f"weight_scale has {spelled(scale.dtype)} numbers, expected {spelled(BLOCKS[kind][1])}"
+    allowed = scale_shapes(kind, rows, columns)
+    if tuple(scale.shape) not in allowed:
+        return f"weight_scale has shape {tuple(scale.shape)}, expected {' or '.join(map(str, allowed))}"
+    if kind == "nvfp4" and state_dict[f"{layer}.weight_scale_2"].numel() != 1:
+        return f"weight_scale_2 has shape {tuple(state_dict[f'{layer}.weight_scale_2'].shape)}, expected one number"
+    mark = json.loads(bytes(state_dict[f"{layer}.{MARK}"].tolist()))
+    if not isinstance(mark, dict):
+        return f"{MARK} is a JSON {type(mark).__name__}, expected an object"
+    group = rotation_group(mark, kind)
+    if group is not None and not (is_power_of_4(group) and columns % group == 0):
+        return f"{MARK} rotates groups of {group} of {columns} inputs, expected a power of 4 that divides them"
+    return ""
+
+
+def spelled(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def width_of_code(kind: str) -> int:
+    """Numbers that a stored one holds."""
+    return 2 if kind in ("nvfp4", "convrot_w4a4") else 1
+
+
+def scale_shapes(kind: str, rows: int, columns: int) -> list[tuple[int, ...]]:
+    """Shapes that the host takes for the weight_scale of a weight (rows, columns)."""
+    if kind in BLOCKS:
+        return [scale_table(rows, columns, BLOCKS[kind][0])]
+    if kind == "convrot_w4a4":
+        return [(rows,), (rows, 1)]
+    one = [(), (1,), (1, 1)]
+    return [(rows, 1), *one] if kind == "int8_tensorwise" else one
+
+
+def scale_table(rows: int, columns: int, block: int) -> tuple[int, int]:
+    """Shape of a table of scales, one per block of a row, padded to the tiles in which a GPU reads them."""
+    blocks = -(-columns // block)
+    return round_up(rows, TILE[0]), round_up(blocks, TILE[1])
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def rotation_group(mark: dict[str, Any], kind: str) -> Any:
+    """ConvRot's group as the host reads it from a mark; None for a layer that is not rotated."""
+    inner = mark.get("params")
+    told = (inner if isinstance(inner, dict) else {}) | mark
+    rotated = kind == "convrot_w4a4" or kind == "int8_tensorwise" and told.get("convrot", False)
+    return told.get("convrot_groupsize", GROUP) if rotated else None
+
+
+def is_power_of_4(number: Any) -> bool:
+    return type(number) is int and number > 0 and number.bit_count() == 1 and number.bit_length() % 2 == 1
+
+
+def scale_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
+    """The state dict with scales of blocks as floating-point numbers, which older files store as bytes."""
+    view = dict(state_dict)
+    for layer, kind in layers.items():
+        key = f"{layer}.weight_scale"
+        if kind in BLOCKS and view[key].itemsize == 1:
+            view[key] = view[key].view(BLOCKS[kind][1])
+    return view
 
 
 def plain_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
@@ -83,9 +169,8 @@ def plain_view(state_dict: StateDict, layers: dict[str, str]) -> StateDict:
     for layer, kind in layers.items():
         weight = view[f"{layer}.weight"]
         rows, columns = weight.shape
-        packed = columns * 2 if QUANT_ALGOS[kind]["storage_t"] == torch.uint8 or kind == "convrot_w4a4" else columns
-        if packed != columns:
-            view[f"{layer}.weight"] = torch.empty(rows, packed, device="meta")
+        if width_of_code(kind) != 1:
+            view[f"{layer}.weight"] = torch.empty(rows, columns * width_of_code(kind), device="meta")
     return view
 
 

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -86,7 +87,7 @@ def write_quantized(
     check_wide(name, state_dict)
     planned = plan(state_dict, preset, rules)
     layout = {prefix + key: entry for key, entry in layout_of_file(state_dict, planned).items()}
-    parts = quantized_tensors(tracked(list(state_dict.items())), planned)
+    parts = quantized_tensors(name, tracked(list(state_dict.items())), planned)
     named = ({prefix + key: tensor for key, tensor in part.items()} for part in parts)
     size = write_safetensors(path, layout, named, metadata)
     return Report(path, size, sum(tensor.nbytes for tensor in state_dict.values()), tuple(describe(planned)))
@@ -124,11 +125,12 @@ def write_safetensors(
 ) -> int:
     """Writes tensors as they come, each to its place, and returns the size of the file. Raises as `write_quantized`."""
     header, places, length = header_of(layout, metadata)
-    part, size = path + PART, len(header) + length
+    # A name of its own: another program may have a file of the plain one, or write the same target right now.
+    part, size = f"{path}.{secrets.token_hex(4)}{PART}", len(header) + length
     with naming_write_faults(path, size):
         if shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        file = open(part, "wb")
+        file = open(part, "xb")
         try:
             with file:
                 file.write(header)

@@ -13,7 +13,7 @@ from typing import Any
 import comfy.model_management
 
 from .family import Family, describe, refusal
-from .layout import StateDict, strip_prefix
+from .layout import BRANCH, StateDict, strip_prefix
 from .quantized_file import Report, check_preset, check_wide, write_quantized
 from .reader import Checkpoint
 from .validation import reading_config
@@ -78,11 +78,28 @@ def quantize_model(
 ) -> Report:
     """Writes the host's MODEL or CLIP to a new file, LoRAs merged into it.
 
-    metadata: what the file's header says besides `modelspec`. Raises as `quantize_file`.
+    metadata: what the file's header says besides `modelspec`. Raises as `quantize_file`, and ValueError for what
+    `check_model` refuses.
     """
-    name = f"The {SOCKETS[component]}"
     check_preset(preset)
-    state_dict, candidates = tensors_of_model(component, model), families_of(component, families)
+    family = check_model(families, component, model)
+    state_dict = tensors_of_model(component, model)
+    own = metadata_of(family, state_dict, target, preset)
+    return write(target, name_of(component), family, state_dict, preset, own | (metadata or {}))
+
+
+def name_of(component: str) -> str:
+    return f"The {SOCKETS[component]}"
+
+
+def check_model(families: Sequence[Family], component: str, model: Any) -> Family:
+    """The family of the host's MODEL or CLIP.
+
+    Raises ValueError for a model of none that is written narrow, one with narrow weights, and one that carries a LoRA
+    which no weight can hold.
+    """
+    name, candidates = name_of(component), families_of(component, families)
+    state_dict = tensors_of_model(component, model)
     family = next((one for one in candidates if one.recognizes(one.convert(dict(state_dict)))), None)
     if family is None:
         wanted, nodes = zip(*((one.name, one.node) for one in candidates), strict=True)
@@ -90,8 +107,24 @@ def quantize_model(
             f"{name} is {describe(state_dict, families)}, not {' or '.join(wanted)}: connect that of "
             f"{' or '.join(nodes)}."
         )
-    own = metadata_of(family, state_dict, target, preset)
-    return write(target, name, family, state_dict, preset, own | (metadata or {}))
+    check_wide(name, state_dict)
+    check_merged(component, model)
+    return family
+
+
+def check_merged(component: str, model: Any) -> None:
+    """Raises ValueError for what computes beside the weights, so that a file of weights would lack it."""
+    name, patcher = name_of(component), model if component == "transformer" else model.patcher
+    if any(patcher.injections.values()):
+        cure = "load it with SANA LoRA Loader instead"
+        if component == "text_encoder":
+            cure = "load it with Load LoRA instead (SANA LoRA Loader changes the MODEL alone)"
+        raise ValueError(f"{name} has a LoRA in bypass mode, which is in no weight and so in no file: {cure}.")
+    if any(key.endswith(f".{BRANCH}") for key in patcher.object_patches):
+        raise ValueError(
+            f"{name} has a LoRA that mixes the channels of depthwise convolutions, which no weight of the file can "
+            "hold: quantize without it, and load it on the new file's model with SANA LoRA Loader."
+        )
 
 
 def tensors_of_model(component: str, model: Any) -> StateDict:

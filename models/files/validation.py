@@ -53,6 +53,8 @@ def check_tensors(
                 "download it again."
             )
     check_values(name, [key for key in expected if key.removesuffix(".weight") not in layers], found)
+    scales = (f"{layer}.{part}" for layer in layers for part in quantized.SCALES)
+    check_values(name, [key for key in scales if key in found], quantized.scale_view(found, layers))
 
 
 def missing_tensor(checkpoint: Checkpoint, expected: str, key: str) -> ValueError:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-BRANCH = "depthwise_lora"  # attribute of the Mix-FFN that the network adds to its depthwise convolution
+from ..files.layout import BRANCH
 
 
 class DepthwiseLoRA(nn.Module):

@@ -11,10 +11,11 @@ import torch
 from comfy.weight_adapter import BypassInjectionManager, WeightAdapterBase
 from torch import Tensor
 
+from ..files.layout import BRANCH
 from ..runtime.device import disk_options, patcher_class
 from .bypass import bypass_managers, computes, in_layer_shape, inference_hooks
 from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
-from .depthwise import BRANCH, add_depthwise_lora, find_depthwise_lora, set_latest_alpha
+from .depthwise import add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
     ALPHA,
     change_shape,

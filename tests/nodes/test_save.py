@@ -119,3 +119,87 @@ def test_another_model_is_refused(output, monkeypatch):
     ):
         call(SAVE, model, None, "int8", "mine")
     assert not written(output)
+
+
+def lora(layer: str, *shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    names = (f"{layer}.lora_up.weight", f"{layer}.lora_down.weight")
+    return {name: torch.full(shape, 0.1) for name, shape in zip(names, shapes, strict=True)}
+
+
+def test_a_lora_in_bypass_mode_is_refused(output):
+    """It computes beside the weights; the file would be the model without it."""
+    linear = lora("diffusion_model.transformer_blocks.0.attn1.to_q", (64, 4), (4, 64))
+    text = lora("text_encoders.gemma2_2b.transformer.model.layers.0.mlp.up_proj", (96, 4), (4, 64))
+    with torch.inference_mode():
+        model, _ = comfy.sd.load_bypass_lora_for_models(bench.fresh_model("sana"), None, linear, 1.0, 0)
+        _, clip = comfy.sd.load_bypass_lora_for_models(None, bench.clip(), text, 0, 1.0)
+    told = "^The {} has a LoRA in bypass mode, which is in no weight and so in no file: load it with {} instead"
+    with pytest.raises(ValueError, match=told.format("MODEL", "SANA LoRA Loader")):
+        call(SAVE, model, None, "int8", "mine")
+    with pytest.raises(ValueError, match=told.format("CLIP", "Load LoRA")):
+        call(SAVE, None, clip, "int8", "mine")
+    assert not written(output)
+
+
+def test_a_lora_beside_a_depthwise_convolution_is_refused(output):
+    model = bench.fresh_model("sana")
+    name = "transformer_blocks.0.ff.conv_depth"
+    channels = model.model.diffusion_model.get_submodule(name).weight.shape[0]
+    mixing = lora(f"diffusion_model.{name}", (1, 4, 1, 1), (4, channels, 3, 3))
+    with torch.inference_mode():
+        changed, _ = comfy.sd.load_lora_for_models(model, None, mixing, 1.0, 0)
+    assert any(key.endswith(".depthwise_lora") for key in changed.object_patches)
+    with pytest.raises(
+        ValueError, match="^The MODEL has a LoRA that mixes .+ and load it on the new file's model with SANA LoRA L"
+    ):
+        call(SAVE, changed, None, "int8", "mine")
+    assert not written(output)
+
+
+def test_nothing_is_written_when_one_of_two_is_refused(output):
+    (path,) = call(SAVE, None, bench.clip(), "int8", "mine")
+    with pytest.raises(ValueError, match="^The CLIP is already quantized"):
+        call(SAVE, bench.fresh_model("sana"), load_gemma(path), "int8", "again")
+    assert written(output) == ["clip/mine_int8_00001_.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("../x", "filename_prefix ../x leads out of .+/clip, whose files the loaders list: leave out"),
+        ("../../x", "filename_prefix ../../x leads out of .+/clip, whose files"),
+        ("a/../../x", "leads out of .+/clip, whose files"),
+        ("link/x", "leads out of .+/clip, whose files"),
+        ("a\0b", r"filename_prefix a\?b holds a character that no file name can have: retype it"),
+        ("\ud800", r"filename_prefix \? holds a character that no file name can have"),
+        ("x" * 300, "filename_prefix x+…x+ is too long: use at most 200 bytes between two slashes"),
+        ("sub/" + "z" * 300 + "/q", "is too long"),
+        ("字" * 80, "is too long"),
+        ("taken/x", r"The folder of filename_prefix taken/x cannot be made in .+/clip \(Not a directory\): choose an"),
+        ("taken/sub/x", r"The folder of filename_prefix taken/sub/x cannot be made in .+ \(Not a directory\)"),
+    ],
+)
+def test_a_prefix_that_cannot_be_used_is_one_sentence(output, prefix, message):
+    (output / "clip").mkdir()
+    (output / "clip" / "taken").write_text("a file")
+    (output / "elsewhere").mkdir()
+    (output / "clip" / "link").symlink_to(output / "elsewhere")
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        call(SAVE, None, bench.clip(), "int8", prefix)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert written(output) == ["clip/taken"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/a", "a/", "..", "a//b", "a b", "🦊é", "%year%/x", "x" * 200])
+def test_a_prefix_that_stays_in_its_folder_is_used(output, prefix):
+    (path,) = call(SAVE, None, bench.clip(), "int8", prefix)
+    (name,) = written(output)
+    assert path == str(output / name) and name.startswith("clip/")
+
+
+def test_the_folder_may_not_be_a_file(output):
+    (output / "clip").write_text("a file")
+    with pytest.raises(
+        OSError, match=r"^The folder of filename_prefix x cannot be made in .+/clip \(Not a directory\)"
+    ):
+        call(SAVE, None, bench.clip(), "int8", "x")

@@ -258,7 +258,7 @@ def a_model_of_svdquant(place):
     return place.write(state_dict)
 
 
-@kind("{file} is quantized by bitsandbytes, and what belongs to [\\w.]+ is damaged or missing: download it again",
+@kind("{file} is quantized by bitsandbytes, and what belongs to [\\w.]+ is damaged or missing .+: download it again",
       "transformer", "text_encoder")  # fmt: skip
 def a_model_of_bitsandbytes_without_its_state(place):
     state_dict = place.read()

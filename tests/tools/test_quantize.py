@@ -1,7 +1,10 @@
 """The command that writes quantized files."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -39,3 +42,36 @@ def test_an_unknown_preset_is_refused(capsys):
     with pytest.raises(SystemExit):
         quantize.read_arguments(["in", "out", "--preset", "int3"])
     assert "invalid choice: 'int3'" in capsys.readouterr().err
+
+
+# A file that takes its time, in a process of its own: one layer is written, then it waits.
+SLOW = """
+import sys, time
+from demo.train.pack import prepare_imports
+prepare_imports()
+from sana_native.models.files import quantized_file
+from sana_native.tools import quantize
+tensors = quantized_file.quantized_tensors
+def slow(*given):
+    for part in tensors(*given):
+        yield part
+        time.sleep(60)
+quantized_file.quantized_tensors = slow
+quantize.stop_on_signals()
+quantize.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_command_leaves_nothing(tmp_path, number):
+    command = [sys.executable, "-c", SLOW, str(ROOT / "demo" / "checkpoint_sprint"), str(tmp_path / "a.safetensors")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and "Traceback" not in told
+    assert not list(tmp_path.iterdir())

@@ -162,6 +162,87 @@ def test_damaged_8_bits_are_refused_in_one_sentence(spoil):
     state_dict = in_eight_bits("a.weight", noise(64, 64))
     spoil(state_dict)
     with pytest.raises(
-        ValueError, match="what belongs to a.weight is damaged or missing: download it again, or use th"
+        ValueError, match="what belongs to a.weight is damaged or missing .+: download it again, or use th"
     ):
         unify_bitsandbytes("my file", state_dict)
+
+
+def told(**changes):
+    """A change of the JSON beside a weight; None takes an entry out."""
+
+    def change(state_dict: dict[str, Tensor]) -> None:
+        key = f"{KEY}.weight.quant_state.bitsandbytes__nf4"
+        entries = json.loads(bytes(state_dict[key].tolist())) | changes
+        text = json.dumps({name: value for name, value in entries.items() if value is not None})
+        state_dict[key] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    return change
+
+
+def part(name: str, change):
+    return lambda sd: sd.update({f"{KEY}.weight.{name}": change(sd[f"{KEY}.weight.{name}"])})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda sd: sd.pop(f"{KEY}.weight.nested_absmax"), "nested_absmax is missing"),
+        (lambda sd: sd.pop(f"{KEY}.weight.nested_quant_map"), "nested_quant_map is missing"),
+        (told(nested_offset=None), "nested_offset is missing"),
+        (told(nested_blocksize=None), "nested_blocksize is missing"),
+        (told(nested_blocksize=None, nested_offset=None, nested_dtype=None), "nested_blocksize is missing"),
+        (told(nested_blocksize=32), "nested_absmax has 1 numbers, expected 2"),
+        (told(blocksize=128), "absmax has 64 numbers, expected 32"),
+        (told(blocksize=0), "blocksize is 0"),
+        (told(blocksize=-64), "blocksize is -64"),
+        (told(blocksize="64"), "blocksize is 64"),
+        (told(shape=[64, -1]), r"shape is \[64, -1\]"),
+        (told(shape=[4096]), r"shape is \[4096\]"),
+        (told(shape=[64, 128]), "weight has 2048 bytes, expected 4096"),
+        (told(dtype="int8"), "dtype is int8, expected bfloat16, float16, float32"),
+        (told(dtype="float64"), "dtype is float64, expected bfloat16"),
+        (told(quant_type="fp4"), "quant_type is fp4"),
+        (told(quant_type=None), "quant_type is missing"),
+        (part("absmax", lambda tensor: tensor[:-1]), "absmax has 63 numbers, expected 64"),
+        (part("absmax", lambda tensor: torch.cat([tensor, tensor])), "absmax has 128 numbers, expected 64"),
+        (part("quant_map", lambda tensor: tensor[:8]), "quant_map has 8 numbers, expected 16"),
+        (part("nested_absmax", lambda tensor: tensor * float("nan")), "it holds NaN or infinity"),
+        (lambda sd: sd.update({f"{KEY}.weight": sd[f"{KEY}.weight"].float()}), "weight has 8192 bytes, expected 2048"),
+        (part("quant_state.bitsandbytes__nf4", lambda tensor: tensor.float()), "quant_state is no text"),
+        (
+            part("quant_state.bitsandbytes__nf4", lambda _: torch.tensor(list(b"[1]"), dtype=torch.uint8)),
+            "quant_state is no JSON object",
+        ),
+    ],
+)
+def test_what_is_wrong_with_4_bits_is_said(spoil, what):
+    state_dict = in_four_bits(f"{KEY}.weight", noise(64, 64).bfloat16(), compress_statistics=True)
+    spoil(state_dict)
+    with pytest.raises(ValueError, match=rf"^my file .+ belongs to {KEY}.weight is damaged or missing \({what}\)?"):
+        unify_bitsandbytes("my file", state_dict)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda sd: sd.pop("a.SCB"), "SCB is missing"),
+        (lambda sd: sd.update({"a.SCB": sd["a.SCB"] * float("nan")}), "SCB holds other than finite, positive numbers"),
+        (lambda sd: sd["a.SCB"].zero_(), "SCB is 0 for rows that are not"),
+        (lambda sd: sd["a.SCB"][3:4].zero_(), "SCB is 0 for rows that are not"),
+        (lambda sd: sd.update({"a.SCB": sd["a.SCB"][:, None]}), r"SCB has shape \(64, 1\), expected \(64,\)"),
+    ],
+)
+def test_what_is_wrong_with_8_bits_is_said(spoil, what):
+    state_dict = in_eight_bits("a.weight", noise(64, 64))
+    spoil(state_dict)
+    with pytest.raises(ValueError, match=rf"^my file .+ belongs to a.weight is damaged or missing \({what}\): down"):
+        unify_bitsandbytes("my file", state_dict)
+
+
+def test_a_row_of_zeros_in_8_bits_is_none_that_is_damaged():
+    weight = noise(64, 64)
+    weight[5] = 0
+    parts = in_eight_bits("a.weight", weight)
+    parts["a.weight"][5], parts["a.SCB"][5] = 0, 0
+    out, _ = unify_bitsandbytes("my file", parts)
+    assert not (out["a.weight"].float() * out["a.weight_scale"])[5].any()

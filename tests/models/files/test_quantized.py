@@ -230,6 +230,49 @@ def test_a_damaged_quantized_file_is_refused_in_one_sentence(write, change, mess
     assert "my model.safetensors" in text and "\n" not in text and text.endswith(".")
 
 
+def said(**entries):
+    return torch.tensor(list(json.dumps(entries).encode()), dtype=torch.uint8)
+
+
+def rotated(group: object) -> Tensor:
+    return said(format="int8_tensorwise", convrot=True, convrot_groupsize=group)
+
+
+SCALE, CODES, MARK = (f"{LAYER}.{part}" for part in ("weight_scale", "weight", "comfy_quant"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("int8_tensorwise", {SCALE: torch.ones(40, 1)}, r"has shape \(40, 1\), expected \(64, 1\) or \(\)"),
+        ("int8_tensorwise", {MARK: mark("float8_e4m3fn")}, "weight has int8 numbers, expected float8_e4m3fn"),
+        ("int8_tensorwise", {MARK: rotated(100)}, "groups of 100 of 64 inputs, expected a power of 4"),
+        ("int8_tensorwise", {MARK: rotated(32)}, "comfy_quant rotates groups of 32 of 64 inputs"),
+        ("int8_tensorwise", {MARK: rotated(256)}, "comfy_quant rotates groups of 256 of 64 inputs"),
+        ("int8_tensorwise", {MARK: rotated("x")}, "comfy_quant rotates groups of x of 64 inputs"),
+        ("int8_tensorwise", {MARK: said(format="int8_tensorwise", convrot=True)}, "groups of 256 of 64 inputs"),
+        ("float8_e4m3fn", {SCALE: torch.ones(64, 1)}, r"has shape \(64, 1\), expected \(\) or \(1,\)"),
+        ("float8_e4m3fn", {CODES: torch.ones(64, 64, dtype=torch.uint8)}, "weight has uint8 numbers, expected float8"),
+        ("nvfp4", {SCALE: torch.ones(64, 4).to(torch.float8_e4m3fn)}, r"shape \(64, 4\), expected \(128, 4\)"),
+        ("nvfp4", {SCALE: torch.ones(128, 4)}, "weight_scale has float32 numbers, expected float8_e4m3fn"),
+        ("nvfp4", {f"{SCALE}_2": torch.ones(64)}, r"weight_scale_2 has shape \(64,\), expected one number"),
+        ("mxfp8", {SCALE: torch.ones(64, 4).to(torch.float8_e8m0fnu)}, r"shape \(64, 4\), expected \(128, 4\)"),
+    ],
+)  # fmt: skip
+def test_a_layer_that_does_not_fit_its_format_is_refused(write, kind, change, message):
+    path = write(quantized(weights("sana"), kind) | change, "my model")
+    with pytest.raises(ValueError, match=f"my model.safetensors is quantized as .+ but {LAYER}.+{message}.*: download"):
+        load_sana(path)
+
+
+@pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn", "mxfp8", "nvfp4"])
+def test_scales_of_nan_are_refused(write, kind):
+    state_dict = quantized(weights("sana"), kind)
+    bad = torch.full(state_dict[SCALE].shape, float("nan")).to(state_dict[SCALE].dtype)
+    with pytest.raises(ValueError, match=f"my model.safetensors holds NaN or infinity in {SCALE}: download it again"):
+        load_sana(write(state_dict | {SCALE: bad}, "my model"))
+
+
 def test_marks_in_the_metadata_that_are_damaged_are_refused(write):
     path = write(weights("sana"), "my model", metadata={"_quantization_metadata": "{"})
     with pytest.raises(ValueError, match="The configuration saved in .+my model.safetensors is damaged: save it again"):

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sana_native.models.files import quantized_file
 from sana_native.models.files.file_errors import check_content
-from sana_native.models.files.quantize import Narrow, Plan, Rules
+from sana_native.models.files.quantize import PRESETS, Narrow, Plan, Rules
 from sana_native.models.files.quantized_file import describe, file_size, numbered, write_quantized, write_safetensors
 from torch import Tensor
 
@@ -73,6 +73,19 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.safetensors", "older")]
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_part_file_of_somebody_else_stays(tmp_path, monkeypatch, cancelled):
+    (tmp_path / "a.safetensors.part").write_text("theirs")
+    if cancelled:
+        monkeypatch.setattr(quantized_file.os, "fsync", lambda _: fail(errno.EIO))
+        with pytest.raises(OSError, match="a.safetensors cannot be written"):
+            write(tmp_path)
+    else:
+        write(tmp_path)
+    assert (tmp_path / "a.safetensors.part").read_text() == "theirs"
+    assert len(list(tmp_path.iterdir())) == 1 + (not cancelled)
+
+
 def fail(code: int):
     raise OSError(code, os.strerror(code))
 
@@ -123,3 +136,25 @@ def test_the_report_says_why():
         "Wide because it is: c.",
         "Norms, tables and biases stay wide.",
     ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("layer", ["layers.2", "other"])
+def test_nan_or_infinity_is_refused_and_leaves_nothing(tmp_path, preset, value, layer):
+    state_dict = {key: tensor.clone() for key, tensor in STATE_DICT.items()} | {"other.weight": torch.ones(64, 64)}
+    state_dict[f"{layer}.weight"][30, 31] = value
+    with pytest.raises(ValueError, match=f"^The MODEL holds NaN or infinity in {layer}.weight: lower the strength of"):
+        write_quantized(str(tmp_path / "a.safetensors"), "The MODEL", state_dict, preset, RULES, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("layer", "preset", "half"), [("other", "int8", torch.float16), ("layers.2", "int8", None)])
+def test_numbers_that_the_format_cannot_hold_are_refused(tmp_path, layer, preset, half):
+    """Finite ones: beyond float16 where it stays wide, or beyond float32 once rotated."""
+    state_dict = {"layers.2.weight": torch.ones(64, 64), "other.weight": torch.ones(64, 64)}
+    state_dict[f"{layer}.weight"] *= 1e5 if half else 3e38
+    rules = Rules(narrow=RULES.narrow, half=half or torch.bfloat16)
+    with pytest.raises(ValueError, match=f"^a has numbers of up to .+ in {layer}.weight, more than the file's format "):
+        write_quantized(str(tmp_path / "a.safetensors"), "a", state_dict, preset, rules, {})
+    assert not list(tmp_path.iterdir())
