@@ -27,7 +27,7 @@ from .convert import (
 )
 from .pixart import apply_pixart_lora, is_pixart_model
 from .depthwise import add_depthwise_lora, find_depthwise_lora
-from .stock_nodes import StockLora, require_strength
+from .stock_nodes import StockLora, StockPatches, require_strength
 from .weight_adapter import change_shape, fits, in_network_shape, matrix_shape, prepare
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,11 @@ def load_on_pixart(
 
 
 def sana_network(patcher: comfy.model_patcher.ModelPatcher) -> torch.nn.Module:
+    if isinstance(patcher, StockPatches) and not isinstance(patcher, StockLora):
+        raise ValueError(
+            f"SANA LoRA Loader reads no LoRA for {patcher.kind} in this version: use the stock Load LoRA node, which "
+            "reads the names of its authors' layers."
+        )
     if not isinstance(patcher, StockLora):
         raise ValueError(
             f"SANA LoRA Loader got a {type(patcher.model).__name__} model: connect the model of SANA Model Loader, or "
