@@ -42,6 +42,7 @@ only at run time is not listed.
 # Mixins: their host class is a base of theirs only at run time.
 MIXINS = {
     "StockLora": "comfy.model_patcher.ModelPatcher",
+    "StockPatches": "comfy.model_patcher.ModelPatcher",
     "ExactMagnitude": "comfy.weight_adapter.LoRAAdapter",
 }
 OVERRIDE, SET, OPTIONAL, READ = "override", "set", "optional", ""

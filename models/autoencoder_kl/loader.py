@@ -8,6 +8,7 @@ from typing import Any
 import comfy.diffusers_convert
 import comfy.model_management
 import comfy.sd
+from torch import Tensor
 
 from ..files.family import Family, open_as
 from ..files.layout import StateDict
@@ -21,6 +22,27 @@ KL_MARKS = ("decoder.mid.block_1.conv1.weight", "decoder.mid_block.resnets.0.con
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 CHANNELS = 4
 SCALES = {0.18215: "Stable Diffusion 1's, for PixArt-alpha", 0.13025: "SDXL's, for PixArt-Sigma"}
+
+
+class KLVAE(comfy.sd.VAE):
+    """The host's VAE, which refuses another model's latent before its convolutions do."""
+
+    def decode(self, samples_in: Tensor, *args, **kwargs) -> Tensor:
+        check_latent(samples_in)
+        return super().decode(samples_in, *args, **kwargs)
+
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+        check_latent(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+
+def check_latent(samples: Tensor) -> None:
+    """Raises ValueError for a latent that is not of this autoencoder."""
+    if samples.ndim >= 2 and samples.shape[1] != CHANNELS:
+        raise ValueError(
+            f"This latent has {samples.shape[1]} channels where AutoencoderKL decodes {CHANNELS}: it comes from "
+            "another model, so use that model's VAE, for SANA a DC-AE."
+        )
 
 
 def convert_kl(state_dict: StateDict) -> StateDict:
@@ -58,7 +80,7 @@ def build(checkpoint: Checkpoint, precision: Precision) -> comfy.sd.VAE:
     if KL_MARKS[1] in state_dict:
         state_dict = comfy.diffusers_convert.convert_vae_state_dict(state_dict)
     try:
-        vae = comfy.sd.VAE(sd=dict(state_dict), dtype=precision.weights)
+        vae = KLVAE(sd=dict(state_dict), dtype=precision.weights)
     except (RuntimeError, ValueError) as error:
         raise other_shapes(checkpoint, KL.name) from error
     check_keys(checkpoint.name, vae.first_stage_model.state_dict(), state_dict)

@@ -31,6 +31,7 @@ DECODE_CURE = "load the autoencoder in bfloat16 or float32"
 ENCODE_CURE = "check the node that made the image, and load the autoencoder in float32"
 EMPTY_CURE = "check the node that made it, such as one that takes images from a batch"
 DC_AE_CURE = "connect the VAE of SANA DC-AE Loader, which loads dc-ae-f32c32-sana-1.0 or 1.1"
+STOCK_CURE = "with PixArt and Lumina-Next use the stock VAE Decode and VAE Encode; with SANA "
 # Latent channels and pixels per latent position of the host's other VAEs -> whose it likely is.
 OTHER_VAES = {
     (4, 8): "Stable Diffusion 1.5 or SDXL",
@@ -271,7 +272,8 @@ def require_dc_ae(vae: comfy.sd.VAE) -> None:
     if isinstance(vae, comfy.sd.VAE):
         family = OTHER_VAES.get((vae.latent_channels, vae.spacial_compression_encode()))
     likely = f"likely that of {family}" if family else "that of another model"
-    raise ValueError(f"This VAE is {likely}, not SANA's DC-AE: {DC_AE_CURE}.")
+    cure = STOCK_CURE if family == OTHER_VAES[4, 8] else ""
+    raise ValueError(f"This VAE is {likely}, not SANA's DC-AE: {cure}{DC_AE_CURE}.")
 
 
 def tile_arguments(tile_x: int, tile_y: int, overlap: int, unit: int) -> tuple[int, int, int]:

@@ -148,7 +148,7 @@ class Gemma1Tokenizer(comfy.sd1_clip.SD1Tokenizer):
             return []
         cut = " ".join(self.sentencepiece.decode(rest).split())
         excerpt = cut if len(cut) <= EXCERPT else f"{cut[:EXCERPT]}..."
-        return [f'the first {CONTEXT_LENGTH} tokens count, so the last {len(rest)} are cut off: "{excerpt}"']
+        return [f'the first {CONTEXT_LENGTH - 1} tokens count, so the last {len(rest)} are cut off: "{excerpt}"']
 
     @property
     def sentencepiece(self) -> SentencePieceProcessor:

@@ -54,6 +54,10 @@ FOREIGN = (
     (r"adaln_single|(?:^|_)ff_net_|mlp_fc[12]", "PixArt or a model like it"),
     (r"(?:^|_)ffn_[02]|img_mlp|img_mod|feed_forward|double_stream_blocks|self_attn", "another model"),
 )
+BASE_MODEL_FIELDS = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name")
+SANA_LAYERS = (
+    r"ff_conv_(?:inverted|depth|point)|mlp_(?:inverted|depth|point)_conv|time_embed_|caption_norm"  # not PixArt's
+)
 TRAINERS = (
     (r"lycoris_", "SimpleTuner LyCORIS"),
     (r"lora_transformer_|bundle_emb\.|transformer\..+\.(?:lora_(?:up|down)\.|hada_|lokr_|oft_)", "OneTrainer"),
@@ -126,6 +130,12 @@ def find_foreign(keys: LoraKeys) -> str | None:
     """The model that a LoRA is for, when a layer's name tells that it is not SANA."""
     stems = [flatten(stem) for stem in keys.stems]
     return next((model for pattern, model in FOREIGN if any(re.search(pattern, stem) for stem in stems)), None)
+
+
+def base_model_of(metadata: Mapping[str, str] | None) -> str | None:
+    """ "SANA" or "PixArt" where a LoRA's header names its base model, as kohya's scripts and ModelSpec's fields do."""
+    named = " ".join(str((metadata or {}).get(field, "")) for field in BASE_MODEL_FIELDS).lower()
+    return next((family for family in ("PixArt", "SANA") if family.lower() in named), None)
 
 
 def layer_of(key: str) -> str:

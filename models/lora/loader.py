@@ -14,10 +14,12 @@ from ..files import foreign_files
 from ..files.reader import Checkpoint, read_json
 from ..sana.config import releases_of_width
 from .convert import (
+    SANA_LAYERS,
     TARGET,
     ConvertedLora,
     LoraKeys,
     StateDict,
+    base_model_of,
     convert_lora,
     describe_layout,
     find_foreign,
@@ -27,7 +29,7 @@ from .convert import (
 )
 from .pixart import apply_pixart_lora, is_pixart_model
 from .depthwise import add_depthwise_lora, find_depthwise_lora
-from .stock_nodes import StockLora, require_strength
+from .stock_nodes import StockLora, StockPatches, require_strength
 from .weight_adapter import change_shape, fits, in_network_shape, matrix_shape, prepare
 
 logger = logging.getLogger(__name__)
@@ -87,11 +89,17 @@ def load_on_pixart(
     checkpoint = Checkpoint.read(path, "transformer")
     keys = sort_keys(checkpoint.state_dict)
     require_adapter(checkpoint, keys, describe, "PixArt")
+    require_pixart_lora(checkpoint, keys)
     require_finite_values(checkpoint)
     return apply_pixart_lora(patcher, checkpoint, keys, adapter_config(checkpoint), strength)
 
 
 def sana_network(patcher: comfy.model_patcher.ModelPatcher) -> torch.nn.Module:
+    if isinstance(patcher, StockPatches) and not isinstance(patcher, StockLora):
+        raise ValueError(
+            f"SANA LoRA Loader reads no LoRA for {patcher.kind} in this version: use the stock Load LoRA node, which "
+            "reads the names of its authors' layers."
+        )
     if not isinstance(patcher, StockLora):
         raise ValueError(
             f"SANA LoRA Loader got a {type(patcher.model).__name__} model: connect the model of SANA Model Loader, or "
@@ -124,10 +132,32 @@ def require_adapter(checkpoint: Checkpoint, keys: LoraKeys, describe: Callable[[
 def require_sana_lora(checkpoint: Checkpoint, keys: LoraKeys) -> None:
     """Raises ValueError for a LoRA of another model."""
     name, foreign = checkpoint.name, find_foreign(keys)
+    require_base_model(checkpoint, "SANA")
     if foreign is not None:
         first = next(iter(next(iter(keys.stems.values())).values()))
         raise ValueError(
             f"{name} is a LoRA for {foreign}, not for SANA (it has {first}): use it with the model it was trained on."
+        )
+
+
+def require_base_model(checkpoint: Checkpoint, family: str) -> None:
+    """Raises ValueError where the header names the other family, whose layers may have the same names and width."""
+    named = base_model_of(checkpoint.metadata)
+    if named is not None and named != family:
+        raise ValueError(
+            f"{checkpoint.name} is a LoRA for {named}, not for {family}, as its header says: use it with the model it "
+            "was trained on."
+        )
+
+
+def require_pixart_lora(checkpoint: Checkpoint, keys: LoraKeys) -> None:
+    """Raises ValueError for a LoRA of SANA, by a layer that PixArt lacks or by the header."""
+    require_base_model(checkpoint, "PixArt")
+    key = next((key for key in checkpoint.state_dict if re.search(SANA_LAYERS, key.replace(".", "_"))), None)
+    if key is not None and keys.stems:
+        raise ValueError(
+            f"{checkpoint.name} is a LoRA for SANA, not for PixArt (it has {key}): use it with the model it was "
+            "trained on."
         )
 
 

@@ -1,4 +1,4 @@
-"""The patcher of a SANA model: what the host's own LoRA nodes bring is checked, counted and scaled as trained."""
+"""The patchers of our models: what the host's LoRA and merge nodes bring is checked, for SANA scaled as trained too."""
 
 import logging
 import math
@@ -31,18 +31,23 @@ from .weight_adapter import (
 logger = logging.getLogger(__name__)
 
 OWN_NODE = "load it with SANA LoRA Loader"
+OWN_READER = f"{OWN_NODE}, which reads the names of every trainer and says what the file is"
+CURES = {"Lumina-Next": "take one that was trained on Lumina-Next, with the names of its authors' layers"}
 
 
-def drop_misfits(adapters: dict[str, WeightAdapterBase], weights: dict[str, Tensor]) -> dict[str, WeightAdapterBase]:
+def drop_misfits(
+    adapters: dict[str, WeightAdapterBase], weights: dict[str, Tensor], kind: str = "SANA"
+) -> dict[str, WeightAdapterBase]:
     """Those that can be added to their weights; the rest is a warning. Raises ValueError when none can."""
     misfits = [key for key, adapter in adapters.items() if not fits(adapter, weights[key])]
     if not misfits:
         return adapters
     key = misfits[0]
     change, own = change_shape(adapters[key]), matrix_shape(weights[key])
-    told = f"it changes {layer_of(key)} by {change[0]} x {change[1]} values where this model has {own[0]} x {own[1]}"
+    layer = layer_of(key if isinstance(key, str) else key[0])
+    told = f"it changes {layer} by {change[0]} x {change[1]} values where this model has {own[0]} x {own[1]}"
     if len(misfits) == len(adapters):
-        raise ValueError(f"This LoRA is for another size of SANA: {told}: use it with the size it was trained on.")
+        raise ValueError(f"This LoRA is for another size of {kind}: {told}: use it with the size it was trained on.")
     logger.warning("SANA: %d of %d layers of a LoRA are left over: %s", len(misfits), len(adapters), told)
     return {key: adapter for key, adapter in adapters.items() if key not in misfits}
 
@@ -57,13 +62,84 @@ def require_finite_factors(adapters: dict[str, WeightAdapterBase]) -> None:
     for key, adapter in adapters.items():
         for part in adapter.weights:
             if isinstance(part, Tensor) and not torch.isfinite(part.float()).all():  # float8 too
+                layer = layer_of(key if isinstance(key, str) else key[0])
                 raise ValueError(
-                    f"This LoRA holds NaN or infinity in what it adds to {layer_of(key)}, so its training failed: take "
-                    "an earlier save."
+                    f"This LoRA holds NaN or infinity in what it adds to {layer}, so its training failed: take an "
+                    "earlier save."
                 )
 
 
-class StockLora:
+class MergePatches(list):
+    """What a merge node takes of a weight, with the kind of the model that it comes from."""
+
+    def __init__(self, patches: list, kind: str):
+        super().__init__(patches)
+        self.kind = kind
+
+
+class StockPatches:
+    """The checks of every family, mixed into the host's class. The kind of a model is in its `model_config`."""
+
+    @property
+    def kind(self) -> str:
+        return self.model.model_config.kind
+
+    def add_patches(self, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
+        """Raises ValueError for a LoRA of which nothing fits this model, and for another model's weights."""
+        self.check_patches(patches, strength_patch)
+        adapters = {key: patch for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
+        require_finite_factors(adapters)
+        # Keys of slices are tuples, whose layer holds several of a file's.
+        weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
+        prepared = {key: prepare(adapters[key]) for key in weights}
+        left = drop_misfits(prepared, weights, self.kind)
+        fitting = {key: patch for key, patch in patches.items() if key not in weights or key in left}
+        return super().add_patches(fitting, strength_patch, strength_model)
+
+    def check_patches(self, patches: dict, strength: float) -> None:
+        """Raises ValueError for no strength, no patch that applies, or weights of another model."""
+        require_strength(strength)
+        if not patches:
+            raise ValueError(
+                f"No key of this LoRA names a layer of this {self.kind} model (the console lists them): "
+                f"{CURES.get(self.kind, OWN_READER)}."
+            )
+        self.require_same_size(patches)
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> dict:
+        patches = super().get_key_patches(filter_prefix)
+        return {key: MergePatches(patch, self.kind) for key, patch in patches.items()}
+
+    def require_same_size(self, patches: dict) -> None:
+        """Raises ValueError for a merge with a model of another kind or size."""
+        for key, patch in patches.items():
+            if not (isinstance(patch, list) and isinstance(key, str) and key.startswith(TARGET)):
+                continue  # merges hand over lists: the other model's weight, then its patches
+            kind = getattr(patch, "kind", self.kind)
+            if kind != self.kind:
+                raise ValueError(
+                    f"These models cannot be merged: the other one is {kind}, this one is {self.kind}: merge models of "
+                    "the same kind and size."
+                )
+            other, own = patch[0][0], self.find_weight(key)
+            if own is None or own.shape != other.shape:
+                found = "which this model does not have" if own is None else f"{tuple(own.shape)} here"
+                raise ValueError(
+                    f"These models cannot be merged: the other one has {key.removeprefix(TARGET)} of shape "
+                    f"{tuple(other.shape)}, {found}: merge models of the same kind and size."
+                )
+
+    def find_weight(self, key) -> Tensor | None:
+        """The weight, or the slice of one, that a key names; None for a text encoder's."""
+        name, rows = (key, None) if isinstance(key, str) else (key[0], key[1])
+        try:
+            weight = comfy.utils.get_attr(self.model, name)
+        except AttributeError:
+            return None
+        return weight if rows is None else weight.narrow(*rows)
+
+
+class StockLora(StockPatches):
     """What the host's LoRA nodes call on a patcher, with the checks that they lack; mixed into the host's class.
 
     Other patches, such as those of the merge nodes, pass unchanged.
@@ -73,13 +149,7 @@ class StockLora:
 
     def add_patches(self, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
         """Raises ValueError for a LoRA of which nothing fits this model."""
-        require_strength(strength_patch)
-        if not patches:
-            raise ValueError(
-                f"No key of this LoRA names a layer of this SANA model (the console lists them): {OWN_NODE}, which "
-                "reads the names of every trainer and says what the file is."
-            )
-        self.require_same_size(patches)
+        self.check_patches(patches, strength_patch)
         patches = {key: in_network_shape(patch, self.find_weight(key)) for key, patch in patches.items()}
         adapters = {key: prepare(patch) for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
         require_finite_factors(adapters)
@@ -91,7 +161,7 @@ class StockLora:
         }
         own = drop_misfits({key: adapters[key] for key in weights if key not in depthwise}, weights)
         others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
-        added = super().add_patches(others, strength_patch, strength_model)
+        added = super(StockPatches, self).add_patches(others, strength_patch, strength_model)
         for key, lora in depthwise.items():
             add_depthwise_lora(self, key, lora)
         self.latest_lora = own | {key: adapters[key] for key in depthwise}
@@ -154,26 +224,6 @@ class StockLora:
         if found:
             logger.warning("SANA: a LoRA on %d depthwise convolutions is no part of %s.", len(found), where)
 
-    def require_same_size(self, patches: dict) -> None:
-        """Raises ValueError for a merge with a model of another kind or size."""
-        for key, patch in patches.items():
-            if not (isinstance(patch, list) and isinstance(key, str) and key.startswith(TARGET)):
-                continue  # merges hand over lists: the other model's weight, then its patches
-            other, own = patch[0][0], self.find_weight(key)
-            if own is None or own.shape != other.shape:
-                found = "which this model does not have" if own is None else f"{tuple(own.shape)} here"
-                raise ValueError(
-                    f"These models cannot be merged: the other one has {key.removeprefix(TARGET)} of shape "
-                    f"{tuple(other.shape)}, {found}: merge models of the same kind and size."
-                )
-
-    def find_weight(self, key) -> Tensor | None:
-        """The weight that a key names; None for a text encoder's, and for a slice of a weight."""
-        try:
-            return comfy.utils.get_attr(self.model, key)
-        except AttributeError:
-            return None
-
     def set_attachments(self, key: str, attachment) -> None:
         super().set_attachments(key, attachment)
         if key == "lora_metadata":  # the stock nodes hand it over right after the patches
@@ -203,6 +253,11 @@ class StockLora:
 @cache
 def with_stock_lora(base: type) -> type:
     return type("SanaModelPatcher", (StockLora, base), {})
+
+
+@cache
+def with_stock_patches(base: type) -> type:
+    return type("CheckedModelPatcher", (StockPatches, base), {})
 
 
 def sana_patcher(

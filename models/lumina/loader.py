@@ -16,7 +16,8 @@ from ..files.family import Family, open_as
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint
 from ..files.validation import check_tensors, log_loaded, own_config, reading_config
-from ..runtime.device import describe_device, requested
+from ..lora.stock_nodes import with_stock_patches
+from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import Precision, lumina_precision
 from . import convert as lumina_convert
 from . import detection as lumina_detection
@@ -58,11 +59,8 @@ def build(
     supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     offload_device = comfy.model_management.unet_offload_device()
     model = supported.get_model(state_dict)
-    on_cpu = comfy.model_management.is_device_cpu(device)
-    # Asked for at call time: the host rebinds it on a GPU.
-    plain = disable_dynamic or on_cpu
-    patcher_class = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    checked = with_stock_patches(patcher_class(device, disable_dynamic))
+    patcher = checked(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state_dict, "", assign=prepare_state_dict(model.diffusion_model, state_dict, patcher))

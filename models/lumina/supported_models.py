@@ -16,6 +16,7 @@ MEMORY_FACTOR = 1.4
 class LuminaSupported(comfy.supported_models_base.BASE):
     """Lumina-Next; built for one checkpoint by the loader."""
 
+    kind = "Lumina-Next"  # for messages of the patcher
     unet_extra_config = {}
     latent_format = comfy.latent_formats.SDXL
     memory_usage_factor = MEMORY_FACTOR

@@ -20,6 +20,7 @@ from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside, read_json
 from ..files.saved_config import read_config_tensor
 from ..files.validation import check_tensors, log_loaded, reading_config
+from ..lora.stock_nodes import with_stock_patches
 from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import FLOAT16, Precision, sana_precision
 from . import detection as pixart_detection
@@ -97,7 +98,8 @@ def build(
     supported = PixArtSupported(config, precision)
     supported.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     model = supported.get_model(state_dict)
-    patcher = patcher_class(device, disable_dynamic)(model, load_device=device, offload_device=offload_device)
+    checked = with_stock_patches(patcher_class(device, disable_dynamic))
+    patcher = checked(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state_dict, "", assign=prepare_state_dict(model.diffusion_model, state_dict, patcher))

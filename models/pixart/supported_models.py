@@ -25,6 +25,7 @@ class PixArtSupported(comfy.supported_models.PixArtAlpha):
     def __init__(self, config: PixArtConfig, precision: Precision):
         # The host reads depth and width for the names of layers in a LoRA.
         super().__init__(UNetConfig(config=config, depth=config.depth, hidden_size=config.hidden_size))
+        self.kind = config.family  # for messages of the patcher
         self.latent_format = (comfy.latent_formats.SD15 if config.family == ALPHA else comfy.latent_formats.SDXL)()
         self.supported_inference_dtypes = [precision.compute]
         self.set_inference_dtype(precision.weights, precision.compute)

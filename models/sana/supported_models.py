@@ -44,6 +44,7 @@ def file_state_dict(config: SanaConfig, state_dict: dict[str, Tensor]) -> dict[s
 class SanaSupported(comfy.supported_models_base.BASE):
     """SANA, SANA-1.5 and SANA-Sprint; built for one checkpoint by the loader."""
 
+    kind = "SANA"  # for messages of the patcher
     unet_extra_config = {}
     latent_format = SanaLatent
     vae_key_prefix = ["vae."]

@@ -109,6 +109,19 @@ def test_a_quantized_model_is_refused(output):
     assert len(written(output)) == 1
 
 
+@pytest.mark.parametrize(
+    ("load", "socket", "told"),
+    [
+        (bench.lumina, "model", "The MODEL is a Lumina-Next transformer, which is .*, only a SANA transformer is"),
+        (bench.lumina_clip, "clip", "The CLIP is a Gemma-1 text encoder, which is .*, only a Gemma-2 text encoder is"),
+    ],
+)
+def test_a_family_that_is_not_written_narrow_is_refused_by_name(load, socket, told, output):
+    with pytest.raises(ValueError, match=told):
+        call(OURS["QuantizeSave"], **{socket: load()})
+    assert not written(output)
+
+
 def test_another_model_is_refused(output, monkeypatch):
     model = bench.fresh_model("sana")
     monkeypatch.setattr(

