@@ -198,15 +198,16 @@ VARIANTS = {
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("backend", ["inductor", "cudagraphs"])  # without a GPU the second replays nothing
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_hosts_compile_node_leaves_the_latent_and_breaks_no_graph(tmp_path, monkeypatch, variant):
+def test_the_hosts_compile_node_leaves_the_latent_and_breaks_no_graph(tmp_path, monkeypatch, variant, backend):
     # What the host uses on a GPU; its attention for the CPU asks for the free memory, which no compiler can follow.
     monkeypatch.setattr("sana_native.models.sana.model.optimized_attention", attention_pytorch)
     tiny.transformer(**VARIANTS[variant]).save_pretrained(tmp_path / "transformer")
     model = bench.load_sana(str(tmp_path))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = bench.call(TorchCompileModel, model, "inductor")[0]
+    compiled = bench.call(TorchCompileModel, model, backend)[0]
     out = bench.draw(compiled, bench.encoded())
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
