@@ -46,7 +46,8 @@ def test_an_unknown_preset_is_refused(capsys):
 
 # A file that takes its time, in a process of its own: one layer is written, then it waits.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 from demo.train.pack import prepare_imports
 prepare_imports()
 from sana_native.models.files import quantized_file
@@ -72,6 +73,9 @@ def test_a_stopped_command_leaves_nothing(tmp_path, number):
             time.sleep(0.05)
         assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        try:
+            _, told = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 128 + number and "Traceback" not in told
     assert not list(tmp_path.iterdir())
