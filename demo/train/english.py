@@ -12,21 +12,24 @@ Told = tuple[str, str | None, str | None]  # thing, size and place; None where t
 
 CANONICAL = 0.55  # how often a thing goes by its own name, a place or a size by its plainest word
 PLURAL, COLOURED, ADJECTIVE, BEHIND = 0.06, 0.08, 0.12, 0.03  # how often a noun is so
-TYPO, NEGATION, GLUED, STRAY = 0.15, 0.15, 0.25, 0.15
+TYPO, NEGATION, GLUED, LABELLED, STRAY = 0.15, 0.15, 0.25, 0.08, 0.15
 SHORTEST_TYPO = 5  # letters of a word that may be misspelt
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
-# Of one thing: {n} is the noun with its article, {sn} that with its size too, {z} its size behind it, {p} its place.
+# Of one thing: {n} is the noun with its article, {sn} that with its size too, {z} its size behind it, {p} its place,
+# {g} words that say nothing.
 PLAIN_FORM = "{sn} {p}"
 PLACE_FIRST = (
     "{p} {sn}", "{p}, {sn}", "{p}: {sn}", "{p} there is {sn}", "{p} is {sn}", "{p} we see {sn}", "{p} you see {sn}",
-    "{p} - {sn}", "{p} stands {sn}", "{p} put {sn}", "{p} = {sn}", "{p} has {sn}",
+    "{p} - {sn}", "{p} stands {sn}", "{p} put {sn}", "{p} = {sn}", "{p} has {sn}", "{p} {g} {sn}", "{p} {g} {sn}",
+    "{p} {g} {sn}",
 )  # fmt: skip
 PLACE_BEHIND = (
     "{sn}, {p}", "{sn} is {p}", "{sn} stands {p}", "{sn} that is {p}", "{sn} which is {p}", "{sn} ({p})", "{sn} - {p}",
     "{sn} placed {p}", "{sn} sitting {p}", "{sn}: {p}", "{sn} shown {p}", "{sn} located {p}", "{sn} should be {p}",
     "{sn} goes {p}", "put {sn} {p}", "place {sn} {p}",
-    "{sn}, it is {p}", "{sn}. it belongs {p}", "{sn} {p}",
+    "{sn}, it is {p}", "{sn}. it belongs {p}", "{sn} {p}", "{sn} {g} {p}", "{sn} {g} {p}", "{sn} {g} {p}",
+    "{g} {sn} {p}",
 )  # fmt: skip
 SIZE_BEHIND = (
     "{n}, {z}", "{n} {z}", "{n} that is {z}", "{n} which is {z}", "{n} ({z})", "{n} - {z}", "{n}: {z}", "{n} is {z}",
@@ -137,7 +140,8 @@ def fill_form(form: str, thing: str, name: str, size: str | None, place: str | N
     sized, bare = noun_phrases(thing, name, size, rng)
     where = place_phrase(place, rng) if place else ""
     behind = rng.choice(words.SIZE_BEHIND).format(s=size_word(size, rng)) if size else ""
-    return form.format(sn=sized, n=bare, z=behind, p=where).strip()
+    filler = glue(rng, least=1) if "{g}" in form else ""
+    return form.format(sn=sized, n=bare, z=behind, p=where, g=filler).strip()
 
 
 Say = Callable[..., str]  # (index of the thing, form or None, size=True, place=True) -> its phrase
@@ -186,8 +190,10 @@ def describe(items: list[Told], name: Callable[[str], str], stand: tuple[str, ..
     alike = all(bool(a) == bool(b) for a, b in zip(items[0][1:], items[1][1:], strict=True))
     form = draw_form(*items[0][1:], rng) if alike and rng.random() < 0.7 else None
     style = rng.random()
-    if style < 0.7:
-        joint = " and " if style < 0.5 else ", "
+    if style < 0.6:
+        joint = " and " if style < 0.42 else ", "
+    elif style < 0.7:
+        joint = f" {glue(rng, least=1)} "
     else:
         joint = f" {rng.choice(words.TOGETHER)} " if style < 0.85 else rng.choice((", and ", "; ", ". ", ", then "))
     return joint.join(say(i, form) for i in (0, 1))
@@ -252,6 +258,26 @@ def write_glued(background: str | None, items: list[Told], name: Callable[[str],
     return dress(re.sub(r" ([,.:;?!])", r"\1", " ".join(text.split())).strip(" ,;:-"), rng)
 
 
+def write_labelled(background: str | None, items: list[Told], name: Callable[[str], str], rng: random.Random) -> str:
+    """What is told as a list of labels and values, in any order but that each thing's own stay together."""
+
+    def label(kind: str) -> str:
+        return unknown_word(rng) if rng.random() < 0.3 else rng.choice(words.LABELS[kind])
+
+    sign, groups = rng.choice((": ", ": ", " ", " = ", " - ", " is ")), []
+    for thing, size, place in items:
+        noun = name(thing)
+        told = [("thing", with_article(noun, noun in words.PLURALS, rng))]
+        told += [("size", size_word(size, rng))] if size else []
+        told += [("place", place_phrase(place, rng))] if place else []
+        rng.shuffle(told)
+        groups.append(told)
+    if background:
+        groups.insert(rng.choice((0, len(groups))), [("background", choose(rng, words.COLOUR_WORDS[background]))])
+    mark = rng.choice((", ", ", ", "; ", ". ", " / ", " | ", " "))
+    return dress(mark.join(f"{label(kind)}{sign}{value}" for group in groups for kind, value in group), rng)
+
+
 def write_alone(name: str, rng: random.Random) -> str:
     """Nothing but a thing's name."""
     text = name if rng.random() < 0.5 else with_article(name, name in words.PLURALS, rng)
@@ -268,6 +294,8 @@ def write_english(
     """A caption as people write it; `name` words a thing."""
     if rng.random() < GLUED:
         return write_glued(background, items, name, rng)
+    if rng.random() < LABELLED:
+        return write_labelled(background, items, name, rng)
     text = describe(items, name, stand, rng)
     if rng.random() < NEGATION:
         text = word_negation(text, name, items, rng)

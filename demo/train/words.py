@@ -217,6 +217,12 @@ COLOUR_WORDS = {
 }  # fmt: skip
 COLOUR_ADVERBS = ("light", "bright", "plain", "pale", "solid", "simple", "soft")
 
+LABELS = {
+    "thing": ("what", "thing", "object", "motif", "item", "main thing", "who", "content"),
+    "size": ("size", "scale", "dimension", "how big", "format"),
+    "place": ("place", "where", "location", "spot", "area", "side"),
+    "background": ("background", "bg", "backdrop", "background color", "ground", "wall", "paper"),
+}
 OPENINGS = (
     "draw", "paint", "show me", "show", "give me", "i want", "I'd like", "i would like to see", "can you draw",
     "could you paint", "please draw", "make", "create", "make me", "generate", "a picture of", "an image of",
