@@ -1,4 +1,4 @@
-"""Plain functions that the networks of several families share: ReLU linear attention.
+"""Plain functions that the networks of several families share: ReLU linear attention, and the bias of a text's mask.
 
 Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 section 3.
 """
@@ -6,6 +6,8 @@ Source: SANA, arXiv 2410.10629 section 3.2; EfficientViT, arXiv 2205.14756 secti
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MASK_BIAS = -10000.0  # the reference's bias for padding; finite, so that it is exact in float16 too
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
@@ -40,3 +42,8 @@ def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, e
     """`linear_attention` for (B, N, C) as linear layers give it, to (B, N, C) in the same format."""
     queries, keys, values = (split_heads_fp32(x.unflatten(-1, (-1, head_dim))) for x in (F.relu(q), F.relu(k), v))
     return apply_kv_state(queries, kv_state(keys, values), eps).to(q.dtype).flatten(2)
+
+
+def mask_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores of a text's positions: mask (B, L), 1 for a token and 0 for padding -> (B, 1, L)."""
+    return None if mask is None else (1 - mask.to(dtype))[:, None] * MASK_BIAS

@@ -25,6 +25,7 @@ from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
 from ..runtime.weight_fingerprint import WeightFingerprint, read_version, with_version
 from ..runtime.zero_padding import ZERO_PADDED
+from ..runtime.precision import require_finite_states
 from .bfloat16 import Bfloat16Gemma2
 from .chat import END_OF_TURN, START_OF_TURN, as_question, decode_answer, encode_turns, stop_tokens
 from .model import Gemma2, KeysValues
@@ -209,11 +210,7 @@ class SanaTextEncoder(comfy.sd1_clip.SD1ClipModel):
             context, mask = self.encode_tokens([token for token, *_ in rows[0]])
         else:
             context, mask = self.encode_every_position(token_weight_pairs)
-        if not torch.isfinite(context).all():
-            raise ValueError(
-                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
-                "weights again."
-            )
+        require_finite_states(context)
         context = context * mask.to(context)[..., None]  # the host's way computes the padding too
         return context, None, {"attention_mask": mask, ZERO_PADDED: True}
 

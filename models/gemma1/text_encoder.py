@@ -16,6 +16,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from ..files.prepare import prepare_state_dict
+from ..runtime.precision import require_finite_states
 
 logger = logging.getLogger(__name__)
 
@@ -169,11 +170,7 @@ class LuminaTextEncoder(comfy.sd1_clip.SD1ClipModel):
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple:
         encoded = super().encode_token_weights(token_weight_pairs)
-        if not torch.isfinite(encoded[0]).all():
-            raise ValueError(
-                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
-                "weights again."
-            )
+        require_finite_states(encoded[0])
         return encoded
 
 

@@ -18,12 +18,12 @@ from comfy.ops import CastWeightBiasOp, cast_bias_weight, cast_to_input, uncast_
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
+from ..layers import mask_bias
 from .config import OPTIONS_KEY, PATCH_SIZE, PIXELS_PER_TOKEN, TRAINED_SIDE, LuminaConfig, LuminaOptions
 from .rotary import rotary_table
 
 NORM_EPS = 1e-5
 FINAL_NORM_EPS = 1e-6
-MASK_BIAS = -10000.0  # finite, so that a row of padding alone stays finite
 TRAINED_TOKENS = (TRAINED_SIDE // PIXELS_PER_TOKEN) ** 2
 
 
@@ -219,7 +219,7 @@ class Lumina(nn.Module):
         options = transformer_options.get(OPTIONS_KEY) or LuminaOptions()
         times = 1 - timesteps
         rope = rotary_table(times, grid, self.config.head_dim, size_scale(grid, options), options.watershed)
-        bias = None if attention_mask is None else (1 - attention_mask.to(x.dtype))[:, None] * MASK_BIAS  # (B, 1, L)
+        bias = mask_bias(attention_mask, x.dtype)
         conditioning = self.t_embedder(times, x.dtype) + self.cap_embedder(mean_of_text(context, attention_mask))
 
         conditioning = conditioning[:, None]

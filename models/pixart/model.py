@@ -19,10 +19,10 @@ from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
+from ..layers import mask_bias
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
 from .config import HEAD_DIM, PATCH_SIZE, RATIO, PixArtConfig
 
-MASK_BIAS = -10000.0  # the reference's bias for padding; finite, so it is exact in float16 too
 MIDDLE_BLOCK = 14  # what guidance by perturbed attention acts on
 LAYER_NORM_EPS = 1e-6
 
@@ -180,7 +180,7 @@ class PixArt(PixArtMS):
             t = t + self.embed_size(image_size, x)
         modulation = self.t_block(t).unflatten(1, (6, -1))
         context = self.y_embedder.y_proj(context)
-        bias = None if attention_mask is None else (1 - attention_mask.to(x.dtype))[:, None] * MASK_BIAS  # (B, 1, L)
+        bias = mask_bias(attention_mask, x.dtype)
 
         tokens = self._run_blocks(tokens, context, bias, modulation, grid, x.shape, transformer_options)
 

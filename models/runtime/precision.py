@@ -63,6 +63,15 @@ def require_finite(tensor: Tensor, stage: str, cure: str) -> None:
         raise ValueError(f"{stage} holds NaN or infinity: {cure}.")
 
 
+def require_finite_states(states: Tensor) -> None:
+    """Raises ValueError when what a text encoder gave holds NaN or infinity."""
+    if not all_finite(states):
+        raise ValueError(
+            "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
+            "weights again."
+        )
+
+
 def require_finite_result(latent: Tensor, dtype: torch.dtype, cure: str) -> None:
     """Raises ValueError naming the format of a run and the cure when its latent holds NaN or infinity."""
     if not all_finite(latent):

@@ -16,14 +16,13 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
-from ..layers import linear_attention_of_tokens
+from ..layers import linear_attention_of_tokens, mask_bias
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
 from ..runtime.prefetch import prefetched
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, add_position_embedding, gelu_tanh, modulate
 
 QK_NORM_EPS = 1e-5
-MASK_BIAS = -10000.0  # the reference's bias for padding; finite, so it is exact in float16 too
 FLOAT16_MAX = 65504.0
 
 
@@ -213,7 +212,7 @@ class Sana(nn.Module):
 
         modulation, embedding = self.time_embed(timesteps, guidance, dtype)
         context = self.caption_norm(self.caption_projection(context))
-        bias = None if attention_mask is None else (1 - attention_mask.to(dtype))[:, None] * MASK_BIAS  # (B, 1, L)
+        bias = mask_bias(attention_mask, dtype)
 
         x = self._run_blocks(x, context, bias, modulation, shape, control, transformer_options)
 

@@ -7,10 +7,10 @@ import logging
 
 import comfy.sd
 import comfy.text_encoders.pixart_t5
-import torch
 from torch import Tensor
 
 from ..files.prepare import prepare_state_dict
+from ..runtime.precision import require_finite_states
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,7 @@ class T5TextEncoder(comfy.text_encoders.pixart_t5.PixArtT5XXL):
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple:
         encoded = super().encode_token_weights(token_weight_pairs)
-        if not torch.isfinite(encoded[0]).all():
-            raise ValueError(
-                "The text encoder gave states with NaN or infinity: load it in bfloat16 or float32, or download its "
-                "weights again."
-            )
+        require_finite_states(encoded[0])
         return encoded
 
 
