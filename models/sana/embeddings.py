@@ -38,9 +38,9 @@ def add_position_embedding(x: Tensor, grid: tuple[int, int], base_size: int, sca
     rows, columns = (
         position_encoding(size, x.shape[-1] // 2, base_size / (size * scale), x.device, dtype) for size in grid
     )
-    by_column, by_row = x.view(-1, height, width, x.shape[-1]).chunk(2, dim=-1)
-    by_column.add_(columns)
-    by_row.add_(rows[:, None])
+    by_position, half = x.view(-1, height, width, x.shape[-1]), x.shape[-1] // 2
+    by_position[..., :half].add_(columns)  # slices, since autograd forbids writing into the views of chunk
+    by_position[..., half:].add_(rows[:, None])
     return x
 
 

@@ -4,6 +4,7 @@ import comfy.ops
 import pytest
 import torch
 from sana_native.models.sana.convert import to_network_layout
+from sana_native.models.sana.cpu import CpuSana
 from sana_native.models.sana.cuda import CudaSana
 from sana_native.models.sana.detection import detect_sana
 from sana_native.models.sana.model import Sana
@@ -51,6 +52,32 @@ def test_velocity_of_a_batch_with_different_masks_equals_diffusers(network, vari
     velocity = build(reference, network)(x, timesteps, context=context, attention_mask=mask, guidance=guidance)
 
     assert relative_error(velocity, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("network", [Sana, CpuSana, CudaSana])
+def test_gradients_of_every_parameter_equal_those_of_diffusers(network, variant):
+    reference = tiny.transformer(**VARIANTS[variant]).requires_grad_(True)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 32, 5, 11, generator=generator)
+    context = torch.randn(2, 20, tiny.CAPTION_CHANNELS, generator=generator)
+    mask = (torch.arange(20) < torch.tensor([[3], [20]])).float()
+    is_sprint = reference.config.guidance_embeds
+    timesteps, guidance = torch.tensor([0.8, 0.3]) * (1 if is_sprint else 1000), torch.full((2,), 4.5)
+    ours = build(reference, network).requires_grad_(True)
+
+    asked = {"encoder_attention_mask": mask, "guidance": guidance * 0.1 if is_sprint else None}
+    reference(x, context, timesteps, **asked).sample.square().mean().backward()
+    given = {"context": context, "attention_mask": mask, "guidance": guidance if is_sprint else None}
+    ours(x, timesteps, **given).square().mean().backward()
+
+    expected = to_network_layout({name: each.grad for name, each in reference.named_parameters()})
+    gradients = {name: each.grad for name, each in ours.named_parameters()}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected[name].view_as(gradient)).norm()
+        # Without qk-norm the true gradient of a key's bias is zero: softmax ignores what all keys share.
+        assert error <= 5e-5 * expected[name].norm() + 1e-7, name
 
 
 @torch.inference_mode()
