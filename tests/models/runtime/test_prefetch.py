@@ -5,10 +5,15 @@ import sys
 from types import SimpleNamespace
 
 import comfy.model_prefetch
+import comfy.ops
 import pytest
 import torch
 from sana_native.models.runtime import prefetch
 from sana_native.models.runtime.prefetch import prefetched
+from sana_native.models.sana.convert import to_network_layout
+from sana_native.models.sana.detection import detect_sana
+from sana_native.models.sana.model import Sana
+from sana_native.tests.support import tiny
 
 CUDA, OPTIONS = torch.device("cuda"), {"prefetch_dynamic_vbars": True}
 
@@ -41,7 +46,11 @@ def recording(calls: list, queue: object = "queue", newer: bool = False) -> Simp
         assert (dtype, core, enable_graph, generator, malloc_scope) == (None, None, False, None, None)
         pop(queue, device, module)
 
-    return SimpleNamespace(make_prefetch_queue=make, prefetch_queue_pop=newer_pop if newer else pop)
+    def graph(*_, **__):
+        raise AssertionError("A memory graph was asked for; docs/development.md says why none is.")
+
+    graphs = {"malloc_graph_begin": graph, "malloc_graph_end": graph, "malloc_graph_scope": graph} if newer else {}
+    return SimpleNamespace(make_prefetch_queue=make, prefetch_queue_pop=newer_pop if newer else pop, **graphs)
 
 
 @pytest.mark.parametrize("newer", [False, True], ids=["0.30", "with graphs"])
@@ -90,3 +99,50 @@ def test_the_hosts_own_queue_is_emptied_in_order(monkeypatch, blocks):
     queues = comfy.model_prefetch.PREFETCH_QUEUES
     assert run(blocks) == list(blocks)
     assert len(brought) == 3 and queues == [[None]]
+
+
+def identity(args: dict, extra: dict) -> dict:
+    return extra["original_block"](args)
+
+
+def doubled(q, k, v, extra_options):  # noqa: ARG001 - the host's contract
+    return q * 2, k, v
+
+
+@pytest.fixture
+def sana() -> Sana:
+    reference = tiny.transformer(num_layers=3)
+    config = detect_sana(reference.state_dict(), source_config=dict(reference.config))
+    built = Sana(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    built.load_state_dict(to_network_layout(reference.state_dict()))
+    return built.requires_grad_(False)
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["0.30", "with graphs"])
+@pytest.mark.parametrize(
+    "options, control",
+    [
+        ({}, None),
+        ({"patches_replace": {"dit": {("double_block", 1): identity}}}, None),
+        ({"patches": {"attn1_patch": [doubled]}}, None),
+        ({}, {"input": [None, torch.ones(2, 15, 1)]}),
+    ],
+    ids=["plain", "a replaced block", "an attention patch", "a control residual"],
+)
+def test_sanas_blocks_are_announced_in_order_and_compute_the_same(monkeypatch, sana, newer, options, control):
+    calls = []
+    generator = torch.Generator().manual_seed(9)
+    given = {
+        "x": torch.randn(2, 32, 3, 5, generator=generator),
+        "timesteps": torch.full((2,), 700.0),
+        "context": torch.randn(2, 6, tiny.CAPTION_CHANNELS, generator=generator),
+        "attention_mask": None,
+    }
+    with torch.inference_mode():
+        plain = sana(**given, transformer_options=options, control=control)
+        monkeypatch.setattr(prefetch, "host_prefetch", lambda: recording(calls, newer=newer))
+        as_on_cuda = lambda blocks, _, options: prefetched(blocks, CUDA, options)  # noqa: E731 - of one use
+        monkeypatch.setattr("sana_native.models.sana.model.prefetched", as_on_cuda)
+        found = sana(**given, transformer_options=options, control=control)
+    assert torch.equal(found, plain)
+    assert [call[3] for call in calls[1:]] == [*sana.transformer_blocks, None]
