@@ -4,9 +4,10 @@
     python -m benchmarks.gpu [--budget 440] [--only decode step] [--out FOLDER] [--tiny]
 
 One process measures everything, the most valuable first, and writes JSON and a Markdown table after each row, both with
-the card's name, to benchmarks/results; what the budget of seconds does not reach is listed as skipped. --tiny takes
-small networks, on a CPU too, and writes to output: it shows that all of it runs, not how fast. For a machine without
-ComfyUI and diffusers see `tools/gpu_kit.py`.
+the card's name, to benchmarks/results; what the budget of seconds does not reach is listed as skipped. --only runs the
+stages whose names hold one of its values, and writes to files of their own. --tiny takes small networks, on a CPU too,
+and writes to output: it shows that all of it runs, not how fast. For a machine without ComfyUI and diffusers see
+`tools/gpu_kit.py`.
 
 Columns: median and best of events on the device, ms until the host is free (equal to the median where launches are the
 limit), MiB above the weights, kernels launched, lines that wait for the device (JSON names both), relative error, share
@@ -30,7 +31,11 @@ from demo.train.pack import prepare_imports
 
 RESULTS, TRIALS = ROOT / "benchmarks" / "results", ROOT / "output"  # trials are nothing to commit
 BUDGET = 440  # s
-NO_CARD = "No CUDA device was found: run this on a machine with an NVIDIA card, or give --tiny to try it on a CPU."
+NO_CARD = (
+    "No CUDA device was found: run this on a machine with an NVIDIA card whose driver serves {built} "
+    "(torch {version}), or give --tiny to try it on a CPU."
+)
+NO_STAGE = "No stage's name holds {only}: the first column of a report lists the names, such as decode, step, text."
 COMPILED = ("ours, compiled", "diffusers, compiled")
 
 
@@ -108,22 +113,32 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     stop_politely()
-    prepare_imports()
+    try:
+        prepare_imports()
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not given.tiny:
-        sys.exit(NO_CARD)
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a torch built for CUDA, which this one is not"
+        sys.exit(NO_CARD.format(built=built, version=torch.__version__))
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     quiet()
     card = gpu_report.describe_machine(device)["card"]
     folder = given.out or (TRIALS if given.tiny else RESULTS)
-    path = folder / f"{gpu_report.file_name(card, given.tiny)}.json"
+    path = folder / f"{gpu_report.file_name(card, given.tiny, given.only)}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"The folder {folder} cannot be made ({error.strerror}): give another one with --out.")
     report = gpu_report.Report(path, device, given.budget, given.tiny, given.only)
     torch.manual_seed(0)
     write(heading(gpu_report.COLUMNS))
     run(report, jobs(given.tiny))
+    if not report.rows and not report.skipped:
+        sys.exit(NO_STAGE.format(only=" or ".join(given.only)))
     failed = sum(bool(one["failed"]) for one in report.rows)
     counts = f"{len(report.rows)} rows, {failed} failed, {len(report.skipped)} skipped"
     write(f"\n{report.table()}\n{counts}: {path.with_suffix('.md')}")

@@ -242,7 +242,7 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def file_name(card: str, tiny: bool) -> str:
-    """Of a report, without its ending: `gpu-nvidia-h100-80gb-hbm3`."""
-    name = re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
-    return f"gpu-{name}{'-tiny' if tiny else ''}"
+def file_name(card: str, tiny: bool, only: list[str] | None = None) -> str:
+    """Of a report, without its ending: `gpu-nvidia-h100-80gb-hbm3`; of some stages, with their names behind it."""
+    parts = ("gpu", card, "tiny" if tiny else "", *(("only", *only) if only else ()))
+    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)))

@@ -130,12 +130,53 @@ def test_the_files_have_the_cards_name(benchmarks):
     assert benchmarks.gpu_report.file_name("CPU", True) == "gpu-cpu-tiny"
 
 
+def test_some_stages_do_not_replace_the_report_of_all(benchmarks):
+    assert benchmarks.gpu_report.file_name("CPU", True, ["decode 64", "Text"]) == "gpu-cpu-tiny-only-decode-64-text"
+
+
 def test_a_machine_without_a_card_is_told_so(benchmarks, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu"])
     monkeypatch.setattr(benchmarks.gpu, "stop_politely", lambda: None)
-    with pytest.raises(SystemExit, match="No CUDA device was found: .* give --tiny to try it on a CPU"):
+    with pytest.raises(SystemExit, match=r"No CUDA device was found: .*torch \d.* give --tiny to try it on a CPU"):
         benchmarks.gpu.main()
+
+
+def test_a_torch_without_cuda_is_named(benchmarks, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(benchmarks.gpu, "stop_politely", lambda: None)
+    with pytest.raises(SystemExit, match="a torch built for CUDA, which this one is not"):
+        benchmarks.gpu.main()
+
+
+@pytest.fixture
+def tiny_run(benchmarks, monkeypatch):
+    """Runs the command on a CPU with these arguments, and without jobs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(benchmarks.gpu, "stop_politely", lambda: None)
+    monkeypatch.setattr(benchmarks.gpu, "quiet", lambda: None)
+    monkeypatch.setattr(benchmarks.gpu, "jobs", lambda _: [])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", *map(str, arguments)])
+        benchmarks.gpu.main()
+
+    return run
+
+
+def test_a_stage_that_does_not_exist_is_named(tiny_run, tmp_path):
+    with pytest.raises(SystemExit, match="No stage's name holds decod3 or txt: .* such as decode, step, text"):
+        tiny_run("--only", "decod3", "txt", "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"The folder .*file.below cannot be made \(Not a directory\): give another"):
+        tiny_run("--out", tmp_path / "file" / "below")
 
 
 # The clock
