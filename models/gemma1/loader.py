@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict, to_host_gemma
 from ..files.reader import Checkpoint
-from ..files.tokenizer import check_tokenizer, read_spiece
+from ..files.tokenizer import SPIECE_KEY, check_tokenizer, read_spiece
 from ..files.validation import check_tensors, log_loaded, reading_config
 from ..runtime.device import requested
 from ..runtime.precision import Device, Precision, gemma_precision
 from .detection import GEMMA_1_KEYS, check_gemma_1, describe_gemma_1, detect_gemma_1, is_gemma_1
+from .quantization import gemma_1_architecture, gemma_1_rules
 from .text_encoder import CLIP_NAME, Gemma1, Gemma1Clip, Gemma1Tokenizer, LuminaTextEncoder
 
 FLOAT32_ONLY = Device("any device")  # the host computes its Llama in float32 wherever it runs
@@ -91,6 +92,13 @@ def load_gemma_1_patcher(path: str, options: dict | None = None, disable_dynamic
     return load_gemma_1(path, options, disable_dynamic).patcher
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's CLIPSave would write of a checkpoint with the host's names; raises as `configure` does."""
+    spiece = read_spiece(checkpoint)
+    configure(checkpoint, spiece)
+    return checkpoint.state_dict | {SPIECE_KEY: spiece}
+
+
 GEMMA_1 = Family(
     name="a Gemma-1 text encoder",
     component="text_encoder",
@@ -100,4 +108,5 @@ GEMMA_1 = Family(
     convert=to_host_gemma,
     recognizes=is_gemma_1,
     load=load,
+    saving=Saving(gemma_1_rules, gemma_1_architecture, tensors_of_file),
 )

@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint
 from ..files.validation import check_tensors, log_loaded, own_config, reading_config
@@ -24,7 +24,10 @@ from . import detection as lumina_detection
 from .config import LuminaConfig
 from .guidance import guide_channels
 from .model import Lumina
+from .quantization import lumina_architecture, lumina_rules
 from .supported_models import LuminaSupported
+
+AUTHORS = "https://github.com/Alpha-VLLM/Lumina-T2X"
 
 
 def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[LuminaConfig, dict[str, str], int]:
@@ -96,6 +99,12 @@ def load_lumina(
     return load(open_as(LUMINA, path), options or {}, disable_dynamic)
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> lumina_convert.StateDict:
+    """What the host's Model Save would write of a checkpoint in the network's layout; raises as `configure` does."""
+    configure(checkpoint, {})
+    return lumina_convert.to_file_layout(checkpoint.state_dict)
+
+
 LUMINA = Family(
     name="a Lumina-Next transformer",
     component="transformer",
@@ -105,4 +114,5 @@ LUMINA = Family(
     convert=lumina_convert.to_network_layout,
     recognizes=lumina_detection.is_lumina,
     load=load,
+    saving=Saving(lumina_rules, lumina_architecture, tensors_of_file, "model.diffusion_model.", AUTHORS),
 )

@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside, read_json
@@ -24,14 +24,16 @@ from ..lora.stock_nodes import with_stock_patches
 from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import FLOAT16, Precision, sana_precision
 from . import detection as pixart_detection
-from .config import PixArtConfig
+from .config import CONFIG_KEY, PixArtConfig
 from .convert import convert_pixart, is_diffusers_pixart
 from .model import PixArt
-from .supported_models import CONFIG_KEY, PixArtSupported
+from .quantization import pixart_architecture, pixart_rules
+from .supported_models import PixArtSupported, file_state_dict
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second in alpha's first release
+AUTHORS = "https://github.com/PixArt-alpha/PixArt-sigma"
 CHOSEN = "as chosen in the loader"
 
 
@@ -134,6 +136,12 @@ def load_pixart(
     return load(open_as(PIXART, path), options or {}, disable_dynamic)
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's Model Save would write of a checkpoint in the network's layout; raises as `configure` does."""
+    config, *_ = configure(checkpoint, {})
+    return file_state_dict(config, checkpoint.state_dict)
+
+
 PIXART = Family(
     name="a PixArt transformer",
     component="transformer",
@@ -143,4 +151,5 @@ PIXART = Family(
     convert=convert_pixart,
     recognizes=pixart_detection.is_pixart,
     load=load,
+    saving=Saving(pixart_rules, pixart_architecture, tensors_of_file, "model.diffusion_model.", AUTHORS),
 )

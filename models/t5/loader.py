@@ -10,13 +10,14 @@ import comfy.utils
 import torch
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict
 from ..files.reader import Checkpoint
 from ..files.validation import check_tensors, log_loaded, reading_config
 from ..runtime.device import requested
 from ..runtime.precision import Precision, Request
 from .detection import T5_KEYS, T5_MARKS, check_t5, describe_t5, detect_t5, is_t5
+from .quantization import t5_architecture, t5_rules
 from .text_encoder import CLIP_NAME, T5Clip, T5TextEncoder, T5Tokenizer
 
 EMBEDDING, TIED_EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
@@ -49,6 +50,15 @@ def configure(checkpoint: Checkpoint) -> tuple[dict[str, int], dict[str, str], i
     return found, layers, comfy.utils.calculate_parameters(view)
 
 
+def format_of_rest(state_dict: StateDict) -> torch.dtype:
+    """Format of what is wide in a quantized file: of the table, or of the norms where it is narrow too.
+
+    transformers keeps norms and `wo`, a fifth of the weights, in float32 whatever the rest has.
+    """
+    table = state_dict[EMBEDDING].dtype
+    return table if table in (torch.float16, torch.bfloat16) else state_dict[T5_KEYS[-1]].dtype
+
+
 def t5_precision(stored: torch.dtype, request: Request) -> Precision:
     """Formats of the text encoder, which the host always computes in float32; only its weights can be narrow."""
     if request.dtype is None:
@@ -78,8 +88,7 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
     """The host's CLIP of a checkpoint with the host's names; options as `load_t5` takes them."""
     found, layers, parameters = configure(checkpoint)
     state_dict = checkpoint.state_dict
-    # Of a quantized file's tensors most are narrow; the norms have the format of the rest.
-    stored = state_dict[T5_KEYS[-1]].dtype if layers else comfy.utils.weight_dtype(state_dict)
+    stored = format_of_rest(state_dict) if layers else comfy.utils.weight_dtype(state_dict)
     precision = t5_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
     clip = build(found, precision, state_dict, parameters, disable_dynamic)
     clip.patcher.cached_patcher_init = (load_t5_patcher, (checkpoint.source, options))
@@ -100,6 +109,12 @@ def load_t5_patcher(path: str, options: dict | None = None, disable_dynamic: boo
     return load_t5(path, options, disable_dynamic).patcher
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's CLIPSave would write of a checkpoint with the host's names; raises as `configure` does."""
+    configure(checkpoint)
+    return checkpoint.state_dict
+
+
 T5 = Family(
     name="a T5 text encoder",
     component="text_encoder",
@@ -109,4 +124,5 @@ T5 = Family(
     convert=convert_t5,
     recognizes=is_t5,
     load=load,
+    saving=Saving(t5_rules, t5_architecture, tensors_of_file),
 )
