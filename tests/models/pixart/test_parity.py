@@ -8,7 +8,7 @@ import torch._dynamo.testing
 from comfy.ldm.modules.attention import attention_pytorch
 from sana_native.models.pixart.config import ALPHA, SIGMA, PixArtConfig
 from sana_native.models.pixart.loader import load_pixart
-from sana_native.models.pixart.model import PixArt, position_embedding
+from sana_native.models.pixart.model import PixArt, encode_axis, position_embedding
 from sana_native.tests.support import pixart, tiny
 
 TOLERANCE = 2e-6  # of outputs of about unit size
@@ -80,7 +80,7 @@ def test_the_grid_is_as_exact_in_a_bfloat16_model(tmp_path):
     columns = (torch.arange(width).double() * 32 / width)[:, None] * omega
     parts = [columns.sin()[None], columns.cos()[None], rows.sin()[:, None], rows.cos()[:, None]]
     exact = torch.cat([part.expand(height, width, quarter) for part in parts], dim=-1).flatten(0, 1)
-    ours = position_embedding(height, width, 4 * quarter, 32, "cpu")
+    ours = position_embedding(*(encode_axis(size, 4 * quarter, 32, "cpu") for size in (height, width)))
     assert float((ours.double() - exact).abs().max()) < 1e-6
     assert float((ours.bfloat16().double() - exact).abs().max()) < 0.004
     assert model.config.span == 32
@@ -88,8 +88,32 @@ def test_the_grid_is_as_exact_in_a_bfloat16_model(tmp_path):
 
 @torch.inference_mode()
 def test_the_span_of_alpha_at_256_px_is_half():
-    halves = position_embedding(16, 16, 1152, 16, "cpu"), position_embedding(16, 16, 1152, 32, "cpu")
+    halves = [position_embedding(*2 * [encode_axis(16, 1152, span, "cpu")]) for span in (16, 32)]
     assert float((halves[0] - halves[1]).abs().max()) > 0.1
+
+
+def test_an_axis_is_encoded_once_per_length_and_device_and_never_changes(tmp_path, monkeypatch):
+    encoded = []
+
+    def counted(*args):
+        encoded.append((args[0], str(args[-1])))
+        return encode_axis(*args)
+
+    monkeypatch.setattr(pixart_model, "encode_axis", counted)
+    network = load_pixart(pixart.save(pixart.reference(), "Sigma 512", "authors", tmp_path)).model.diffusion_model
+    (x, context), timesteps = inputs(128, 192), torch.tensor([500.0, 500.0])
+    with torch.inference_mode():
+        first = network(x, timesteps, context)
+        assert torch.equal(network(x, timesteps, context), first) and encoded == [(8, "cpu"), (12, "cpu")]
+        network.axis(8, torch.device("meta"))
+        assert encoded[2:] == [(8, "meta")] and network.axis(8, torch.device("cpu")).device.type == "cpu"
+        for size in range(100, 120):
+            network.axis(size, torch.device("cpu"))
+        assert len(network.axes) <= pixart_model.MAX_AXES
+        assert torch.equal(network(x, timesteps, context), first)
+    noise = x.clone().requires_grad_()
+    network(noise, timesteps, context).sum().backward()  # what inference has stored serves a training
+    assert noise.grad.abs().max() > 0
 
 
 @torch.inference_mode()
