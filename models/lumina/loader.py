@@ -15,7 +15,7 @@ from ..files import quantized
 from ..files.family import Family, Saving, open_as
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint
-from ..files.validation import check_tensors, log_loaded, own_config, reading_config
+from ..files.validation import check_tensors, log_loaded, own_config, read_layers, reading_config
 from ..lora.stock_nodes import with_stock_patches
 from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import Precision, lumina_precision
@@ -35,10 +35,7 @@ def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[LuminaCo
 
     Raises ValueError for another model, and for a file that does not fit its configuration to the last tensor.
     """
-    with reading_config(checkpoint, LUMINA.name):
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
+    layers, view = read_layers(checkpoint, LUMINA.name)
     with reading_config(checkpoint, LUMINA.name):
         source = own_config(checkpoint, "LuminaNextDiT2DModel")
         config = lumina_detection.detect_lumina(view, checkpoint.name, source)

@@ -19,7 +19,7 @@ from ..files.layout import StateDict
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside, read_json
 from ..files.saved_config import read_config_tensor
-from ..files.validation import check_tensors, log_loaded, reading_config
+from ..files.validation import check_tensors, log_loaded, read_layers, reading_config
 from ..lora.stock_nodes import with_stock_patches
 from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import FLOAT16, Precision, sana_precision
@@ -71,9 +71,7 @@ def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[PixArtCo
     require_fused(checkpoint)
     with reading_config(checkpoint, PIXART.name):
         source = read_source(checkpoint, options.get("family"))
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
+    layers, view = read_layers(checkpoint, PIXART.name)
     rows, positions = source.get(pixart_detection.NULL_TEXT), source.get(pixart_detection.POSITIONS)
     with reading_config(checkpoint, PIXART.name):
         config, reason = pixart_detection.detect_pixart(

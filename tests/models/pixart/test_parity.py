@@ -181,3 +181,46 @@ def test_the_network_compiles_to_one_graph(micro, monkeypatch):
             timesteps = torch.tensor([t, t])
             assert worst(compiled(x, timesteps, context), network(x, timesteps, context)) < 1e-5
     assert counter.frame_count == 1
+
+
+def kv_compressed(x: torch.Tensor, layer, grid: tuple[int, int], heads: int) -> torch.Tensor:
+    """Attention with compressed keys and values as PixArt-Sigma's paper writes it (2.3): each channel's mean over
+    R x R tokens with learnt weights, then a LayerNorm; written out token by token in float64. x: (N, C)."""
+    weights = {name: value.double() for name, value in layer.state_dict().items()}
+    q, k, v = (x.double() @ weights["qkv.weight"].T + weights["qkv.bias"]).chunk(3, dim=-1)
+    (height, width), size = grid, layer.sr_ratio
+
+    def compress(tokens: torch.Tensor) -> torch.Tensor:
+        out = []
+        for row in range(height // size):
+            for column in range(width // size):
+                total = weights["sr.bias"].clone()
+                for i in range(size):
+                    for j in range(size):
+                        token = tokens[(row * size + i) * width + column * size + j]
+                        total += weights["sr.weight"][:, 0, i, j] * token
+                centered = total - total.mean()
+                out.append(
+                    centered / (centered.square().mean() + 1e-5).sqrt() * weights["norm.weight"] + weights["norm.bias"]
+                )
+        return torch.stack(out)
+
+    k, v = compress(k), compress(v)
+    parts = []
+    for q_head, k_head, v_head in zip(*(part.chunk(heads, dim=-1) for part in (q, k, v)), strict=True):
+        scores = torch.softmax(q_head @ k_head.T / q_head.shape[-1] ** 0.5, dim=-1)
+        parts.append(scores @ v_head)
+    return torch.cat(parts, dim=-1) @ weights["proj.weight"].T + weights["proj.bias"]
+
+
+@pytest.mark.parametrize(("ratio", "grid"), [(2, (6, 8)), (2, (5, 7)), (4, (8, 12))])
+@torch.no_grad()
+def test_compressed_keys_and_values_equal_the_papers_formula(ratio, grid):
+    layer = pixart_model.PixArtSelfAttention(
+        144, 2, sr_ratio=ratio, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+    tiny.randomize(layer, 4)
+    x = torch.randn(2, grid[0] * grid[1], 144, generator=torch.Generator().manual_seed(3))
+    expected = torch.stack([kv_compressed(row, layer, grid, 2) for row in x])
+    ours = layer(x, grid, {})
+    assert ours.std() > 0.1 and float((ours - expected).abs().max() / expected.std()) < 1e-5
