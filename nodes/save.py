@@ -28,7 +28,8 @@ class SanaNativeQuantizeSave(io.ComfyNode):
             node_id="SanaNativeQuantizeSave",
             display_name="SANA Quantize & Save",
             category="model/merging",
-            description="Writes a SANA model or its text encoder with narrow weights, for less memory and disk.",
+            description="Writes a SANA, PixArt or Lumina-Next model, or its text encoder, with narrow weights, for "
+            "less memory and disk.",
             search_aliases=["quantize", "int8", "fp8", "nvfp4", "save model", "clip save"],
             inputs=[
                 io.Model.Input(

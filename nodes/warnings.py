@@ -41,6 +41,7 @@ def watch_of(model):
 def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training, which borrows the way in
         guider = run.class_obj
+        sigmas = pixart_checks.usable_sigmas(sampler_name(sampler.sampler_function), sigmas)
         settings = pixart_checks.Run(
             config=guider.model_patcher.model.config,
             sampler=sampler_name(sampler.sampler_function),

@@ -1,8 +1,9 @@
-"""A SANA transformer or its text encoder into a file with narrow weights, one layer in memory at a time.
+"""A transformer or text encoder into a file with narrow weights, one layer in memory at a time.
 
     python -m tools.host -- -m tools.quantize IN OUT [--preset int8] [--part transformer]
 
-IN is a weight file, any shard of a set, or a diffusers folder; OUT a new .safetensors file for this pack's loaders.
+IN is a weight file of SANA, PixArt or Lumina-Next, any shard of a set, or a diffusers folder; OUT a new .safetensors
+file for this pack's loaders.
 """
 
 from __future__ import annotations

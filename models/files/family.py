@@ -20,13 +20,15 @@ class Saving:
     """How a family is written to a quantized file, in the layout of the host's own save nodes.
 
     of_file: a checkpoint in the network's layout, checked as the loader does -> the tensors to write, without prefix;
-    they stay mapped from the file. rules, architecture: of those tensors. prefix: of every key.
+    they stay mapped from the file. rules, architecture: of those tensors. prefix: of every key. implementation: whose
+    names the keys are.
     """
 
     rules: Callable[[StateDict], Rules]
     architecture: Callable[[StateDict], str]
     of_file: Callable[[Checkpoint], StateDict]
     prefix: str = ""
+    implementation: str = "diffusers"
 
 
 @dataclass(frozen=True)

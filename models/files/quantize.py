@@ -34,7 +34,8 @@ class Rules:
     narrow: linear layers, 1x1 convolutions included. tables: embeddings, which the host reads narrow in 8 bits only.
     sensitive: layers that 4-bit presets store in int8. sensitive_w4a4: those that only w4a4 does.
     wide_products: layers whose inputs stay wide in float8, because one scale for all of them costs too much.
-    wide: pattern -> why such layers stay wide. half: the 16-bit format of what stays wide.
+    wide: pattern -> why such layers stay wide. half: the 16-bit format of what stays wide. why_sensitive: of the
+    sensitive layers, for the report.
     """
 
     narrow: str
@@ -44,6 +45,14 @@ class Rules:
     wide_products: str = "$^"
     wide: tuple[tuple[str, str], ...] = ()
     half: torch.dtype = torch.bfloat16
+    why_sensitive: str = "it loses too much in 4 bits"
+
+
+# Of the Gemmas, which share the names of Llama's layers.
+DECODER_RULES = Rules(
+    narrow=r"^model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$",
+    tables=r"^model\.embed_tokens$",
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def choose(layer: str, columns: int, preset: str, rules: Rules) -> Narrow:
         if re.search(rules.tables, layer):
             kind, why = INT8, "the host reads no 4-bit table"
         elif re.search(rules.sensitive, layer) or kind == W4A4 and re.search(rules.sensitive_w4a4, layer):
-            kind, why = INT8, "it loses too much in 4 bits"
+            kind, why = INT8, rules.why_sensitive
         elif kind == W4A4 and columns % W4A4_MULTIPLE:
             kind, why = INT8, f"{W4A4_MULTIPLE} does not divide its inputs"
     group = largest_group(columns) if kind in (INT8, W4A4) else 0

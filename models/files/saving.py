@@ -63,23 +63,9 @@ def open_source(families: Sequence[Family], source: str, components: Sequence[st
             if family.recognizes(state_dict):
                 return family, replace(checkpoint, state_dict=state_dict)
             tried.append((family, state_dict))
-        require_narrow(checkpoint.name, component, checkpoint.state_dict, families)
     if checkpoint is None:
         raise missing
     raise refusal(checkpoint, tried, families)
-
-
-def require_narrow(name: str, component: str, state_dict: StateDict, families: Sequence[Family]) -> None:
-    """Raises ValueError for a model of a family that the pack loads but does not write narrow."""
-    found = describe(state_dict, families)
-    wide = [family.name for family in families if family.component == component and not family.saving]
-    known = next((one for one in wide if found.startswith(one)), None)
-    if known:
-        others = " or ".join(family.name for family in families_of(component, families))
-        raise ValueError(
-            f"{name} is {known}, which is not written with narrow weights in this version, only {others} is: use "
-            "its own file."
-        )
 
 
 def quantize_model(
@@ -116,12 +102,9 @@ def check_model(families: Sequence[Family], component: str, model: Any) -> Famil
     state_dict = tensors_of_model(component, model)
     family = next((one for one in candidates if one.recognizes(one.convert(dict(state_dict)))), None)
     if family is None:
-        require_narrow(name, component, state_dict, families)
-        wanted, nodes = zip(*((one.name, one.node) for one in candidates), strict=True)
-        raise ValueError(
-            f"{name} is {describe(state_dict, families)}, not {' or '.join(wanted)}: connect that of "
-            f"{' or '.join(nodes)}."
-        )
+        wanted = " or ".join(one.name for one in candidates)
+        nodes = " or ".join(dict.fromkeys(one.node for one in candidates))
+        raise ValueError(f"{name} is {describe(state_dict, families)}, not {wanted}: connect that of {nodes}.")
     check_wide(name, state_dict)
     check_merged(component, model)
     return family
@@ -164,7 +147,7 @@ def metadata_of(family: Family, state_dict: StateDict, target: str, preset: str)
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": family.saving.architecture(state_dict),
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": family.saving.implementation,
         "modelspec.title": os.path.splitext(os.path.basename(target))[0],
         "modelspec.description": f"{family.name.partition(' ')[2]}, quantized with the preset {preset}",
     }

@@ -36,6 +36,17 @@ def check_keys(name: str, expected: Iterable[str], found: Iterable[str]) -> None
         )
 
 
+def read_layers(checkpoint: Checkpoint, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Quantized layers with their formats, and the state dict as if it had none.
+
+    expected: name of the family, for messages. Raises ValueError for marks and scales that are damaged.
+    """
+    with reading_config(checkpoint, expected):
+        layers = quantized.quantized_layers(checkpoint.state_dict)
+    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
+    return layers, quantized.plain_view(checkpoint.state_dict, layers)
+
+
 def check_tensors(
     checkpoint: Checkpoint, expected: dict[str, Tensor], found: dict[str, Tensor], layers: dict[str, str]
 ) -> None:

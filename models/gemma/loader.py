@@ -5,19 +5,18 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sd
-import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ..files import quantized
+from ..files import quantized, text_encoders
 from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict, to_host_gemma
 from ..files.reader import Checkpoint
 from ..files.tokenizer import SPIECE_KEY, check_tokenizer, read_spiece
-from ..files.validation import check_tensors, log_loaded, reading_config
+from ..files.validation import log_loaded
 from ..runtime.device import describe_device, requested
-from ..runtime.precision import Precision, gemma_precision
+from ..runtime.precision import gemma_precision
 from . import detection as gemma_detection
 from .model import Gemma2
 from .quantization import gemma_architecture, gemma_rules
@@ -25,53 +24,28 @@ from .text_encoder import CLIP_NAME, COMPUTE, GemmaClip, SanaTextEncoder, SanaTo
 
 logger = logging.getLogger(__name__)
 
+ENCODER = text_encoders.Encoder(CLIP_NAME, GemmaClip, SanaTokenizer, SanaTextEncoder)
+
 
 def configure(checkpoint: Checkpoint, spiece: Tensor) -> tuple[dict[str, int], dict[str, str], int]:
     """The host's configuration, quantized layers with their formats, number of parameters.
 
     Raises ValueError for another Gemma than SANA's, and for a tokenizer or tensors that do not fit it.
     """
-    with reading_config(checkpoint, GEMMA.name):
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
-    with reading_config(checkpoint, GEMMA.name):
-        model_config = gemma_detection.detect_gemma2(view)
-    gemma_detection.check_gemma2(checkpoint.name, model_config, gemma_config(checkpoint))
-    check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
-    network = Gemma2(dict(model_config), torch.bfloat16, "meta", torch.nn)
-    check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, layers)
-    return model_config, layers, comfy.utils.calculate_parameters(view)
+
+    def check(sizes: dict[str, int]) -> None:
+        gemma_detection.check_gemma2(checkpoint.name, sizes, gemma_config(checkpoint))
+        check_tokenizer(checkpoint.name, spiece, sizes["vocab_size"])
+
+    def network(sizes: dict[str, int]) -> Gemma2:
+        return Gemma2(sizes, torch.bfloat16, "meta", torch.nn)
+
+    return text_encoders.configure(checkpoint, GEMMA.name, gemma_detection.detect_gemma2, check, network)
 
 
 def gemma_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """transformers' config.json, unless it is another model's."""
     return checkpoint.config if checkpoint.config.get("model_type") == "gemma2" else {}
-
-
-def build(
-    model_config: dict[str, int],
-    precision: Precision,
-    state_dict: StateDict,
-    spiece: Tensor,
-    parameters: int,
-    disable_dynamic: bool,
-) -> comfy.sd.CLIP:
-    """The host's CLIP of a configuration with these tensors in it."""
-    model_options = {
-        "dtype": precision.weights,
-        COMPUTE: precision.compute,
-        f"{CLIP_NAME}_model_config": model_config,
-        "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
-    }
-    return GemmaClip(
-        comfy.supported_models_base.ClipTarget(SanaTokenizer, SanaTextEncoder),
-        tokenizer_data={"spiece_model": spiece},
-        parameters=parameters,
-        state_dict=[state_dict],
-        model_options=model_options,
-        disable_dynamic=disable_dynamic,
-    )
 
 
 def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool) -> comfy.sd.CLIP:
@@ -84,7 +58,13 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
         stored = comfy.utils.weight_dtype(state_dict)
     device = describe_device(comfy.model_management.text_encoder_device(), parameters)
     precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"), device)
-    clip = build(model_config, precision, state_dict, spiece, parameters, disable_dynamic)
+    model_options = {
+        "dtype": precision.weights,
+        COMPUTE: precision.compute,
+        "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
+    }
+    tokenizer = {"spiece_model": spiece}
+    clip = text_encoders.build(ENCODER, model_config, state_dict, parameters, disable_dynamic, model_options, tokenizer)
     clip.patcher.cached_patcher_init = (load_gemma_patcher, (checkpoint.source, options))
     if gemma_detection.is_base_gemma(checkpoint.path, gemma_config(checkpoint)):
         logger.warning(

@@ -3,22 +3,23 @@
 from typing import Any
 
 import comfy.sd
-import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ..files import quantized
-from ..files.family import Family, open_as
+from ..files import quantized, text_encoders
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict, to_host_gemma
 from ..files.reader import Checkpoint
-from ..files.tokenizer import check_tokenizer, read_spiece
-from ..files.validation import check_tensors, log_loaded, reading_config
+from ..files.tokenizer import SPIECE_KEY, check_tokenizer, read_spiece
+from ..files.validation import log_loaded
 from ..runtime.device import requested
-from ..runtime.precision import Device, Precision, gemma_precision
+from ..runtime.precision import Device, gemma_precision
 from .detection import GEMMA_1_KEYS, check_gemma_1, describe_gemma_1, detect_gemma_1, is_gemma_1
+from .quantization import gemma_1_architecture, gemma_1_rules
 from .text_encoder import CLIP_NAME, Gemma1, Gemma1Clip, Gemma1Tokenizer, LuminaTextEncoder
 
+ENCODER = text_encoders.Encoder(CLIP_NAME, Gemma1Clip, Gemma1Tokenizer, LuminaTextEncoder)
 FLOAT32_ONLY = Device("any device")  # the host computes its Llama in float32 wherever it runs
 
 
@@ -27,42 +28,16 @@ def configure(checkpoint: Checkpoint, spiece: Tensor) -> tuple[dict[str, int], d
 
     Raises ValueError for another Gemma-1 than Lumina-Next's, and for a tokenizer or tensors that do not fit it.
     """
-    with reading_config(checkpoint, GEMMA_1.name):
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
-    with reading_config(checkpoint, GEMMA_1.name):
-        model_config = detect_gemma_1(view)
     source = checkpoint.config if checkpoint.config.get("model_type") == "gemma" else {}
-    check_gemma_1(checkpoint.name, model_config, source)
-    check_tokenizer(checkpoint.name, spiece, model_config["vocab_size"])
-    network = Gemma1(dict(model_config), torch.bfloat16, "meta", torch.nn)
-    check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, layers)
-    return model_config, layers, comfy.utils.calculate_parameters(view)
 
+    def check(sizes: dict[str, int]) -> None:
+        check_gemma_1(checkpoint.name, sizes, source)
+        check_tokenizer(checkpoint.name, spiece, sizes["vocab_size"])
 
-def build(
-    model_config: dict[str, int],
-    precision: Precision,
-    state_dict: StateDict,
-    spiece: Tensor,
-    parameters: int,
-    disable_dynamic: bool,
-) -> comfy.sd.CLIP:
-    """The host's CLIP of a configuration with these tensors in it."""
-    model_options = {
-        "dtype": precision.weights,
-        f"{CLIP_NAME}_model_config": model_config,
-        "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
-    }
-    return Gemma1Clip(
-        comfy.supported_models_base.ClipTarget(Gemma1Tokenizer, LuminaTextEncoder),
-        tokenizer_data={"spiece_model": spiece},
-        parameters=parameters,
-        state_dict=[state_dict],
-        model_options=model_options,
-        disable_dynamic=disable_dynamic,
-    )
+    def network(sizes: dict[str, int]) -> Gemma1:
+        return Gemma1(sizes, torch.bfloat16, "meta", torch.nn)
+
+    return text_encoders.configure(checkpoint, GEMMA_1.name, detect_gemma_1, check, network)
 
 
 def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool) -> comfy.sd.CLIP:
@@ -72,7 +47,12 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
     # A quantized file's other weights are few, and narrow layers keep their format in any case.
     stored = torch.bfloat16 if layers else comfy.utils.weight_dtype(state_dict)
     precision = gemma_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"), FLOAT32_ONLY)
-    clip = build(model_config, precision, state_dict, spiece, parameters, disable_dynamic)
+    model_options = {
+        "dtype": precision.weights,
+        "quantization_metadata": comfy.sd.llama_detect([state_dict]).get("llama_quantization_metadata"),
+    }
+    tokenizer = {"spiece_model": spiece}
+    clip = text_encoders.build(ENCODER, model_config, state_dict, parameters, disable_dynamic, model_options, tokenizer)
     clip.patcher.cached_patcher_init = (load_gemma_1_patcher, (checkpoint.source, options))
     log_loaded(checkpoint, describe_gemma_1(model_config, parameters, quantized.formats(layers)), precision)
     return clip
@@ -91,6 +71,13 @@ def load_gemma_1_patcher(path: str, options: dict | None = None, disable_dynamic
     return load_gemma_1(path, options, disable_dynamic).patcher
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's CLIPSave would write of a checkpoint with the host's names; raises as `configure` does."""
+    spiece = read_spiece(checkpoint)
+    configure(checkpoint, spiece)
+    return checkpoint.state_dict | {SPIECE_KEY: spiece}
+
+
 GEMMA_1 = Family(
     name="a Gemma-1 text encoder",
     component="text_encoder",
@@ -100,4 +87,5 @@ GEMMA_1 = Family(
     convert=to_host_gemma,
     recognizes=is_gemma_1,
     load=load,
+    saving=Saving(gemma_1_rules, gemma_1_architecture, tensors_of_file),
 )

@@ -16,6 +16,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from ..files.prepare import prepare_state_dict
+from ..files.quantized import make_movable
 from ..runtime.precision import require_finite_states
 
 logger = logging.getLogger(__name__)
@@ -183,4 +184,6 @@ class Gemma1Clip(comfy.sd.CLIP):
                 sd[key] = tensor.float()
         model = self.cond_stage_model
         model.gemma_2b.can_assign_sd = prepare_state_dict(model.gemma_2b.transformer, sd, self.patcher)
-        return model.load_sd(sd)
+        loaded = model.load_sd(sd)
+        make_movable(model)
+        return loaded

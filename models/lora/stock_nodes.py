@@ -14,7 +14,7 @@ from torch import Tensor
 from ..files.layout import BRANCH
 from ..runtime.device import disk_options, patcher_class
 from .bypass import bypass_managers, computes, in_layer_shape, inference_hooks
-from .convert import TARGET, adapter_alpha, layer_of, read_adapter_config
+from .convert import TARGET, adapter_alpha, base_model_of, layer_of, read_adapter_config
 from .depthwise import add_depthwise_lora, find_depthwise_lora, set_latest_alpha
 from .weight_adapter import (
     ALPHA,
@@ -95,6 +95,25 @@ class StockPatches:
         left = drop_misfits(prepared, weights, self.kind)
         fitting = {key: patch for key, patch in patches.items() if key not in weights or key in left}
         return super().add_patches(fitting, strength_patch, strength_model)
+
+    def add_hook_patches(self, hook, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> None:
+        """A LoRA of the host's hook nodes, with the checks of `add_patches` but for its strength."""
+        adapters = {key: patch for key, patch in patches.items() if isinstance(patch, WeightAdapterBase)}
+        require_finite_factors(adapters)
+        weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
+        left = drop_misfits({key: prepare(adapters[key]) for key in weights}, weights, self.kind)
+        fitting = {key: patch for key, patch in patches.items() if key not in weights or key in left}
+        super().add_hook_patches(hook, fitting, strength_patch, strength_model)
+
+    def set_attachments(self, key: str, attachment) -> None:
+        """Raises ValueError for a LoRA whose header names another model, with layers of the same names and width."""
+        named = base_model_of(attachment) if key == "lora_metadata" else None
+        if named is not None and not self.kind.startswith(named):
+            raise ValueError(
+                f"This LoRA is for {named}, not for {self.kind}, as its header says: use it with the model it was "
+                "trained on."
+            )
+        super().set_attachments(key, attachment)
 
     def check_patches(self, patches: dict, strength: float) -> None:
         """Raises ValueError for no strength, no patch that applies, or weights of another model."""
@@ -183,7 +202,7 @@ class StockLora(StockPatches):
             )
         own = drop_misfits({key: adapters[key] for key in weights if key not in beside}, weights)
         others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
-        super().add_hook_patches(hook, others, strength_patch, strength_model)
+        super(StockPatches, self).add_hook_patches(hook, others, strength_patch, strength_model)
 
     def set_injections(self, key: str, injections: list) -> None:
         """A LoRA of the host's bypass node. Raises ValueError for one that its layers cannot compute."""

@@ -12,10 +12,10 @@ import comfy.utils
 import torch
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint
-from ..files.validation import check_tensors, log_loaded, own_config, reading_config
+from ..files.validation import check_tensors, log_loaded, own_config, read_layers, reading_config
 from ..lora.stock_nodes import with_stock_patches
 from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import Precision, lumina_precision
@@ -24,7 +24,10 @@ from . import detection as lumina_detection
 from .config import LuminaConfig
 from .guidance import guide_channels
 from .model import Lumina
+from .quantization import lumina_architecture, lumina_rules
 from .supported_models import LuminaSupported
+
+AUTHORS = "https://github.com/Alpha-VLLM/Lumina-T2X"
 
 
 def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[LuminaConfig, dict[str, str], int]:
@@ -32,10 +35,7 @@ def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[LuminaCo
 
     Raises ValueError for another model, and for a file that does not fit its configuration to the last tensor.
     """
-    with reading_config(checkpoint, LUMINA.name):
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
+    layers, view = read_layers(checkpoint, LUMINA.name)
     with reading_config(checkpoint, LUMINA.name):
         source = own_config(checkpoint, "LuminaNextDiT2DModel")
         config = lumina_detection.detect_lumina(view, checkpoint.name, source)
@@ -96,6 +96,12 @@ def load_lumina(
     return load(open_as(LUMINA, path), options or {}, disable_dynamic)
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> lumina_convert.StateDict:
+    """What the host's Model Save would write of a checkpoint in the network's layout; raises as `configure` does."""
+    configure(checkpoint, {})
+    return lumina_convert.to_file_layout(checkpoint.state_dict)
+
+
 LUMINA = Family(
     name="a Lumina-Next transformer",
     component="transformer",
@@ -105,4 +111,5 @@ LUMINA = Family(
     convert=lumina_convert.to_network_layout,
     recognizes=lumina_detection.is_lumina,
     load=load,
+    saving=Saving(lumina_rules, lumina_architecture, tensors_of_file, "model.diffusion_model.", AUTHORS),
 )

@@ -15,10 +15,11 @@ from comfy.ldm.lumina.model import FeedForward
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from comfy.ops import CastWeightBiasOp, cast_bias_weight, cast_to_input, uncast_bias_weight
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
 from ..layers import mask_bias
+from ..runtime.network_calls import call_replacement, call_wrapped, find_block_replacement
+from ..runtime.prefetch import prefetched
 from .config import OPTIONS_KEY, PATCH_SIZE, PIXELS_PER_TOKEN, TRAINED_SIDE, LuminaConfig, LuminaOptions
 from .rotary import rotary_table
 
@@ -200,9 +201,8 @@ class Lumina(nn.Module):
         transformer_options: dict = {},  # noqa: B006 - the host's own signature; never written to
         **kwargs,
     ) -> Tensor:
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
-        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        return executor.execute(x, timesteps, context, attention_mask, transformer_options, **kwargs)
+        args = x, timesteps, context, attention_mask, transformer_options
+        return call_wrapped(self, self._forward, transformer_options, *args, **kwargs)
 
     def _forward(
         self,
@@ -229,21 +229,20 @@ class Lumina(nn.Module):
         return -unpatchify(x, grid)[:, : self.config.in_channels, :height, :width]  # the rest is a variance
 
     def _run_blocks(self, x, context, conditioning, rope, bias, sharp: float, transformer_options: dict) -> Tensor:
-        replace = transformer_options.get("patches_replace", {}).get("dit", {})
         options = transformer_options | {"total_blocks": len(self.layers), "block_type": "double"}
-        for i, block in enumerate(self.layers):
+        for i, block in enumerate(prefetched(self.layers, x.device, options)):
             options = options | {"block_index": i}
-            if ("double_block", i) in replace:
-
-                def original(args: dict, block=block) -> dict:
-                    more = args["pe"], bias, sharp, args["transformer_options"]
-                    return {"img": block(args["img"], args["txt"], args["vec"], *more), "txt": args["txt"]}
-
-                args = {"img": x, "txt": context, "vec": conditioning, "pe": rope, "transformer_options": options}
-                out = replace[("double_block", i)](args, {"original_block": original})
-                x, context = out["img"], out["txt"]
-            else:
+            replacement = find_block_replacement(transformer_options, i)
+            if replacement is None:
                 x = block(x, context, conditioning, rope, bias, sharp, options)
+                continue
+
+            def original(args: dict, block=block) -> Tensor:
+                more = args["pe"], bias, sharp, args["transformer_options"]
+                return block(args["img"], args["txt"], args["vec"], *more)
+
+            args = {"img": x, "txt": context, "vec": conditioning, "pe": rope, "transformer_options": options}
+            x, context = call_replacement(replacement, original, args)
         return x
 
 

@@ -5,8 +5,9 @@ from comfy.model_base import ModelType
 from comfy.model_sampling import CONST
 from torch import Tensor
 
-from ..runtime.precision import require_finite, require_finite_result
-from ..runtime.run_checks import HIGHEST_FLOW, require_area, require_image_latent
+from ..runtime.latent_checks import require_image_latent, require_latent
+from ..runtime.precision import require_finite_result
+from ..runtime.run_checks import HIGHEST_FLOW, require_area
 from ..runtime.text_conds import other_width, require_text, text_conds
 from .config import RATIO
 from .guidance import guide_channels
@@ -15,7 +16,7 @@ from .model import Lumina
 TEXT_CURE = "load gemma-2b, not Gemma-2, with SANA Gemma Loader, and encode the prompt with its clip"
 RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
 LATENT_NODES = "SANA Empty Latent or Empty Latent Image, or VAE Encode for an image"
-LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
+VAE_CURE = "encode the image with the VAE of SDXL (Load VAE), not with a DC-AE or another model's VAE"
 
 
 def require_flow(model_sampling: object) -> None:
@@ -62,14 +63,7 @@ class LuminaModel(comfy.model_base.BaseModel):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        require_image_latent(latent.shape, "Lumina-Next", LATENT_NODES)
-        channels = self.latent_format.latent_channels
-        if latent.shape[1] != channels:
-            raise ValueError(
-                f"This latent is of shape {tuple(latent.shape)} where Lumina-Next needs {channels} channels: encode "
-                "the image with the VAE of SDXL (Load VAE), not with a DC-AE or another model's VAE."
-            )
-        require_finite(latent, "The latent to denoise", LATENT_CURE)
+        require_latent(latent, self.latent_format.latent_channels, "Lumina-Next", LATENT_NODES, VAE_CURE)
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:

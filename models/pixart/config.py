@@ -12,6 +12,7 @@ RATIO = 8  # image pixels per latent cell
 ALPHA, SIGMA = "PixArt-alpha", "PixArt-Sigma"
 LCM, DMD = "LCM", "DMD"
 SPAN, SPAN_256 = 32, 16  # coordinates of the position grid reach this far on each axis; 16 for PixArt-alpha at 256 px
+CONFIG_KEY = "pixart_config"  # of the tensor that a saved file keeps beside the weights
 TOKENS = {ALPHA: 120, SIGMA: 300}  # of a prompt, in training
 
 

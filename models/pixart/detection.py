@@ -15,11 +15,13 @@ from ..runtime.precision import count
 from .config import ALPHA, DMD, HEAD_DIM, LCM, PATCH_SIZE, RATIO, SIGMA, PixArtConfig
 
 # Without these tensors a file is not of the family.
+FUSED = "blocks.0.attn.qkv.weight"
+APART = "transformer_blocks.0.attn1.to_q.weight"  # in its place where q, k and v have formats of their own
 PIXART_KEYS = (
     "x_embedder.proj.weight",
     "t_block.1.weight",
     "y_embedder.y_proj.fc1.weight",
-    "blocks.0.attn.qkv.weight",
+    FUSED,
     "blocks.0.mlp.fc1.weight",
     "final_layer.linear.weight",
 )
@@ -55,7 +57,8 @@ def is_pixart(state_dict: StateDict) -> bool:
     """True for a PixArt transformer in the authors' layout; SANA's has a convolutional FFN and a norm of the text."""
     if any(key.startswith(("controlnet", "base_model.")) or key.endswith(FOREIGN_ENGINES) for key in state_dict):
         return False
-    return all(key in state_dict for key in PIXART_KEYS) and state_dict[PIXART_KEYS[0]].ndim == 4
+    found = state_dict.keys() | ({FUSED} if APART in state_dict else set())
+    return found >= set(PIXART_KEYS) and state_dict[PIXART_KEYS[0]].ndim == 4
 
 
 def find_family(

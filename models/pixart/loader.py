@@ -14,24 +14,26 @@ import comfy.utils
 import torch
 
 from ..files import quantized
-from ..files.family import Family, open_as
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside, read_json
 from ..files.saved_config import read_config_tensor
-from ..files.validation import check_tensors, log_loaded, reading_config
+from ..files.validation import check_tensors, log_loaded, read_layers, reading_config
 from ..lora.stock_nodes import with_stock_patches
 from ..runtime.device import describe_device, patcher_class, requested
 from ..runtime.precision import FLOAT16, Precision, sana_precision
 from . import detection as pixart_detection
-from .config import PixArtConfig
+from .config import CONFIG_KEY, PixArtConfig
 from .convert import convert_pixart, is_diffusers_pixart
 from .model import PixArt
-from .supported_models import CONFIG_KEY, PixArtSupported
+from .quantization import pixart_architecture, pixart_rules
+from .supported_models import PixArtSupported, file_state_dict
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second in alpha's first release
+AUTHORS = "https://github.com/PixArt-alpha/PixArt-sigma"
 CHOSEN = "as chosen in the loader"
 
 
@@ -69,9 +71,7 @@ def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[PixArtCo
     require_fused(checkpoint)
     with reading_config(checkpoint, PIXART.name):
         source = read_source(checkpoint, options.get("family"))
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
+    layers, view = read_layers(checkpoint, PIXART.name)
     rows, positions = source.get(pixart_detection.NULL_TEXT), source.get(pixart_detection.POSITIONS)
     with reading_config(checkpoint, PIXART.name):
         config, reason = pixart_detection.detect_pixart(
@@ -134,6 +134,12 @@ def load_pixart(
     return load(open_as(PIXART, path), options or {}, disable_dynamic)
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's Model Save would write of a checkpoint in the network's layout; raises as `configure` does."""
+    config, *_ = configure(checkpoint, {})
+    return file_state_dict(config, checkpoint.state_dict)
+
+
 PIXART = Family(
     name="a PixArt transformer",
     component="transformer",
@@ -143,4 +149,5 @@ PIXART = Family(
     convert=convert_pixart,
     recognizes=pixart_detection.is_pixart,
     load=load,
+    saving=Saving(pixart_rules, pixart_architecture, tensors_of_file, "model.diffusion_model.", AUTHORS),
 )

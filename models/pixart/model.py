@@ -16,34 +16,33 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.mmdit import Mlp, timestep_embedding
 from comfy.ldm.pixart.blocks import AttentionKVCompress, MultiHeadCrossAttention
 from comfy.ldm.pixart.pixartms import PixArtMS
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
 from ..layers import mask_bias
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
+from ..runtime.network_calls import call_replacement, call_wrapped, find_block_replacement
+from ..runtime.prefetch import prefetched
 from .config import HEAD_DIM, PATCH_SIZE, RATIO, PixArtConfig
 
 MIDDLE_BLOCK = 14  # what guidance by perturbed attention acts on
 LAYER_NORM_EPS = 1e-6
+MAX_AXES = 16  # encoded ones that are stored, of at most 0.3 MB each at 2K
 
 
-def position_embedding(height: int, width: int, hidden_size: int, span: int, device) -> Tensor:
-    """2-D sine-cosine table (H * W, C) in float32: the first half of C encodes the column, the second the row.
-
-    Coordinates reach from 0 to the span on each axis, whatever the number of tokens.
-    """
+def encode_axis(size: int, hidden_size: int, span: int, device) -> Tensor:
+    """Sines and cosines (size, C / 2) in float32 of one axis, whose coordinates reach from 0 to the span."""
     # In float64, so on the CPU: not every device has it, and one row of each axis is small.
     quarter = hidden_size // 4
     omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    position = torch.arange(size, dtype=torch.float64, device="cpu") * (span / size)
+    angle = position[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float().to(device)
 
-    def encode(size: int) -> Tensor:
-        position = torch.arange(size, dtype=torch.float64, device="cpu") * (span / size)
-        angle = position[:, None] * omega
-        return torch.cat([angle.sin(), angle.cos()], dim=1).float().to(device)  # (size, C / 2)
 
-    columns = encode(width)[None].expand(height, -1, -1)
-    rows = encode(height)[:, None].expand(-1, width, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+def position_embedding(rows: Tensor, columns: Tensor) -> Tensor:
+    """2-D table (H * W, C) of encoded rows (H, C / 2) and columns (W, C / 2): the first half of C is the column's."""
+    grid = [columns[None].expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)]
+    return torch.cat(grid, dim=-1).flatten(0, 1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -145,6 +144,7 @@ class PixArt(PixArtMS):
         del self.y_embedder.y_embedding  # random numbers, for training alone
         self.blocks = nn.ModuleList(PixArtBlock(config, index, **kw) for index in range(config.depth))
         self.heads = dict.fromkeys((ATTN1, ATTN2), (self.num_heads, HEAD_DIM))
+        self.axes: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(
         self,
@@ -156,9 +156,8 @@ class PixArt(PixArtMS):
         transformer_options: dict = {},  # noqa: B006 - the host's own signature; never written to
         **kwargs,
     ) -> Tensor:
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
-        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        return executor.execute(x, timesteps, context, attention_mask, image_size, transformer_options, **kwargs)
+        args = x, timesteps, context, attention_mask, image_size, transformer_options
+        return call_wrapped(self, self._forward, transformer_options, *args, **kwargs)
 
     def _forward(
         self,
@@ -172,7 +171,7 @@ class PixArt(PixArtMS):
     ) -> Tensor:
         height, width = x.shape[-2:]
         grid = (-(-height // PATCH_SIZE), -(-width // PATCH_SIZE))
-        positions = position_embedding(*grid, self.hidden_size, self.config.span, x.device)
+        positions = position_embedding(*(self.axis(size, x.device) for size in grid))
         tokens = (self.x_embedder(x) + positions).to(x.dtype)  # (B, N, C)
 
         t = self.t_embedder(timesteps, x.dtype)  # (B, C)
@@ -188,6 +187,17 @@ class PixArt(PixArtMS):
         out = self.unpatchify(out, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
         return out[:, : self.in_channels, :height, :width]
 
+    def axis(self, size: int, device: torch.device) -> Tensor:
+        """`encode_axis`, sent to the device once: nothing but its length, this network and the device decide it."""
+        if torch.compiler.is_compiling():  # a compiled graph would be made anew once the cache is filled
+            return encode_axis(size, self.hidden_size, self.config.span, device)
+        if (size, device) not in self.axes:
+            if len(self.axes) == MAX_AXES:
+                self.axes.clear()
+            with torch.inference_mode(False):  # training reads it too
+                self.axes[size, device] = encode_axis(size, self.hidden_size, self.config.span, device)
+        return self.axes[size, device]
+
     def embed_size(self, image_size: Tensor | None, x: Tensor) -> Tensor:
         """Embedding (B, C) of the image's height, width, and height / width."""
         if image_size is None:
@@ -202,21 +212,19 @@ class PixArt(PixArtMS):
         return torch.cat([sizes, embed(self.ar_embedder, ratio)], dim=1)
 
     def _run_blocks(self, x, context, bias, modulation, grid, shape, transformer_options: dict) -> Tensor:
-        replace = transformer_options.get("patches_replace", {}).get("dit", {})
         options = transformer_options | {"total_blocks": len(self.blocks), "block_type": "double"}
         middle = min(MIDDLE_BLOCK, len(self.blocks) // 2)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(prefetched(self.blocks, x.device, options)):
             options = options | {"block_index": i}
             own = with_block_patches(options, i, middle, shape, self.heads)
-            if ("double_block", i) in replace:
-
-                def original(args: dict, block=block) -> dict:
-                    img = block(args["img"], args["txt"], bias, args["vec"], grid, args["transformer_options"])
-                    return {"img": img, "txt": args["txt"]}
-
-                args = {"img": x, "txt": context, "vec": modulation, "transformer_options": own}
-                out = replace[("double_block", i)](args, {"original_block": original})
-                x, context = out["img"], out["txt"]
-            else:
+            replacement = find_block_replacement(transformer_options, i)
+            if replacement is None:
                 x = block(x, context, bias, modulation, grid, own)
+                continue
+
+            def original(args: dict, block=block) -> Tensor:
+                return block(args["img"], args["txt"], bias, args["vec"], grid, args["transformer_options"])
+
+            args = {"img": x, "txt": context, "vec": modulation, "transformer_options": own}
+            x, context = call_replacement(replacement, original, args)
         return x

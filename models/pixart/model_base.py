@@ -8,8 +8,9 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
-from ..runtime.precision import require_finite, require_finite_result
-from ..runtime.run_checks import require_area, require_image_latent
+from ..runtime.latent_checks import require_image_latent, require_latent
+from ..runtime.precision import require_finite_result
+from ..runtime.run_checks import require_area
 from ..runtime.text_conds import other_width, require_text, text_conds
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 TEXT_CURE = "load a T5-XXL encoder with SANA Gemma Loader, and encode the prompt with its clip"
 RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
 LATENT_NODES = "SANA Empty Latent or Empty Latent Image, or VAE Encode for an image"
-LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
+VAE_CURE = "encode the image with the VAE in the model's own folder, not with another model's"
 
 
 class PixArtModel(comfy.model_base.PixArt):
@@ -81,14 +82,7 @@ class PixArtModel(comfy.model_base.PixArt):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        require_image_latent(latent.shape, "PixArt", LATENT_NODES)
-        channels = self.latent_format.latent_channels
-        if latent.shape[1] != channels:
-            raise ValueError(
-                f"This latent has {latent.shape[1]} channels where {self.config.family} needs {channels}: encode the "
-                "image with the VAE in the model's own folder, not with another model's."
-            )
-        require_finite(latent, "The latent to denoise", LATENT_CURE)
+        require_latent(latent, self.latent_format.latent_channels, self.config.family, LATENT_NODES, VAE_CURE)
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """Checks of a run on PixArt: valid but probably unintended settings get a warning, which begins with the cure."""
 
+import logging
 import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..runtime.run_checks import ignored_image
+from ..runtime.run_checks import CONSISTENCY_SAMPLERS, ignored_image, require_levels, require_zero_at_end
 from .config import DMD, LCM, RATIO, PixArtConfig
 from .model_sampling import HIGHEST_SIGMA, TOLERANCE
+
+logger = logging.getLogger(__name__)
 
 SAMPLERS = {LCM: ("lcm", "sana_scm"), DMD: ("sana_pixart_dmd",)}
 LCM_STEPS = 8
@@ -39,6 +42,24 @@ class Run:
     @property
     def distilled(self) -> str | None:
         return LCM if self.is_consistency else self.config.distilled
+
+
+def usable_sigmas(sampler: str, sigmas: Tensor) -> Tensor:
+    """The noise levels without steps of no length, by which solvers of several steps divide.
+
+    Samplers that noise the image anew make something of such a step. Raises ValueError for numbers that are no noise
+    levels, for a 0 before the end, and for pure noise without a step.
+    """
+    if sampler not in CONSISTENCY_SAMPLERS and len(sigmas) > 1:
+        changes = [True, *(sigmas[1:] != sigmas[:-1]).tolist()]
+        if not all(changes):
+            logger.info("SANA: %d of %d steps have no length and are left out", changes.count(False), len(sigmas) - 1)
+            sigmas = sigmas[changes]
+    levels = sigmas.tolist()
+    require_levels(levels, (1 - TOLERANCE) * HIGHEST_SIGMA)
+    if sampler not in CONSISTENCY_SAMPLERS:
+        require_zero_at_end(levels)
+    return sigmas
 
 
 def check_run(run: Run) -> list[str]:

@@ -7,16 +7,19 @@ from torch import Tensor
 from ..files.saved_config import pack_config
 from ..runtime.other_nodes import UNetConfig
 from ..runtime.precision import Precision
-from .config import ALPHA, PixArtConfig
+from .config import ALPHA, CONFIG_KEY, PixArtConfig
 from .model_base import PixArtModel
-
-CONFIG_KEY = "pixart_config"
 
 
 def config_tensor(config: PixArtConfig) -> Tensor:
     """The fields no shape tells, as a tensor of a file."""
     fields = {"family": config.family, "sample_size": config.sample_size, "distilled": config.distilled}
     return pack_config(fields | {"num_layers": config.depth})
+
+
+def file_state_dict(config: PixArtConfig, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is saved of a network's state dict: its tensors, with what none of them tells beside them."""
+    return state_dict | {CONFIG_KEY: config_tensor(config)}
 
 
 class PixArtSupported(comfy.supported_models.PixArtAlpha):
@@ -37,5 +40,5 @@ class PixArtSupported(comfy.supported_models.PixArtAlpha):
         return False
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
-        own = state_dict | {CONFIG_KEY: config_tensor(self.unet_config["config"])}
+        own = file_state_dict(self.unet_config["config"], state_dict)
         return super().process_unet_state_dict_for_saving(own)

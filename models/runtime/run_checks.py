@@ -1,4 +1,4 @@
-"""Checks of a run that every family makes: its noise levels, the latent to denoise, a conditioning's area."""
+"""Checks of a run that every family makes: its noise levels, a conditioning's area."""
 
 import math
 
@@ -15,15 +15,9 @@ def require_flow_levels(sampler: str, sigmas: Tensor, family: str, schedulers: s
 
     sampler: its name in the host's lists. schedulers: what to use instead of one made for Stable Diffusion.
     """
-    levels, steps = sigmas.tolist(), len(sigmas) - 1
-    if not all(math.isfinite(level) and level >= 0 for level in levels):
-        raise ValueError(
-            f"The noise levels hold {next(x for x in levels if not (math.isfinite(x) and x >= 0)):g}, which is none: "
-            "choose another scheduler, or more steps."
-        )
-    if steps < 1:
-        if levels and levels[0] >= 1:
-            raise ValueError("This run has no step, only a first noise level of 1: give it at least one step.")
+    levels = sigmas.tolist()
+    require_levels(levels, 1.0)
+    if len(levels) < 2:
         return
     if sampler in SKIP_ZERO:
         levels = [level for i, level in enumerate(levels) if i == 0 or level or levels[i - 1]]
@@ -32,15 +26,31 @@ def require_flow_levels(sampler: str, sigmas: Tensor, family: str, schedulers: s
             f"The noise levels begin at {max(levels):.4g}, but {family}'s flow has levels from 1 to 0: use "
             f"{schedulers} instead of a scheduler made for Stable Diffusion."
         )
-    if 0 in levels[:-1] and any(levels):
-        raise ValueError(
-            f"Noise level {levels.index(0) + 1} of {len(levels)} is 0, but only the last may be: a step from 0 is "
-            "undefined, so remove it, or begin an inversion with 0.0001 as Flip Sigmas does."
-        )
+    require_zero_at_end(levels)
     if levels[-1] >= 1:
         raise ValueError(
             f"The noise levels end at {levels[-1]:g}, but at 1 nothing is left of the image to go on with: end an "
             "inversion below 1, as with the flow_dpm grid of SANA Flow Scheduler."
+        )
+
+
+def require_levels(levels: list[float], pure_noise: float) -> None:
+    """Raises ValueError for numbers that are no noise levels, and for pure noise without a step."""
+    wrong = next((level for level in levels if not (math.isfinite(level) and level >= 0)), None)
+    if wrong is not None:
+        raise ValueError(f"The noise levels hold {wrong:g}, which is none: choose another scheduler, or more steps.")
+    if len(levels) == 1 and levels[0] >= pure_noise:
+        raise ValueError(
+            f"This run has no step, only a first noise level of {levels[0]:.4g}: give it at least one step."
+        )
+
+
+def require_zero_at_end(levels: list[float]) -> None:
+    """Raises ValueError for a noise level of 0 that is not the last, unless all are."""
+    if 0 in levels[:-1] and any(levels):
+        raise ValueError(
+            f"Noise level {levels.index(0) + 1} of {len(levels)} is 0, but only the last may be: a step from 0 is "
+            "undefined, so remove it, or begin an inversion with 0.0001 as Flip Sigmas does."
         )
 
 
@@ -71,22 +81,4 @@ def require_area(area: tuple[int, ...] | None, size: tuple[int, ...], pixels: in
     raise ValueError(
         f"The area of this conditioning begins at row {rows}, column {columns}, outside the latent of {size[0]} x "
         f"{size[1]} cells of {pixels} px: {cure}"
-    )
-
-
-def require_image_latent(shape: tuple[int, ...], family: str, nodes: str) -> None:
-    """Raises ValueError for the latent of a video or a sound, and for one without an image.
-
-    nodes: what makes a latent of the family.
-    """
-    if len(shape) == 4 and 0 in shape:
-        raise ValueError(
-            f"The latent to denoise holds nothing, its shape is {tuple(shape)}: check the node that made it, such as "
-            "Latent From Batch with an index beyond the batch."
-        )
-    if len(shape) == 4:
-        return
-    raise ValueError(
-        f"The latent to denoise has {len(shape)} dimensions, {tuple(shape)}, but {family} needs the 4 of an image: "
-        f"take {nodes}, instead of a video's or a sound's latent."
     )

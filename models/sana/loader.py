@@ -19,7 +19,7 @@ from ..files.layout import NVIDIA, StateDict, is_nvidia_sana
 from ..files.prepare import prepare_state_dict
 from ..files.reader import Checkpoint, read_beside
 from ..files.saved_config import read_config_tensor
-from ..files.validation import check_tensors, log_loaded, own_config, reading_config
+from ..files.validation import check_tensors, log_loaded, own_config, read_layers, reading_config
 from ..lora.stock_nodes import sana_patcher
 from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, sana_precision
@@ -64,9 +64,7 @@ def configure(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[SanaConf
     """
     with reading_config(checkpoint, SANA.name):
         source = read_source(checkpoint)
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
+    layers, view = read_layers(checkpoint, SANA.name)
     source |= sana_detection.chosen_config(options.get("native_size"), options.get("trained_in_float16"))
     with reading_config(checkpoint, SANA.name):
         config = sana_detection.detect_sana(

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
 from ..layers import linear_attention_of_tokens, mask_bias
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
+from ..runtime.network_calls import call_replacement, call_wrapped, find_block_replacement
 from ..runtime.prefetch import prefetched
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
 from .embeddings import MLPEmbedder, ScaleShiftTable, TimeEmbed, add_position_embedding, gelu_tanh, modulate
@@ -189,9 +189,8 @@ class Sana(nn.Module):
         transformer_options: dict = {},  # noqa: B006 - the host's own signature; never written to
         **kwargs,
     ) -> Tensor:
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
-        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        return executor.execute(x, timesteps, context, attention_mask, guidance, transformer_options, **kwargs)
+        args = x, timesteps, context, attention_mask, guidance, transformer_options
+        return call_wrapped(self, self._forward, transformer_options, *args, **kwargs)
 
     def _forward(
         self,
@@ -225,7 +224,6 @@ class Sana(nn.Module):
         return [modulation] * len(self.transformer_blocks)
 
     def _run_blocks(self, x, context, bias, modulation, shape, control, transformer_options: dict) -> Tensor:
-        replace = transformer_options.get("patches_replace", {}).get("dit", {})
         options = transformer_options | {"total_blocks": len(self.transformer_blocks), "block_type": "double"}
         residuals = {} if control is None else dict(enumerate(control.get("input") or ()))
         rows = self.block_modulations(modulation)
@@ -233,16 +231,15 @@ class Sana(nn.Module):
             options = options | {"block_index": i}
             own = with_block_patches(options, i, self.middle_block, shape, self.heads)
             x = x if residuals.get(i) is None else x + residuals[i].to(x.dtype)
-            if ("double_block", i) in replace:
-
-                def original(args: dict, block=block) -> dict:
-                    img = block(args["img"], args["txt"], bias, args["vec"], shape[-2:], args["transformer_options"])
-                    return {"img": img, "txt": args["txt"]}
-
-                args = {"img": x, "txt": context, "vec": modulation, "transformer_options": own}
-                out = replace[("double_block", i)](args, {"original_block": original})
-                x, context = out["img"], out["txt"]
-            else:
+            replacement = find_block_replacement(transformer_options, i)
+            if replacement is None:
                 x = block(x, context, bias, rows[i], shape[-2:], own)
+                continue
+
+            def original(args: dict, block=block) -> Tensor:
+                return block(args["img"], args["txt"], bias, args["vec"], shape[-2:], args["transformer_options"])
+
+            args = {"img": x, "txt": context, "vec": modulation, "transformer_options": own}
+            x, context = call_replacement(replacement, original, args)
         last = residuals.get(len(self.transformer_blocks))
         return x if last is None else x + last.to(x.dtype)

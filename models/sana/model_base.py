@@ -6,8 +6,9 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 from torch import Tensor
 
-from ..runtime.precision import require_finite, require_finite_result
-from ..runtime.run_checks import require_area, require_image_latent
+from ..runtime.latent_checks import require_image_latent, require_latent
+from ..runtime.precision import require_finite_result
+from ..runtime.run_checks import require_area
 from ..runtime.text_conds import other_width, require_text, text_conds
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
@@ -19,7 +20,7 @@ TIMESTEPS = 1000  # of SANA's training
 TIMESTEP_ROUNDING = 3e-5  # keeps a whole timestep whole when its sigma is rounded to float32; more would lift others
 TEXT_CURE = "encode the prompt with SANA Gemma Encode, or CLIP Text Encode with the clip of SANA Gemma Loader"
 LATENT_NODES = "SANA Empty Latent, or SANA DC-AE Encode for an image"
-LATENT_CURE = "look for the node that made it, often a VAE Encode in float16; use bfloat16 or float32 there"
+VAE_CURE = "encode the image with a DC-AE (SANA DC-AE Loader), not with another model's VAE"
 RESULT_CURE = (
     "load the model with another weight_dtype (bfloat16 for BF16, SANA-1.5 and Sprint checkpoints; float16 or float32 "
     "with clamp on for the float16 ones)"
@@ -81,14 +82,7 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        require_image_latent(latent.shape, "SANA", LATENT_NODES)
-        channels = self.latent_format.latent_channels
-        if latent.shape[1] != channels:
-            raise ValueError(
-                f"This latent has {latent.shape[1]} channels where SANA needs {channels}: encode the image with a "
-                "DC-AE (SANA DC-AE Loader), not with another model's VAE."
-            )
-        require_finite(latent, "The latent to denoise", LATENT_CURE)
+        require_latent(latent, self.latent_format.latent_channels, "SANA", LATENT_NODES, VAE_CURE)
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:

@@ -1,24 +1,26 @@
 """T5-XXL, PixArt's text encoder: a checkpoint -> CLIP of the host, in the order detect, precision, build."""
 
+from functools import partial
 from typing import Any
 
 import comfy.sd
-import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.t5
 import comfy.utils
 import torch
 
-from ..files import quantized
-from ..files.family import Family, open_as
+from ..files import quantized, text_encoders
+from ..files.family import Family, Saving, open_as
 from ..files.layout import StateDict
 from ..files.reader import Checkpoint
-from ..files.validation import check_tensors, log_loaded, reading_config
+from ..files.validation import log_loaded
 from ..runtime.device import requested
 from ..runtime.precision import Precision, Request
 from .detection import T5_KEYS, T5_MARKS, check_t5, describe_t5, detect_t5, is_t5
+from .quantization import t5_architecture, t5_rules
 from .text_encoder import CLIP_NAME, T5Clip, T5TextEncoder, T5Tokenizer
 
+ENCODER = text_encoders.Encoder(CLIP_NAME, T5Clip, T5Tokenizer, T5TextEncoder)
 EMBEDDING, TIED_EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
 # Of what detection does not read; the same in every T5 v1.1.
 FIXED = {"model_type": "t5", "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True}
@@ -37,16 +39,20 @@ def configure(checkpoint: Checkpoint) -> tuple[dict[str, int], dict[str, str], i
 
     Raises ValueError for another T5 than PixArt's, and for tensors that do not fit it.
     """
-    with reading_config(checkpoint, T5.name):
-        layers = quantized.quantized_layers(checkpoint.state_dict)
-    quantized.check_quantized(checkpoint.name, checkpoint.state_dict, layers)
-    view = quantized.plain_view(checkpoint.state_dict, layers)
-    with reading_config(checkpoint, T5.name):
-        found = detect_t5(view)
-    check_t5(checkpoint.name, found)
-    network = comfy.text_encoders.t5.T5(found | FIXED, torch.bfloat16, "meta", torch.nn)
-    check_tensors(checkpoint, network.state_dict(), checkpoint.state_dict, layers)
-    return found, layers, comfy.utils.calculate_parameters(view)
+
+    def network(sizes: dict[str, int]) -> torch.nn.Module:
+        return comfy.text_encoders.t5.T5(sizes | FIXED, torch.bfloat16, "meta", torch.nn)
+
+    return text_encoders.configure(checkpoint, T5.name, detect_t5, partial(check_t5, checkpoint.name), network)
+
+
+def format_of_rest(state_dict: StateDict) -> torch.dtype:
+    """Format of what is wide in a quantized file: of the table, or of the norms where it is narrow too.
+
+    transformers keeps norms and `wo`, a fifth of the weights, in float32 whatever the rest has.
+    """
+    table = state_dict[EMBEDDING].dtype
+    return table if table in (torch.float16, torch.bfloat16) else state_dict[T5_KEYS[-1]].dtype
 
 
 def t5_precision(stored: torch.dtype, request: Request) -> Precision:
@@ -56,32 +62,18 @@ def t5_precision(stored: torch.dtype, request: Request) -> Precision:
     return Precision(request.dtype, torch.float32, False, f"asked for by {request.by}")
 
 
-def build(
-    found: dict[str, int], precision: Precision, state_dict: StateDict, parameters: int, disable_dynamic: bool
-) -> T5Clip:
-    """The host's CLIP of a configuration with these tensors in it."""
-    host = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict)
-    return T5Clip(
-        comfy.supported_models_base.ClipTarget(T5Tokenizer, T5TextEncoder),
-        parameters=parameters,
-        state_dict=[state_dict],
-        model_options={
-            "dtype": precision.weights,
-            f"{CLIP_NAME}_model_config": found,
-            f"{CLIP_NAME}_quantization_metadata": host.get("t5_quantization_metadata"),
-        },
-        disable_dynamic=disable_dynamic,
-    )
-
-
 def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool) -> comfy.sd.CLIP:
     """The host's CLIP of a checkpoint with the host's names; options as `load_t5` takes them."""
     found, layers, parameters = configure(checkpoint)
     state_dict = checkpoint.state_dict
-    # Of a quantized file's tensors most are narrow; the norms have the format of the rest.
-    stored = state_dict[T5_KEYS[-1]].dtype if layers else comfy.utils.weight_dtype(state_dict)
+    stored = format_of_rest(state_dict) if layers else comfy.utils.weight_dtype(state_dict)
     precision = t5_precision(stored, requested(options.get("dtype"), "dtype", "text_enc"))
-    clip = build(found, precision, state_dict, parameters, disable_dynamic)
+    host = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict)
+    model_options = {
+        "dtype": precision.weights,
+        f"{CLIP_NAME}_quantization_metadata": host.get("t5_quantization_metadata"),
+    }
+    clip = text_encoders.build(ENCODER, found, state_dict, parameters, disable_dynamic, model_options)
     clip.patcher.cached_patcher_init = (load_t5_patcher, (checkpoint.source, options))
     log_loaded(checkpoint, describe_t5(found, parameters, quantized.formats(layers)), precision)
     return clip
@@ -100,6 +92,12 @@ def load_t5_patcher(path: str, options: dict | None = None, disable_dynamic: boo
     return load_t5(path, options, disable_dynamic).patcher
 
 
+def tensors_of_file(checkpoint: Checkpoint) -> StateDict:
+    """What the host's CLIPSave would write of a checkpoint with the host's names; raises as `configure` does."""
+    configure(checkpoint)
+    return checkpoint.state_dict
+
+
 T5 = Family(
     name="a T5 text encoder",
     component="text_encoder",
@@ -109,4 +107,5 @@ T5 = Family(
     convert=convert_t5,
     recognizes=is_t5,
     load=load,
+    saving=Saving(t5_rules, t5_architecture, tensors_of_file),
 )

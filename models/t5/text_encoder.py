@@ -10,6 +10,7 @@ import comfy.text_encoders.pixart_t5
 from torch import Tensor
 
 from ..files.prepare import prepare_state_dict
+from ..files.quantized import make_movable
 from ..runtime.precision import require_finite_states
 
 logger = logging.getLogger(__name__)
@@ -91,4 +92,6 @@ class T5Clip(comfy.sd.CLIP):
     def load_sd(self, sd: dict[str, Tensor], full_model: bool = False):  # noqa: ARG002 - the host's signature
         encoder = self.cond_stage_model.t5xxl
         encoder.can_assign_sd = prepare_state_dict(encoder.transformer, sd, self.patcher)
-        return self.cond_stage_model.load_sd(sd)
+        loaded = self.cond_stage_model.load_sd(sd)
+        make_movable(self.cond_stage_model)
+        return loaded

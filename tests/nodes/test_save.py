@@ -10,6 +10,8 @@ import folder_paths
 import pytest
 import safetensors
 import torch
+from comfy.quant_ops import QuantizedTensor
+from sana_native.models.registry import load_model
 from sana_native.nodes import save
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.support.quantized import load_gemma, load_sana
@@ -109,17 +111,15 @@ def test_a_quantized_model_is_refused(output):
     assert len(written(output)) == 1
 
 
-@pytest.mark.parametrize(
-    ("load", "socket", "told"),
-    [
-        (bench.lumina, "model", "The MODEL is a Lumina-Next transformer, which is .*, only a SANA transformer is"),
-        (bench.lumina_clip, "clip", "The CLIP is a Gemma-1 text encoder, which is .*, only a Gemma-2 text encoder is"),
-    ],
-)
-def test_a_family_that_is_not_written_narrow_is_refused_by_name(load, socket, told, output):
-    with pytest.raises(ValueError, match=told):
-        call(OURS["QuantizeSave"], **{socket: load()})
-    assert not written(output)
+def test_lumina_and_its_text_encoder_become_files_that_the_same_loaders_read(output):
+    (paths,) = call(SAVE, bench.lumina(), bench.lumina_clip(), "fp8", "mine")
+    assert len(written(output)) == 2
+    with torch.inference_mode():
+        parts = ("transformer", "text_encoder")
+        model, clip = (load_model(part, path) for part, path in zip(parts, paths.split("\n"), strict=True))
+    assert isinstance(model.model.diffusion_model.layers[0].attention.wq.weight, QuantizedTensor)
+    states = [call("CLIPTextEncode", one, "a cat")[0][0][0] for one in (clip, bench.lumina_clip())]
+    assert 0 < bench.rms_error(*states) < 0.1
 
 
 def test_another_model_is_refused(output, monkeypatch):
@@ -128,7 +128,9 @@ def test_another_model_is_refused(output, monkeypatch):
         model, "state_dict_for_saving", lambda: {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}
     )
     with pytest.raises(
-        ValueError, match="^The MODEL is a Stable Diffusion model .+, not a SANA transformer: connect that"
+        ValueError,
+        match="^The MODEL is a Stable Diffusion model .+, not a SANA transformer or a PixArt transformer or a "
+        "Lumina-Next transformer: connect that of SANA Model Loader.",
     ):
         call(SAVE, model, None, "int8", "mine")
     assert not written(output)

@@ -1,8 +1,9 @@
-"""Quantised files as the host writes them, made by its own kernels, and loading as its executor does."""
+"""Quantized files as the host and bitsandbytes write them, by their own kernels, and loading as its executor does."""
 
 import json
 from pathlib import Path
 
+import bitsandbytes.functional as bnb
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,19 @@ def quantized(state_dict: dict[str, Tensor], kind: str, choose=is_linear) -> dic
         out |= weight.state_dict(key)
         out[f"{key.removesuffix('.weight')}.comfy_quant"] = mark(kind)
     return out
+
+
+def in_four_bits(key: str, weight: Tensor, kind: str = "nf4", **options) -> dict[str, Tensor]:
+    """As diffusers and transformers save such a layer."""
+    packed, state = bnb.quantize_4bit(weight, quant_type=kind, **{"blocksize": 64} | options)
+    parts = {f"{key}.{name}": part.contiguous() for name, part in state.as_dict(packed=True).items()}
+    return {key: packed} | parts
+
+
+def in_eight_bits(key: str, weight: Tensor) -> dict[str, Tensor]:
+    codes, scales, _ = bnb.int8_vectorwise_quant(weight.half())
+    layer = key.removesuffix(".weight")
+    return {key: codes, f"{layer}.SCB": scales, f"{layer}.weight_format": torch.zeros((), dtype=torch.uint8)}
 
 
 def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -13,7 +13,14 @@ from comfy.quant_ops import QuantizedTensor
 from safetensors.torch import load_file, save_file
 from sana_native.models.files.bitsandbytes import unify_bitsandbytes
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.quantized import is_linear, load_gemma, load_sana, weights
+from sana_native.tests.support.quantized import (
+    in_eight_bits,
+    in_four_bits,
+    is_linear,
+    load_gemma,
+    load_sana,
+    weights,
+)
 from torch import Tensor
 
 KINDS = pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -22,19 +29,6 @@ KEY = "transformer_blocks.1.attn1.to_q"
 
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def in_four_bits(key: str, weight: Tensor, kind: str = "nf4", **options) -> dict[str, Tensor]:
-    """As diffusers and transformers save such a layer."""
-    packed, state = bnb.quantize_4bit(weight, quant_type=kind, **{"blocksize": 64} | options)
-    parts = {f"{key}.{name}": part.contiguous() for name, part in state.as_dict(packed=True).items()}
-    return {key: packed} | parts
-
-
-def in_eight_bits(key: str, weight: Tensor) -> dict[str, Tensor]:
-    codes, scales, _ = bnb.int8_vectorwise_quant(weight.half())
-    layer = key.removesuffix(".weight")
-    return {key: codes, f"{layer}.SCB": scales, f"{layer}.weight_format": torch.zeros((), dtype=torch.uint8)}
 
 
 @KINDS

@@ -5,6 +5,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_hooks import ConditioningSetProperties, CreateHookLoraModelOnly
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
@@ -43,6 +44,21 @@ def test_a_lora_with_the_authors_names_adds_its_product(model, conds, tmp_path, 
     assert bench.relative(draw(patched, conds), plain) > 1e-2
     weight = model.model.diffusion_model.layers[1].attention.wk.weight
     assert bench.relative(weight, before + 0.5 * up @ down) < 1e-5
+    assert torch.equal(draw(model, conds), plain)
+
+
+def test_a_hook_lora_acts_on_the_prompt_that_it_is_set_on(model, conds, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 288, generator=generator), torch.randn(144, 4, generator=generator)
+    name = "diffusion_model.layers.1.attention.wk"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "style.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    hooks = call(CreateHookLoraModelOnly, "style.safetensors", 0.5)[0]
+    hooked = [call(ConditioningSetProperties, cond, 1.0, "default", hooks=hooks)[0] for cond in conds]
+    plain, everywhere = draw(model, conds), draw(model, hooked)
+    (patched,) = call("LoraLoaderModelOnly", model, "style.safetensors", 0.5)
+    assert bench.relative(everywhere, plain) > 1e-2 and bench.relative(everywhere, draw(patched, conds)) < 1e-5
+    assert bench.relative(draw(model, (hooked[0], conds[1])), everywhere) > 1e-3
     assert torch.equal(draw(model, conds), plain)
 
 

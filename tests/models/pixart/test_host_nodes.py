@@ -1,18 +1,28 @@
 """The host's nodes on a PixArt of our loader: LoRA of every trainer, patches, areas, training."""
 
 import json
+from pathlib import Path
 
 import comfy.sd
+import folder_paths
 import pytest
 import safetensors.torch
 import torch
+from comfy_extras.nodes_hooks import ConditioningSetProperties, CreateHookLoraModelOnly
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
 from sana_native.models.lora.loader import load_lora
 from sana_native.models.pixart.loader import load_pixart
 from sana_native.tests.support import pixart
 from sana_native.tests.support import workbench as bench
 
 RANK, SEED = 4, 7
+TRAINING = {
+    "batch_size": 1, "steps": 2, "grad_accumulation_steps": 1, "learning_rate": 0.05, "rank": 2, "optimizer": "AdamW",
+    "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32", "quantized_backward": False,
+    "algorithm": "LoRA", "gradient_checkpointing": True, "checkpoint_depth": 1, "offloading": False,
+    "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+}  # fmt: skip
 # Layer in diffusers' layout -> where its rows lie in the network.
 LAYERS = {
     "transformer_blocks.0.attn1.to_q": ("blocks.0.attn.qkv", 0),
@@ -123,16 +133,58 @@ def test_the_header_tells_a_lora_of_sana_with_the_same_layers(field, model, tmp_
         load_lora(bench.fresh_model("sana"), path, 1.0)
 
 
+@pytest.mark.parametrize("field", ["modelspec.architecture", "ss_base_model_version"])
+def test_the_stock_node_refuses_a_lora_of_sana_with_the_same_layers_by_its_header(field, model, tmp_path, monkeypatch):
+    pairs = {"transformer_blocks.0.attn1.to_q": (torch.ones(RANK, 144), torch.ones(144, RANK))}
+    tensors = safetensors.torch.load_file(file_of("diffusers", pairs, tmp_path))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    for name, told in (("sana", "Sana_600M"), ("pixart", "pixart-sigma"), ("none", "")):
+        safetensors.torch.save_file(tensors, tmp_path / f"{name}.safetensors", {field: told})
+    with pytest.raises(ValueError, match="^This LoRA is for SANA, not for PixArt-Sigma, as its header says: use it wi"):
+        bench.call("LoraLoaderModelOnly", model, "sana.safetensors", 1.0)
+    for name in ("pixart", "none"):
+        assert bench.call("LoraLoaderModelOnly", model, f"{name}.safetensors", 1.0)[0].patches
+
+
+def hooked(positive: list, file: str, folder, monkeypatch) -> list:
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
+    hooks = bench.call(CreateHookLoraModelOnly, file, 1.0)[0]
+    return bench.call(ConditioningSetProperties, positive, 1.0, "default", hooks=hooks)[0]
+
+
+def test_a_hook_lora_acts_as_the_stock_loader_s_where_it_is_set(model, tmp_path, monkeypatch):
+    pairs = factors(model)
+    name = Path(file_of("diffusers", pairs, tmp_path)).name
+    plain = sampled(model)
+    positive = hooked(conds()[0], name, tmp_path, monkeypatch)
+    negative = hooked(conds()[1], name, tmp_path, monkeypatch)
+    (loaded,) = bench.call("LoraLoaderModelOnly", model, name, 1.0)
+    everywhere = sampled(model, positive, negative)
+    assert bench.relative(everywhere, plain) > 1e-2
+    assert bench.relative(everywhere, sampled(loaded)) < 1e-5
+    assert bench.relative(sampled(model, positive), everywhere) > 1e-2  # the negative is without it here
+    assert torch.equal(sampled(model), plain)
+
+
+def test_a_hook_lora_of_another_size_is_refused(model, tmp_path, monkeypatch):
+    narrow = {"proj_out": (torch.ones(RANK, 8), torch.ones(8, RANK))}
+    name = Path(file_of("diffusers", narrow, tmp_path)).name
+    positive = hooked(conds()[0], name, tmp_path, monkeypatch)
+    with pytest.raises(
+        ValueError, match="^This LoRA is for another size of PixArt-Sigma: it changes final_layer.linea"
+    ):
+        sampled(model, positive)
+
+
 def conds() -> tuple[list, list]:
     generator = torch.Generator().manual_seed(5)
     return tuple([[torch.randn(1, length, pixart.TEXT_WIDTH, generator=generator), {}]] for length in (5, 1))
 
 
-def sampled(model, positive=None) -> torch.Tensor:
+def sampled(model, positive=None, negative=None) -> torch.Tensor:
     pair = conds()
-    return bench.call(bench.OURS["Sampler"], model, positive or pair[0], pair[1], bench.empty(64, 64), SEED, 2, 4.5)[0][
-        "samples"
-    ]
+    inputs = (model, positive or pair[0], negative or pair[1], bench.empty(64, 64), SEED, 2, 4.5)
+    return bench.call(bench.OURS["Sampler"], *inputs)[0]["samples"]
 
 
 def test_perturbed_attention_changes_the_image(model):
@@ -184,3 +236,17 @@ def test_a_training_step_reaches_the_fused_layers(model):
         network.train()
         network(x, torch.tensor([500.0]), text).square().mean().backward()
     assert float(weight.grad.abs().max()) > 0
+
+
+def test_the_stock_training_node_trains_a_lora_that_acts(tmp_path):
+    """Two steps on every layer with gradient checkpointing, on a copy made by `cached_patcher_init`."""
+    model = load_pixart(pixart.save(pixart.reference(layers=2), "Sigma 512", "authors", tmp_path))
+    lists = {name: [value] for name, value in TRAINING.items()}
+    latents = [{"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)) * 5}]
+    lora, losses, _ = bench.call(TrainLoraNode, model=[model], latents=latents, positive=[conds()[0]], **lists)
+    assert len(losses["loss"]) == 2 and all(loss > 0 for loss in losses["loss"])
+    ups = [tensor for name, tensor in lora.items() if "lora_up" in name]
+    assert len(ups) > 10 and all(torch.isfinite(tensor).all() for tensor in lora.values())
+    assert all(tensor.abs().sum() > 0 for tensor in ups)  # they begin at 0: every layer has been trained
+    trained = bench.call(LoraModelLoader, model, lora, 1.0)[0]
+    assert float((sampled(trained) - sampled(model)).abs().max()) > 1e-2

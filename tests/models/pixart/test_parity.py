@@ -8,7 +8,7 @@ import torch._dynamo.testing
 from comfy.ldm.modules.attention import attention_pytorch
 from sana_native.models.pixart.config import ALPHA, SIGMA, PixArtConfig
 from sana_native.models.pixart.loader import load_pixart
-from sana_native.models.pixart.model import PixArt, position_embedding
+from sana_native.models.pixart.model import PixArt, encode_axis, position_embedding
 from sana_native.tests.support import pixart, tiny
 
 TOLERANCE = 2e-6  # of outputs of about unit size
@@ -80,7 +80,7 @@ def test_the_grid_is_as_exact_in_a_bfloat16_model(tmp_path):
     columns = (torch.arange(width).double() * 32 / width)[:, None] * omega
     parts = [columns.sin()[None], columns.cos()[None], rows.sin()[:, None], rows.cos()[:, None]]
     exact = torch.cat([part.expand(height, width, quarter) for part in parts], dim=-1).flatten(0, 1)
-    ours = position_embedding(height, width, 4 * quarter, 32, "cpu")
+    ours = position_embedding(*(encode_axis(size, 4 * quarter, 32, "cpu") for size in (height, width)))
     assert float((ours.double() - exact).abs().max()) < 1e-6
     assert float((ours.bfloat16().double() - exact).abs().max()) < 0.004
     assert model.config.span == 32
@@ -88,8 +88,32 @@ def test_the_grid_is_as_exact_in_a_bfloat16_model(tmp_path):
 
 @torch.inference_mode()
 def test_the_span_of_alpha_at_256_px_is_half():
-    halves = position_embedding(16, 16, 1152, 16, "cpu"), position_embedding(16, 16, 1152, 32, "cpu")
+    halves = [position_embedding(*2 * [encode_axis(16, 1152, span, "cpu")]) for span in (16, 32)]
     assert float((halves[0] - halves[1]).abs().max()) > 0.1
+
+
+def test_an_axis_is_encoded_once_per_length_and_device_and_never_changes(tmp_path, monkeypatch):
+    encoded = []
+
+    def counted(*args):
+        encoded.append((args[0], str(args[-1])))
+        return encode_axis(*args)
+
+    monkeypatch.setattr(pixart_model, "encode_axis", counted)
+    network = load_pixart(pixart.save(pixart.reference(), "Sigma 512", "authors", tmp_path)).model.diffusion_model
+    (x, context), timesteps = inputs(128, 192), torch.tensor([500.0, 500.0])
+    with torch.inference_mode():
+        first = network(x, timesteps, context)
+        assert torch.equal(network(x, timesteps, context), first) and encoded == [(8, "cpu"), (12, "cpu")]
+        network.axis(8, torch.device("meta"))
+        assert encoded[2:] == [(8, "meta")] and network.axis(8, torch.device("cpu")).device.type == "cpu"
+        for size in range(100, 120):
+            network.axis(size, torch.device("cpu"))
+        assert len(network.axes) <= pixart_model.MAX_AXES
+        assert torch.equal(network(x, timesteps, context), first)
+    noise = x.clone().requires_grad_()
+    network(noise, timesteps, context).sum().backward()  # what inference has stored serves a training
+    assert noise.grad.abs().max() > 0
 
 
 @torch.inference_mode()
@@ -157,3 +181,46 @@ def test_the_network_compiles_to_one_graph(micro, monkeypatch):
             timesteps = torch.tensor([t, t])
             assert worst(compiled(x, timesteps, context), network(x, timesteps, context)) < 1e-5
     assert counter.frame_count == 1
+
+
+def kv_compressed(x: torch.Tensor, layer, grid: tuple[int, int], heads: int) -> torch.Tensor:
+    """Attention with compressed keys and values as PixArt-Sigma's paper writes it (2.3): each channel's mean over
+    R x R tokens with learnt weights, then a LayerNorm; written out token by token in float64. x: (N, C)."""
+    weights = {name: value.double() for name, value in layer.state_dict().items()}
+    q, k, v = (x.double() @ weights["qkv.weight"].T + weights["qkv.bias"]).chunk(3, dim=-1)
+    (height, width), size = grid, layer.sr_ratio
+
+    def compress(tokens: torch.Tensor) -> torch.Tensor:
+        out = []
+        for row in range(height // size):
+            for column in range(width // size):
+                total = weights["sr.bias"].clone()
+                for i in range(size):
+                    for j in range(size):
+                        token = tokens[(row * size + i) * width + column * size + j]
+                        total += weights["sr.weight"][:, 0, i, j] * token
+                centered = total - total.mean()
+                out.append(
+                    centered / (centered.square().mean() + 1e-5).sqrt() * weights["norm.weight"] + weights["norm.bias"]
+                )
+        return torch.stack(out)
+
+    k, v = compress(k), compress(v)
+    parts = []
+    for q_head, k_head, v_head in zip(*(part.chunk(heads, dim=-1) for part in (q, k, v)), strict=True):
+        scores = torch.softmax(q_head @ k_head.T / q_head.shape[-1] ** 0.5, dim=-1)
+        parts.append(scores @ v_head)
+    return torch.cat(parts, dim=-1) @ weights["proj.weight"].T + weights["proj.bias"]
+
+
+@pytest.mark.parametrize(("ratio", "grid"), [(2, (6, 8)), (2, (5, 7)), (4, (8, 12))])
+@torch.no_grad()
+def test_compressed_keys_and_values_equal_the_papers_formula(ratio, grid):
+    layer = pixart_model.PixArtSelfAttention(
+        144, 2, sr_ratio=ratio, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+    tiny.randomize(layer, 4)
+    x = torch.randn(2, grid[0] * grid[1], 144, generator=torch.Generator().manual_seed(3))
+    expected = torch.stack([kv_compressed(row, layer, grid, 2) for row in x])
+    ours = layer(x, grid, {})
+    assert ours.std() > 0.1 and float((ours - expected).abs().max() / expected.std()) < 1e-5

@@ -3,6 +3,7 @@
 import logging
 from functools import cache
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ def folders(tmp_path_factory):
     @cache
     def folder(kind: str, distilled: str = ""):
         path = tmp_path_factory.mktemp("models") / f"{pixart.KINDS[kind][-1]}{'-' + distilled if distilled else ''}"
-        pipeline = pixart.pipeline(kind, distilled, true_vae=kind == "Sigma 512")
+        pipeline = pixart.pipeline(kind, distilled, true_vae=kind.endswith(" 512") and not distilled)
         pipeline.save_pretrained(path)
         return pipeline, load_model("transformer", str(path)), load_model("text_encoder", str(path)), str(path)
 
@@ -73,8 +74,11 @@ def test_a_run_with_cfg_equals_the_released_pipeline(kind, steps, batch_size, ne
     assert relative(ours * scale, expected) < RELATIVE
 
 
-def test_the_picture_is_the_reference_s_to_50_db(folders):
-    pipeline, model, clip, path = folders("Sigma 512")
+@pytest.mark.parametrize("kind", ["Sigma 512", "alpha 512"])
+def test_the_picture_is_the_reference_s_to_50_db(kind, folders):
+    pipeline, model, clip, path = folders(kind)
+    alpha = isinstance(pipeline, diffusers.PixArtAlphaPipeline)
+    assert alpha == kind.startswith("alpha") and pipeline.vae.config.scaling_factor == (0.18215 if alpha else 0.13025)
     vae = load_model("vae", path)
     latent = run(model, clip, 256, 192, 8, 4.5, 2)
     ours = bench.call("VAEDecode", vae, {"samples": latent})[0].numpy()

@@ -168,3 +168,57 @@ def test_an_image_size_of_nothing_is_refused(load):
         ValueError, match=r"CLIP Text Encode \(PixArt Alpha\) has the size 0 x 512: set width and height"
     ):
         bench.call(bench.OURS["Sampler"], load("alpha 1024-MS"), positive, negative, zeros(1, 4, 8, 8), SEED, 1, 1.0)
+
+
+# Steps of no length
+
+
+def custom(model, sampler: str, sigmas: list[float], latent=None) -> torch.Tensor:
+    solver = comfy.samplers.sampler_object(sampler)
+    inputs = (True, SEED, 4.5, *conds(), solver, torch.tensor(sigmas), latent or zeros(1, 4, 8, 8))
+    return bench.call(SamplerCustom, model, *inputs)[0]["samples"]
+
+
+SOLVERS = ("euler", "heun", "dpm_2", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde",
+           "uni_pc", "uni_pc_bh2", "deis", "ipndm", "ipndm_v", "lms", "res_multistep", "gradient_estimation",
+           "sa_solver", "seeds_2", "er_sde", "ddim", "ddpm")  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_a_step_of_no_length_changes_nothing(sampler, load):
+    once = custom(load(), sampler, [157.4, 20.0, 3.0, 0.4, 0.0])
+    assert torch.isfinite(once).all() and once.std() > 0.1
+    assert torch.equal(custom(load(), sampler, [157.4, 157.4, 20.0, 3.0, 3.0, 3.0, 0.4, 0.0, 0.0]), once)
+
+
+def test_an_lcm_steps_again_at_the_same_noise_level(load):
+    model = load("alpha 1024-MS", "LCM")
+    once, twice = (custom(model, "lcm", [157.4, *levels, 0.0]) for levels in ([3.0], [3.0, 3.0]))
+    assert torch.isfinite(twice).all() and not torch.equal(once, twice)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "sentence"),
+    [
+        ([157.4], "This run has no step, only a first noise level of 157.4: give it at least one step."),
+        ([157.4, 157.4], "This run has no step, only a first noise level of 157.4: give it at least one step."),
+        ([157.4, 0.0, 3.0, 0.0], "Noise level 2 of 4 is 0, but only the last may be: a step from 0 is undefined"),
+        ([157.4, float("nan"), 0.0], "The noise levels hold nan, which is none: choose another scheduler"),
+        ([157.4, -1.0], "The noise levels hold -1, which is none: choose another scheduler"),
+    ],
+)
+def test_noise_levels_that_no_solver_can_step_along_are_refused(sigmas, sentence, load):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        custom(load(), "dpmpp_2m", sigmas)
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.0], [0.5], [0.0, 0.0]])
+def test_a_run_without_a_step_leaves_an_image_finite(sigmas, load):
+    image = {"samples": torch.ones(1, 4, 8, 8)}
+    assert torch.isfinite(custom(load(), "dpmpp_2m", sigmas, image)).all()
+
+
+def test_the_stock_grid_of_more_steps_than_timesteps_is_sampled(load):
+    sigmas = comfy.samplers.calculate_sigmas(load().get_model_object("model_sampling"), "simple", 1200)
+    assert (sigmas[1:] == sigmas[:-1]).any()
+    assert torch.isfinite(custom(load(), "dpmpp_2m", sigmas.tolist()[-20:])).all()

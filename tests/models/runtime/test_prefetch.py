@@ -8,6 +8,11 @@ import comfy.model_prefetch
 import comfy.ops
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from sana_native.models.lumina.config import LuminaConfig
+from sana_native.models.lumina.model import Lumina
+from sana_native.models.pixart.config import PixArtConfig
+from sana_native.models.pixart.model import PixArt
 from sana_native.models.runtime import prefetch
 from sana_native.models.runtime.prefetch import prefetched
 from sana_native.models.sana.convert import to_network_layout
@@ -60,6 +65,26 @@ def test_each_block_is_announced_before_it_computes_and_the_end_after_the_last(m
     assert run(blocks, calls=calls) == list(blocks)
     steps = [step for block in blocks for step in (("pop", "queue", CUDA, block), "compute")]
     assert calls == [("make", list(blocks), CUDA, OPTIONS), *steps, ("pop", "queue", CUDA, None)]
+
+
+def pixart(**kw) -> torch.nn.Module:
+    return PixArt(PixArtConfig("PixArt-Sigma", 72, 3, 16, 4, True, False, False, (1, 1, 1), 64), **kw)
+
+
+def lumina(**kw) -> torch.nn.Module:
+    return Lumina(LuminaConfig(72, 3, 2, 1, 16, 64, 32, 4), **kw)
+
+
+@pytest.mark.parametrize("build", [pixart, lumina])
+def test_a_step_of_another_family_announces_its_blocks_too(monkeypatch, build):
+    calls, device = [], torch.device("meta")
+    monkeypatch.setattr(prefetch, "host_prefetch", lambda: recording(calls))
+    monkeypatch.setattr(f"sana_native.models.{build.__name__}.model.optimized_attention", attention_pytorch)
+    network = build(device=device, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    network(torch.empty(1, 4, 8, 8, device=device), torch.empty(1, device=device), torch.empty(1, 5, 16, device=device))
+    blocks = list(getattr(network, {"pixart": "blocks", "lumina": "layers"}[build.__name__]))
+    assert calls[0][:3] == ("make", blocks, device) and calls[0][3]["total_blocks"] == 3
+    assert [call[3] for call in calls[1:]] == [*blocks, None]
 
 
 def test_a_host_that_has_nothing_to_prefetch_is_not_asked_again(monkeypatch, blocks):
