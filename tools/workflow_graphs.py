@@ -141,8 +141,8 @@ def graphs() -> dict[str, Graph]:
         "pixart_sigma_txt2img": pixart_text_to_image(
             PIXART_SIGMA,
             SDXL_VAE,
-            "PixArt-Sigma as released: 20 steps of DPM-Solver++ and cfg 4.5, both found by SANA Sampler. **aspect_ratio** "
-            "offers the shapes it was trained on.",
+            "PixArt-Sigma as released: 20 steps of DPM-Solver++ and cfg 4.5, both found by SANA Sampler. "
+            "**aspect_ratio** offers the shapes it was trained on.",
             steps=20,
             cfg=4.5,
         ),
@@ -508,8 +508,8 @@ def pixart_refined() -> Graph:
             ("Image", [image, save(image)]),
         ),
         pixart_note(
-            "SDXL's refiner adds detail to PixArt-Sigma's latent, which has the same format. **denoise** of Refine: 0.2 "
-            "to 0.3; more changes the image.",
+            "SDXL's refiner adds detail to PixArt-Sigma's latent, which has the same format. **denoise** of Refine: "
+            "0.2 to 0.3; more changes the image.",
             [PIXART_SIGMA, T5_FP8, SDXL_REFINER],
         ),
     )
@@ -526,9 +526,9 @@ def pixart_loaders(model: dict, width: float) -> list[Node]:
 def pixart_note(text: str, files: Sequence[dict[str, str]]) -> Node:
     """The note, with what T5 takes and what may stand in its place."""
     return note(
-        f"{text}\n\nT5 has 8 bits here, 5.2 GB; [{T5_FP16['name']}]({T5_FP16['url']}), 9.8 GB, is more exact. It leaves "
-        "the GPU before PixArt comes (2.4 GB on disk), and another seed does not load it again. Licenses: PixArt "
-        "openrail++, T5 Apache 2.0, the rest as their pages state.",
+        f"{text}\n\nT5 has 8 bits here, 5.2 GB; [{T5_FP16['name']}]({T5_FP16['url']}), 9.8 GB, is more exact. It "
+        "leaves the GPU before PixArt comes (2.4 GB on disk), and another seed does not load it again. Licenses: "
+        "PixArt openrail++, T5 Apache 2.0, the rest as their pages state.",
         files,
         whole_folder=False,
     )
