@@ -110,8 +110,8 @@ def comfy_entrypoint():
             if not size:  # all packs are loaded by now
                 watch_classes(memory)
                 stand_in(size)
-            comfy.model_management.unload_all_models()
             size[:] = [int(request.query["bytes"])]
+            comfy.model_management.unload_all_models()
         return web.json_response(memory.take())
 
     class Extension(ComfyExtension):
