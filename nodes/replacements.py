@@ -5,7 +5,8 @@ the user picks them again. Left as they are, because nothing here takes their pl
 SanaResolutionSelect and PixArtResolutionSelect (two numbers; SANA Empty Latent offers the sizes), PixArtControlNetCond
 (there is no ControlNet for PixArt here), ScmModelSampling (a guidance scale on the model;
 the host's FluxGuidance puts it on the prompt), the sampler name "scm" inside a KSampler (sana_scm, with its schedule),
-EXMCLIPLoader (mostly for other models).
+EXMCLIPLoader (mostly for other models), and the nodes of LuminaWrapper, whose model, text and sampler have sockets of
+their own (SANA Model Loader, SANA Gemma Loader, SANA Gemma Encode and SANA Sampler do their work).
 
 Source: the nodes' inputs in Efficient-Large-Model/ComfyUI_ExtraModels and city96/ComfyUI_ExtraModels. Only inputs that
 every version of a node requires are mapped, because the host fails on one that a prompt does not have.

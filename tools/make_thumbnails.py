@@ -56,6 +56,9 @@ SHOWN = {
     "sana_sprint_txt2img": Shown("SANA-Sprint", "1 to 4 steps", "a big guitar in the center on an orange background"),
     "lumina_next_txt2img": Shown("Lumina-Next", "text to image"),
     "lumina_next_2k": Shown("Lumina-Next", "2048 px, midpoint"),
+    "pixart_sigma_txt2img": Shown("PixArt-Sigma", "text to image"),
+    "pixart_alpha_lcm": Shown("PixArt-alpha", "LCM, 4 steps"),
+    "pixart_sigma_refined": Shown("PixArt-Sigma", "with SDXL's refiner"),
     "sana_sprint_realtime": Shown("SANA-Sprint", "while you type", "a big owl in the center on a purple background"),
 }
 

@@ -50,3 +50,29 @@ GEMMA_1, GEMMA_1_REST, GEMMA_1_TOKENIZER = (
     )
 )
 SDXL_VAE = file("sdxl_vae.safetensors", "stabilityai/sdxl-vae/resolve/main/sdxl_vae.safetensors", "vae")
+# Both come with the VAE of their own family: Sigma's is SDXL's, alpha's that of Stable Diffusion 1.
+PIXART_SIGMA = file(
+    "PixArt-Sigma-XL-2-1024-MS.pth",
+    "PixArt-alpha/PixArt-Sigma/resolve/main/PixArt-Sigma-XL-2-1024-MS.pth",
+    "diffusion_models",
+)
+PIXART_LCM = file(
+    "PixArt-LCM-XL-2-1024-MS.safetensors",
+    "PixArt-alpha/PixArt-LCM-XL-2-1024-MS/resolve/main/transformer/diffusion_pytorch_model.safetensors",
+    "diffusion_models",
+)
+T5_HUB = "comfyanonymous/flux_text_encoders/resolve/main"
+T5_FP8, T5_FP16 = (
+    file(name, f"{T5_HUB}/{name}", "text_encoders")
+    for name in ("t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl_fp16.safetensors")
+)
+SD1_VAE = file(
+    "vae-ft-ema-560000-ema-pruned.safetensors",
+    "stabilityai/sd-vae-ft-ema-original/resolve/main/vae-ft-ema-560000-ema-pruned.safetensors",
+    "vae",
+)
+SDXL_REFINER = file(
+    "sd_xl_refiner_1.0.safetensors",
+    "stabilityai/stable-diffusion-xl-refiner-1.0/resolve/main/sd_xl_refiner_1.0.safetensors",
+    "checkpoints",
+)

@@ -24,11 +24,17 @@ from .workflow_files import (
     GEMMA_1_TOKENIZER,
     LORA,
     LUMINA,
+    PIXART_LCM,
+    PIXART_SIGMA,
     SANA,
     SANA_2K,
     SANA_4K,
+    SD1_VAE,
+    SDXL_REFINER,
     SDXL_VAE,
     SPRINT,
+    T5_FP8,
+    T5_FP16,
 )
 
 COLORS = ("#3f789e", "#8a6d3b", "#5b7f4b", "#6b5b95", "#7a4b5b")
@@ -132,6 +138,24 @@ def graphs() -> dict[str, Graph]:
         ),
         "lumina_next_txt2img": lumina_text_to_image(),
         "lumina_next_2k": lumina_2k(),
+        "pixart_sigma_txt2img": pixart_text_to_image(
+            PIXART_SIGMA,
+            SDXL_VAE,
+            "PixArt-Sigma as released: 20 steps of DPM-Solver++ and cfg 4.5, both found by SANA Sampler. "
+            "**aspect_ratio** offers the shapes it was trained on.",
+            steps=20,
+            cfg=4.5,
+        ),
+        "pixart_alpha_lcm": pixart_text_to_image(
+            PIXART_LCM,
+            SD1_VAE,
+            "PixArt-alpha distilled to 4 steps. Keep cfg at 1: it was distilled without guidance, so the negative "
+            "prompt does not act. Prompts up to 120 tokens. Keep LCM in the file's name, which tells that it is "
+            "distilled.",
+            steps=4,
+            cfg=1.0,
+        ),
+        "pixart_sigma_refined": pixart_refined(),
         "demo_txt2img": text_to_image(
             DEMO, DEMO_PROMPT, DEMO_SIZE, DEMO_REMARK, seed=DEMO_SEED, steps=20, cfg=DEMO_CFG
         ),
@@ -441,6 +465,71 @@ def lumina_note(text: str) -> Node:
     return note(
         f"{text}\n\nGemma-1 comes in two parts: put {beside} beside the first, best in a folder of their own.",
         [LUMINA, GEMMA_1, SDXL_VAE],
+        whole_folder=False,
+    )
+
+
+def pixart_text_to_image(model: dict, vae_file: dict, remark: str, **sampling: float) -> Graph:
+    transformer, t5 = pixart_loaders(model, LOADERS)
+    vae = Node("VAELoader", {"vae_name": vae_file["name"]}, models=[vae_file], width=LOADERS)
+    text, latent = encode(t5, PROMPT), empty(1024)
+    drawn = sample(transformer, text[0], text[1], latent, **sampling)
+    image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=IMAGE)
+    return Graph(
+        frames(
+            ("Files", [transformer, t5, vae]),
+            ("Prompt and size", [text, latent]),
+            ("Generate", [drawn]),
+            ("Image", [image, save(image)]),
+        ),
+        pixart_note(remark, [model, T5_FP8, vae_file]),
+    )
+
+
+def pixart_refined() -> Graph:
+    """SDXL's refiner goes on from Sigma's latent, which has SDXL's format, so nothing is decoded between the two."""
+    width = 209
+    transformer, t5 = pixart_loaders(PIXART_SIGMA, 285)
+    refiner = Node("CheckpointLoaderSimple", {"ckpt_name": SDXL_REFINER["name"]}, models=[SDXL_REFINER], width=285)
+    written = Node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", width=width)
+    text, latent = encode(t5, written, "For PixArt", width), empty(1024)
+    positive = Node("CLIPTextEncode", {"clip": refiner[1], "text": written}, title="For the refiner", width=width)
+    negative = Node("CLIPTextEncode", {"clip": refiner[1], "text": ""}, title="Negative, for the refiner")
+    drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5, width=width)
+    links = {"model": refiner[0], "positive": positive, "negative": negative, "latent_image": drawn}
+    settings = {"steps": 20, "cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 0.25}
+    refined = Node("KSampler", links | settings, title="Refine", width=width)
+    image = Node("VAEDecode", {"samples": refined, "vae": refiner[2]}, width=width)
+    return Graph(
+        frames(
+            ("Files", [transformer, t5, refiner]),
+            ("Prompt and size", [written, latent, negative], [text, positive]),
+            ("Generate, then refine", [drawn], [refined]),
+            ("Image", [image, save(image)]),
+        ),
+        pixart_note(
+            "SDXL's refiner adds detail to PixArt-Sigma's latent, which has the same format. **denoise** of Refine: "
+            "0.2 to 0.3; more changes the image.",
+            [PIXART_SIGMA, T5_FP8, SDXL_REFINER],
+        ),
+    )
+
+
+def pixart_loaders(model: dict, width: float) -> list[Node]:
+    """Model, and T5 in 8 bits."""
+    return [
+        Node("SanaNativeModelLoader", {"model_name": model["name"]}, models=[model], width=width),
+        Node("SanaNativeGemmaLoader", {"text_encoder_name": T5_FP8["name"]}, models=[T5_FP8], width=width),
+    ]
+
+
+def pixart_note(text: str, files: Sequence[dict[str, str]]) -> Node:
+    """The note, with what T5 takes and what may stand in its place."""
+    return note(
+        f"{text}\n\nT5 has 8 bits here, 5.2 GB; [{T5_FP16['name']}]({T5_FP16['url']}), 9.8 GB, is more exact. It "
+        "leaves the GPU before PixArt comes (2.4 GB on disk), and another seed does not load it again. Licenses: "
+        "PixArt openrail++, T5 Apache 2.0, the rest as their pages state.",
+        files,
         whole_folder=False,
     )
 

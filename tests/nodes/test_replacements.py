@@ -157,7 +157,8 @@ def test_graphs_without_old_nodes_stay_as_they_are(manager):
 
 
 def test_nodes_without_an_exact_counterpart_are_left(manager):
-    kinds = ["SanaResolutionSelect", "PixArtResolutionSelect", "ScmModelSampling", "EXMCLIPLoader"]
+    of_lumina = ["DownloadAndLoadLuminaModel", "LuminaGemmaTextEncode", "LuminaT2ISampler"]
+    kinds = ["SanaResolutionSelect", "PixArtResolutionSelect", "ScmModelSampling", "EXMCLIPLoader", *of_lumina]
     graph = {str(number): node(kind, model="x") for number, kind in enumerate(kinds)}
     before = copy.deepcopy(graph)
     manager.apply_replacements(graph)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from comfy.taesd.taesd import TAESD
 from PIL import Image
-from sana_native.tests.support import layouts, tiny
+from sana_native.tests.support import layouts, pixart, tiny
 from sana_native.tests.support.lora_layouts import LAYOUTS, make_lora
 from sana_native.tools.workflow_files import (
     DC_AE,
@@ -16,11 +16,15 @@ from sana_native.tools.workflow_files import (
     GEMMA_1_TOKENIZER,
     LORA,
     LUMINA,
+    PIXART_LCM,
+    PIXART_SIGMA,
     SANA,
     SANA_2K,
     SANA_4K,
+    SD1_VAE,
     SDXL_VAE,
     SPRINT,
+    T5_FP8,
 )
 
 VOCABULARY = 600
@@ -47,6 +51,7 @@ def save_released(base: Path) -> None:
     layouts.save(place(base, GEMMA), gemma | {"spiece_model": words})
     layouts.save(place(base, DC_AE), layouts.original_dc_ae(tiny.dc_ae().state_dict()))
     save_lumina(base)
+    save_pixart(base)
     weights = {name.removesuffix(".weight"): tensor for name, tensor in network.state_dict().items()}
     layouts.save(place(base, LORA), LAYOUTS["diffusers"](make_lora(weights, LORA_LAYERS)))
     shades = torch.linspace(0, 255, 96 * 128 * 3).view(96, 128, 3).to(torch.uint8).numpy()
@@ -66,3 +71,17 @@ def save_lumina(base: Path) -> None:
     place(base, GEMMA_1_TOKENIZER).write_bytes(tiny.train_tokenizer())
     vae = tiny.randomize(TAESD(latent_channels=4), seed=8, gain=1.2)
     layouts.save(place(base, SDXL_VAE), vae.state_dict())
+
+
+def save_pixart(base: Path) -> None:
+    """PixArt's files, as deep as released and one head wide; its VAEs have the host's tiny one in their place."""
+    for file, kind in ((PIXART_SIGMA, "Sigma 1024"), (PIXART_LCM, "alpha 1024-MS")):
+        state_dict = pixart.reference(kind, layers=28, heads=1).state_dict()
+        if file is PIXART_SIGMA:
+            empty_text = torch.randn(300, pixart.TEXT_WIDTH, generator=torch.Generator().manual_seed(4))
+            layout = pixart.authors_layout(state_dict) | {"y_embedder.y_embedding": empty_text}
+            state_dict = {"state_dict": layout}
+        layouts.save(place(base, file), state_dict)
+    layouts.save(place(base, T5_FP8), dict(pixart.t5().state_dict()))
+    vae = tiny.randomize(TAESD(latent_channels=4), seed=9, gain=1.2)
+    layouts.save(place(base, SD1_VAE), vae.state_dict())
