@@ -33,6 +33,8 @@ ELEMENT_HEIGHT = {
     "SanaNativeGemmaLoader": 114,
     "SanaNativeDCAELoader": 114,
     "SanaNativeLoraLoader": 114,
+    "SanaNativeControlNetLoader": 114,
+    "SanaNativeScribble": 114,
     "SanaNativeEmptyLatent": 198,
     "SanaNativeDCAEDecode": 130,
     "SanaNativeDCAEEncode": 130,

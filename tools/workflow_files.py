@@ -21,6 +21,8 @@ SANA = nvidia("Sana_1600M_1024px_BF16")
 SPRINT = nvidia("Sana_Sprint_1.6B_1024px")
 SANA_2K = nvidia("Sana_1600M_2Kpx_BF16")
 SANA_4K = nvidia("Sana_1600M_4Kpx_BF16")
+# A base and its ControlNet in one file, which both loaders read.
+SANA_CONTROLNET = nvidia("Sana_1600M_1024px_BF16_ControlNet_HED")
 GEMMA = file(
     "gemma_2_2b_it_elm_bf16.safetensors",
     "Comfy-Org/PixelDiT/resolve/main/text_encoders/gemma_2_2b_it_elm_bf16.safetensors",

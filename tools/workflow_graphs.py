@@ -27,6 +27,7 @@ from .workflow_files import (
     SANA,
     SANA_2K,
     SANA_4K,
+    SANA_CONTROLNET,
     SDXL_VAE,
     SPRINT,
 )
@@ -106,6 +107,7 @@ def graphs() -> dict[str, Graph]:
             **steps,
         ),
         "sana_img2img": image_to_image(),
+        "sana_controlnet_scribble": with_controlnet(),
         "sana_seed_batch": batch_of_seeds(),
         "sana_lora": with_lora(),
         "sana_prompt_enhance": prompt_enhancement(),
@@ -274,6 +276,36 @@ def image_to_image() -> Graph:
             "nearly everything, 0.6 preserves the composition, 1 preserves nothing. The image is scaled to about one "
             "megapixel, the size the model was trained at.",
             files_of(SANA),
+        ),
+    )
+
+
+def with_controlnet() -> Graph:
+    """NVIDIA's one file for both loaders, the host's own apply node."""
+    width = 210
+    transformer, gemma, vae = loaders(SANA_CONTROLNET, 280)
+    start = Node("LoadImage", {"image": "example.png"}, title="Drawing", width=width)
+    lines = Node("SanaNativeScribble", {"image": start})
+    text, latent = encode(gemma, "a lighthouse on a cliff at dusk, oil painting", width=width), empty(1024)
+    name = f"{SANA_CONTROLNET['directory']}/{SANA_CONTROLNET['name']}"
+    control = Node("SanaNativeControlNetLoader", {"control_net_name": name}, width=width)
+    links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
+    applied = Node("ControlNetApplyAdvanced", links)
+    drawn = sample(transformer, applied[0], applied[1], latent, steps=20, cfg=4.5, width=width)
+    image = decode(vae, drawn, width)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Drawing and prompt", [start, lines], [text, latent]),
+            ("Generate", [control, applied], [drawn]),
+            ("Image", [image, save(image)]),
+        ),
+        note(
+            "Choose a drawing of lines and describe what they are. For a photo put an edge detector before SANA "
+            "Scribble and set its **mode** to edge map, or put Fake Scribble Lines of comfyui_controlnet_aux in its "
+            "place, with **safe** at disable. **strength** and **end_percent** say how closely it is followed.",
+            files_of(SANA_CONTROLNET),
+            whole_folder=False,
         ),
     )
 
