@@ -38,6 +38,9 @@ BUNDLED_FOLDERS = {
     BUNDLED_NAME: os.path.join(DEMO_FOLDER, "checkpoint"),
     # A transformer alone: text encoder and autoencoder are the other's.
     "sana-native-demo-sprint" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_sprint"),
+    # ControlNets for the two, listed once they are trained.
+    "sana-native-demo-controlnet" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_controlnet"),
+    "sana-native-demo-controlnet-sprint" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_controlnet_sprint"),
 }
 
 

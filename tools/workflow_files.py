@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 HUB = "https://huggingface.co"
 # Names of the models that come with the pack, as its loaders list them.
 DEMO = "sana-native-demo/"
 DEMO_SPRINT = "sana-native-demo-sprint/"
+DEMO_SPRINT_CONTROLNET = "sana-native-demo-controlnet-sprint/"
+# Without its weights, which are trained after the demo's models, there is no graph with it.
+DEMO_SPRINT_CONTROLNET_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "checkpoint_controlnet_sprint"
 
 
 def file(name: str, path: str, directory: str) -> dict[str, str]:

@@ -18,6 +18,8 @@ from .workflow_files import (
     DC_AE,
     DEMO,
     DEMO_SPRINT,
+    DEMO_SPRINT_CONTROLNET,
+    DEMO_SPRINT_CONTROLNET_FOLDER,
     GEMMA,
     GEMMA_1,
     GEMMA_1_REST,
@@ -149,6 +151,7 @@ def graphs() -> dict[str, Graph]:
             **sprint,
         ),
         "demo_img2img": demo_image_to_image(),
+        **({"demo_scribble": demo_scribble()} if DEMO_SPRINT_CONTROLNET_FOLDER.is_dir() else {}),
     }
 
 
@@ -409,6 +412,34 @@ def demo_image_to_image() -> Graph:
             "from the first image. **denoise** of the second sampler sets how much is new; at 1 nothing of the first "
             "is left. For an image of yours, link Load Image to SANA DC-AE Encode. The demo model comes with the "
             "pack; the note in demo_txt2img lists things it knows."
+        ),
+    )
+
+
+def demo_scribble() -> Graph:
+    """Draws in the host's own Painter; written once the demo's ControlNet is trained."""
+    width = 217
+    transformer, gemma, vae = loaders(DEMO_SPRINT, 225)
+    control = Node("SanaNativeControlNetLoader", {"control_net_name": DEMO_SPRINT_CONTROLNET}, width=width)
+    drawing = Node("Painter", {"width": DEMO_SIZE, "height": DEMO_SIZE}, title="Draw here", width=240)
+    lines = Node("SanaNativeScribble", {"image": drawing})
+    text, latent = encode(gemma, "a cat face on a blue background", width=width), empty(DEMO_SIZE)
+    links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
+    applied = Node("ControlNetApplyAdvanced", links)
+    guided = Node("FluxGuidance", {"conditioning": applied[0], "guidance": SPRINT_GUIDANCE}, title="Guidance")
+    drawn = sample(transformer, guided, applied[1], latent, "fixed", seed=DEMO_SEED, steps=2, cfg=1.0, width=width)
+    image = decode(vae, drawn, width)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Drawing", [drawing, lines]),
+            ("Prompt and control", [text, latent], [control, applied]),
+            ("Image", [guided, drawn], [image, Node("PreviewImage", {"images": image})]),
+        ),
+        note(
+            "Draw the outline of the thing in white, name it in the prompt, and press Run; with **Run (Instant)** the "
+            "image follows the drawing. The demo model and its ControlNet come with the pack; the note in "
+            "demo_txt2img lists things it knows."
         ),
     )
 

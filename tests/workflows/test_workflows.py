@@ -19,6 +19,7 @@ from sana_native.tools.workflow import (
     choices,
     default,
     has_control,
+    has_upload,
     input_specs,
     is_widget,
     set_inputs,
@@ -120,7 +121,7 @@ def test_every_widget_has_a_value_that_the_host_allows(name, object_info):
         prompt = to_api({"nodes": [node | {"inputs": [], "mode": 0}], "links": []}, object_info)[str(node["id"])]
         specs = expand(input_specs(object_info[node["type"]]), prompt["inputs"])
         widgets = [(key, spec) for key, spec in specs if is_widget(spec)]
-        uploads = any(isinstance(spec[-1], dict) and spec[-1].get("image_upload") for _, spec in widgets)
+        uploads = any(has_upload(spec) for _, spec in widgets)
         assert len(node["widgets_values"]) == sum(1 + has_control(key, spec) for key, spec in widgets) + uploads
         assert None not in node["widgets_values"]
         for key, spec in widgets:
