@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .train.data import SIDE
 from .train.pack import CHECKPOINT, prepare_imports
@@ -21,6 +21,7 @@ from sana_native.models.dc_ae.config import SANA_LATENT_SCALE  # noqa: E402
 from sana_native.models.dc_ae.loader import load_dc_ae  # noqa: E402
 from sana_native.models.gemma.loader import load_gemma  # noqa: E402
 from sana_native.models.gemma.text_encoder import encode_prompts  # noqa: E402
+from sana_native.models.registry import load_model  # noqa: E402
 from sana_native.models.sana.loader import load_sana  # noqa: E402
 from sana_native.models.sana.model_base import TIMESTEP_ROUNDING  # noqa: E402
 from sana_native.samplers.flow_dpm import sample_flow_dpm  # noqa: E402
@@ -38,20 +39,31 @@ class Denoiser:
     """The network as the samplers call it: x (B, 32, h, w), sigma (B,) -> denoised, of the same shape.
 
     SANA is guided by a second pass over the negative prompt, half of `context`; SANA-Sprint by its embedded guidance.
+    control: a ControlNet's network, and the scaled latents (B, 32, h, w) of its images.
     """
 
-    def __init__(self, patcher, context: Tensor, masks: Tensor, cfg: float):
+    def __init__(
+        self, patcher, context: Tensor, masks: Tensor, cfg: float, control: tuple[nn.Module, Tensor] | None = None
+    ):
         self.inner_model = SimpleNamespace(model_patcher=patcher)  # where the samplers look up the model's sampling
         self.model, self.context, self.masks, self.cfg = patcher.model, context, masks, cfg
+        self.control = control
+
+    def predict(self, x: Tensor, time: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """The velocity (B, 32, h, w); of a batch that is the images twice, the control's images count twice too."""
+        network, residuals = self.model.diffusion_model, None
+        if self.control is not None:
+            branch, hint = self.control
+            hint = hint.repeat(len(x) // len(hint), 1, 1, 1)
+            residuals = branch(x, hint, time, self.context, self.masks, guidance, base=network)
+        return network(x, time, self.context, self.masks, guidance=guidance, control=residuals)
 
     def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
-        network = self.model.diffusion_model
         if self.model.is_sprint:
-            guidance = torch.full_like(sigma, self.cfg)
-            velocity = network(x, sigma, self.context, self.masks, guidance=guidance)
+            velocity = self.predict(x, sigma, torch.full_like(sigma, self.cfg))
         else:
             timesteps = torch.trunc(1000 * sigma + TIMESTEP_ROUNDING).repeat(2)
-            velocity, away = network(torch.cat([x, x]), timesteps, self.context, self.masks).chunk(2)
+            velocity, away = self.predict(torch.cat([x, x]), timesteps).chunk(2)
             velocity = away + self.cfg * (velocity - away)
         return x - sigma[:, None, None, None] * velocity
 
@@ -59,10 +71,11 @@ class Denoiser:
 class Painter:
     """A demo checkpoint, loaded as the pack's nodes load it, in float32.
 
-    Text encoder and autoencoder are the demo SANA's where the checkpoint has none of its own.
+    Text encoder and autoencoder are the demo SANA's where the checkpoint has none of its own. controlnet: a ControlNet
+    for it, or None.
     """
 
-    def __init__(self, checkpoint: Path):
+    def __init__(self, checkpoint: Path, controlnet: Path | None = None):
         others = str(checkpoint if (checkpoint / "vae").is_dir() else CHECKPOINT)
         self.clip = load_gemma(others, {"dtype": torch.float32})
         self.vae = load_dc_ae(others, {"dtype": torch.float32})
@@ -70,6 +83,11 @@ class Painter:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.is_sprint = self.patcher.model.is_sprint
         self.network = self.patcher.model.diffusion_model
+        self.control = None
+        if controlnet is not None:
+            loaded = load_model("controlnet", str(controlnet))
+            loaded.require_base(self.network.config)
+            self.control = loaded.control_model.to(next(self.network.parameters()).device)
 
     def encode(self, prompts: list[str], negative_prompt: str = "") -> tuple[Tensor, Tensor]:
         """Context (B, L, C) and mask (B, L) of the prompts, and for SANA of the negative prompt B times after them.
@@ -93,13 +111,18 @@ class Painter:
         solver: str = "Flow-DPM",
         negative_prompt: str = "",
         sigmas: Tensor | None = None,
+        hints: Tensor | None = None,
     ) -> Tensor:
-        """Scaled latents (B, 32, h, w), number i from noise of seed i; `sigmas` replaces the solver's own schedule."""
+        """Scaled latents (B, 32, h, w), number i from noise of seed i; `sigmas` replaces the solver's own schedule.
+
+        hints: scaled latents of the ControlNet's images, one a prompt.
+        """
         shape = (32, SIDE // 32, SIDE // 32)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         device = next(self.network.parameters()).device
         context, masks = (tensor.to(device) for tensor in self.encode(prompts, negative_prompt))
-        denoiser = Denoiser(self.patcher, context, masks, cfg)
+        control = None if hints is None else (self.control, hints.to(device))
+        denoiser = Denoiser(self.patcher, context, masks, cfg, control)
         if self.is_sprint:
             sigmas = get_sigmas_scm(steps) if sigmas is None else sigmas
             return sample_scm(denoiser, noise.to(device), sigmas, {"seed": seeds[0]}, disable=True)

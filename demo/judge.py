@@ -110,6 +110,19 @@ def see_background(picture: Tensor) -> str:
     return BACKGROUND_NAMES[int(torch.stack(distances).argmin())]
 
 
+def silhouette(picture: Tensor) -> Tensor:
+    """Where a picture (3, H, W) in [0, 1] is not its background: (H, W) of booleans."""
+    difference = picture - fill(BACKGROUNDS[see_background(picture)], picture.shape[-1])
+    return difference.abs().amax(dim=0) > CLOSE
+
+
+def overlap(picture: Tensor, other: Tensor) -> float:
+    """Intersection over union of two pictures' silhouettes, 1 where both are empty."""
+    a, b = silhouette(picture), silhouette(other)
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
+
+
 def marks(caption: Caption, verdict: Verdict) -> dict[str, bool]:
     """What of a caption's words is true of the picture, for each of them that it has.
 

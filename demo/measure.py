@@ -2,7 +2,7 @@
 
 Prompts are drawn from seeds, combinations and wordings that training never saw; what a picture shows is decided by
 `judge.py`. Every command takes --count pictures a row; what it prints is Markdown. --plot draws `solvers`, `cfg` and
-the pictures of `wordings`.
+the pictures of `wordings` and `control`.
 """
 
 import argparse
@@ -20,14 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from .generate import CHUNK, Painter
-from .judge import Judge, marks, shares
-from .train.captions import LANGUAGES, Caption, draw_caption, draw_form_caption
+from .judge import Judge, marks, overlap, shares
+from .train.captions import LANGUAGES, Caption, draw_caption, draw_form_caption, with_article
 from .train.data import draw_scene, load_sprites, psnr, render
-from .train.pack import CHECKPOINT, ROOT, SPRINT_CHECKPOINT
+from .train.pack import CHECKPOINT, CONTROLNET_CHECKPOINT, ROOT, SPRINT_CHECKPOINT, SPRINT_CONTROLNET_CHECKPOINT
 
 PROMPT_SEED = 1_000_003  # prompts and noise of the measurements; training draws from other numbers
 BEST_CFG, STEPS = 4.5, 20
 EXACT_STEPS = 200  # of the solution that others are measured against
+CONTROL_STEPS = {"SANA": STEPS, "SANA-Sprint": 2}
 MARKS = ("thing", "place", "size", "background", "all")
 WORDINGS = ROOT / "demo" / "wordings.json"  # prompts as people write them, and what they tell
 NOISES = 3  # pictures of each of them
@@ -73,16 +74,22 @@ def draw_form_cases(count: int, things: int) -> list[Case]:
 class Bench:
     """A painter and a judge, and the share of right pictures that they give together."""
 
-    def __init__(self, checkpoint: Path):
-        self.painter, self.judge = Painter(checkpoint), Judge()
+    def __init__(self, checkpoint: Path, controlnet: Path | None = None):
+        self.painter, self.judge = Painter(checkpoint, controlnet), Judge()
 
     def paint(self, cases: list[Case], **options) -> Tensor:
         return self.painter.paint([case.caption.text for case in cases], [case.seed for case in cases], **options)
 
-    def paint_latents(self, cases: list[Case], **options) -> Tensor:
+    def paint_latents(self, cases: list[Case], hints: Tensor | None = None, **options) -> Tensor:
         prompts, seeds = [case.caption.text for case in cases], [case.seed for case in cases]
         parts = [slice(start, start + CHUNK) for start in range(0, len(cases), CHUNK)]
-        return torch.cat([self.painter.paint_latents(prompts[part], seeds[part], **options) for part in parts])
+        own = (None if hints is None else hints[part] for part in parts)
+        return torch.cat(
+            [
+                self.painter.paint_latents(prompts[part], seeds[part], hints=hint, **options)
+                for part, hint in zip(parts, own, strict=True)
+            ]
+        )
 
     def rate(self, cases: list[Case], pictures: Tensor) -> dict[str, float]:
         return shares(marks(case.caption, self.judge.look(p)) for case, p in zip(cases, pictures, strict=True))
@@ -224,6 +231,48 @@ def measure_sprint(args: argparse.Namespace) -> None:
         table.add("Sprint", steps, told, guidance, **bench.score(cases, sigmas=sigmas, cfg=guidance))
 
 
+def draw_control_cases(count: int) -> tuple[list[Case], list[Tensor]]:
+    """Held-out combinations of one thing, whose prompts tell neither size nor place, and their renderings."""
+    rng, sprites = random.Random(PROMPT_SEED + 2), load_sprites()
+    scenes = [draw_scene(rng, True, 1) for _ in range(count)]
+    texts = [f"{with_article(s.items[0].thing, s.items[0].thing)} on a {s.background} background" for s in scenes]
+    cases = [
+        Case(Caption(text, scene.background, ((scene.items[0].thing, None, None),)), PROMPT_SEED + 7000 + i)
+        for i, (text, scene) in enumerate(zip(texts, scenes, strict=True))
+    ]
+    return cases, [render(scene, sprites) for scene in scenes]
+
+
+def measure_control(args: argparse.Namespace) -> None:
+    """What is right with the scribble of a rendering and without it, and how much the silhouettes overlap."""
+    from .train.controlnet import SANA_LATENT_SCALE, draw_scribble
+
+    cases, renderings = draw_control_cases(args.count)
+    scribbles = torch.stack([draw_scribble(picture) for picture in renderings])
+    table = Table(("model", "steps", "control", "thing", "background", "median IoU", "mean IoU"))
+    for name, checkpoint, controlnet in (
+        ("SANA", args.checkpoint, CONTROLNET_CHECKPOINT),
+        ("SANA-Sprint", SPRINT_CHECKPOINT, SPRINT_CONTROLNET_CHECKPOINT),
+    ):
+        if not controlnet.is_dir():
+            say(f"\n{controlnet.name} is not there: train it with demo.train.controlnet.\n")
+            continue
+        bench = Bench(checkpoint, controlnet)
+        hints = torch.cat([bench.painter.vae.encode(one[None]) for one in scribbles]) * SANA_LATENT_SCALE
+        for control in ("none", "scribble"):
+            options = {"steps": CONTROL_STEPS[name], "cfg": args.cfg}
+            latents = bench.paint_latents(cases, hints=hints if control == "scribble" else None, **options)
+            pictures = bench.painter.decode(latents)
+            found = torch.tensor([overlap(a, b) for a, b in zip(pictures, renderings, strict=True)])
+            iou = {"median IoU": found.median().item(), "mean IoU": found.mean().item()}
+            table.add(name, options["steps"], control, **bench.rate(cases, pictures), **iou)
+            if args.plot:
+                from .gallery import draw_sheet
+
+                file = f"{args.plot.stem}_{name}_{control}{args.plot.suffix}"
+                draw_sheet(pictures).save(args.plot.with_name(file))
+
+
 def measure_server(args: argparse.Namespace) -> None:
     """The demo's graphs through the real server: what users get, for as many prompts of both kinds."""
     from sana_native.tools.comfy_server import ComfyServer
@@ -254,6 +303,7 @@ COMMANDS: dict[str, Callable] = {
     "cfg": measure_cfg,
     "negative": measure_negative,
     "sprint": measure_sprint,
+    "control": measure_control,
     "server": measure_server,
 }
 
@@ -269,8 +319,8 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings")
     args = parser.parse_args()
-    if args.plot and args.what not in ("wordings", "solvers", "cfg"):
-        parser.error("--plot draws wordings, and the tables of solvers and cfg, only")
+    if args.plot and args.what not in ("wordings", "control", "solvers", "cfg"):
+        parser.error("--plot draws wordings, control, and the tables of solvers and cfg, only")
     table = COMMANDS[args.what](args)
     if args.plot and table:
         from .plots import draw_plot

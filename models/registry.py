@@ -3,6 +3,7 @@
 from typing import Any
 
 from .autoencoder_kl.loader import KL
+from .controlnet.loader import SANA_CONTROLNET
 from .dc_ae.loader import DC_AE
 from .files.family import Family, describe, detect
 from .files.layout import StateDict
@@ -23,13 +24,14 @@ FAMILIES: tuple[Family, ...] = (
     T5,
     DC_AE,
     KL,
+    SANA_CONTROLNET,
 )
 
 
 def load_model(component: str, path: str, options: dict[str, Any] | None = None) -> Any:
     """The host's model of a file or folder, by the family that recognizes it.
 
-    component: "transformer", "text_encoder" or "vae". options: as the family's loader takes them.
+    component: "transformer", "text_encoder", "vae" or "controlnet". options: as the family's loader takes them.
     Raises ValueError, FileNotFoundError or PermissionError with one sentence for what cannot be loaded.
     """
     candidates = [family for family in FAMILIES if family.component == component]

@@ -5,7 +5,8 @@ from comfy_api.latest import ComfyExtension, io
 from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
 from .conditioning import SanaNativeGemmaEncode
-from .files import tiny_decoder_path
+from .control import SanaNativeControlNetLoader, SanaNativeScribble
+from .files import add_output_controlnets, tiny_decoder_path
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
@@ -18,7 +19,7 @@ from .sampling import (
     SanaNativeSCMSampler,
     SanaNativeSCMScheduler,
 )
-from .save import SanaNativeQuantizeSave
+from .save import SanaNativeControlNetSave, SanaNativeQuantizeSave
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -37,6 +38,9 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeLoraLoader,
     SanaNativeLuminaOptions,
     SanaNativeQuantizeSave,
+    SanaNativeControlNetLoader,
+    SanaNativeControlNetSave,
+    SanaNativeScribble,
 ]
 
 
@@ -45,6 +49,7 @@ class SanaNativeExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         register()
+        add_output_controlnets()
         MEMORY.find_tiny = tiny_decoder_path
         await register_replacements()
 

@@ -11,12 +11,16 @@ FOLDER_MARK = "/"  # ends the name of a folder in a loader's list
 # Files with all three parts, as the host's own Save Checkpoint writes them, lie in a folder of their own.
 CHECKPOINTS = "checkpoints"
 CHECKPOINTS_MARK = CHECKPOINTS + "/"
+# Folders beside models/controlnet where NVIDIA's file of a base with its ControlNet may lie, and how it is known there.
+MERGED_FOLDERS = (CHECKPOINTS, "diffusion_models")
+MERGED_NAME = "control"
 # Class in config.json -> component, for a folder that holds this one alone.
 CLASSES = {
     "SanaTransformer2DModel": "transformer",
     "PixArtTransformer2DModel": "transformer",
     "Transformer2DModel": "transformer",
     "LuminaNextDiT2DModel": "transformer",
+    "SanaControlNetModel": "controlnet",
     "AutoencoderDC": "vae",
     "AutoencoderKL": "vae",
     "Gemma2Model": "text_encoder",
@@ -25,6 +29,7 @@ CLASSES = {
     "GemmaModel": "text_encoder",
     "GemmaForCausalLM": "text_encoder",
 }
+COMPONENTS = ("transformer", "vae", "text_encoder", "controlnet")
 AVERAGED = "transformer_ema"  # a trainer's average of the weights, beside the transformer
 # The demo models come with the pack, so that their workflows run before anything was downloaded.
 BUNDLED_NAME = "sana-native-demo" + FOLDER_MARK
@@ -33,6 +38,9 @@ BUNDLED_FOLDERS = {
     BUNDLED_NAME: os.path.join(DEMO_FOLDER, "checkpoint"),
     # A transformer alone: text encoder and autoencoder are the other's.
     "sana-native-demo-sprint" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_sprint"),
+    # ControlNets for the two, listed once they are trained.
+    "sana-native-demo-controlnet" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_controlnet"),
+    "sana-native-demo-controlnet-sprint" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_controlnet_sprint"),
 }
 
 
@@ -48,7 +56,7 @@ def component_of(folder: str) -> str | None:
 
 def parts_of(folder: str, subfolders: list[str], files: list[str]) -> dict[str, list[str]]:
     """Component -> folders to offer for it, of a folder that is a model; {} for one that is none, such as a group."""
-    parts = {name: [folder] for name in ("transformer", "vae", "text_encoder") if name in subfolders}
+    parts = {name: [folder] for name in COMPONENTS if name in subfolders}
     if AVERAGED in subfolders:
         parts.setdefault("transformer", []).append(os.path.join(folder, AVERAGED))
     if "transformer" in parts or "model_index.json" in files:
@@ -139,6 +147,31 @@ def resolve(name: str, folder: str, component: str) -> str:
     if name.startswith(CHECKPOINTS_MARK) and folder_paths.get_full_path(folder, name) is None:
         return file_path(name.removeprefix(CHECKPOINTS_MARK), CHECKPOINTS)
     return file_path(name, folder)
+
+
+def list_controlnets() -> list[str]:
+    """Names for the ControlNet loader: folders, files of models/controlnet, then merged files of `MERGED_FOLDERS`."""
+    names = folder_paths.get_filename_list("controlnet")
+    merged = [
+        f"{folder}/{name}"
+        for folder in MERGED_FOLDERS
+        for name in folder_paths.get_filename_list(folder)
+        if MERGED_NAME in name.lower()
+    ]
+    return [*diffusers_folders("controlnet"), *names, *(name for name in merged if name not in names)]
+
+
+def resolve_controlnet(name: str) -> str:
+    """Path of a name from `list_controlnets`. Raises FileNotFoundError when the file or folder is gone."""
+    folder, _, rest = name.partition("/")
+    if folder in MERGED_FOLDERS and rest and folder_paths.get_full_path("controlnet", name) is None:
+        return file_path(rest, folder)
+    return resolve(name, "controlnet", "controlnet")
+
+
+def add_output_controlnets() -> None:
+    """Lists what SANA ControlNet Save writes, as the host lists its own save nodes' folders below the output folder."""
+    folder_paths.add_model_folder_path("controlnet", os.path.join(folder_paths.get_output_directory(), "controlnet"))
 
 
 def tiny_decoder_path() -> str | None:

@@ -1,4 +1,4 @@
-"""The save node: a MODEL or CLIP -> files in the host's narrow formats."""
+"""The save nodes: a MODEL or CLIP -> files in the host's narrow formats, a CONTROL_NET -> a file without its base."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
 
+from ..models.controlnet.saving import save_controlnet
 from ..models.files.file_errors import shown
 from ..models.files.quantize import PRESETS
 from ..models.files.saving import check_model, quantize_model
@@ -16,8 +17,8 @@ from ..models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
 
-# Component -> folder below the output folder. The host looks for models in both.
-FOLDERS = {"transformer": "diffusion_models", "text_encoder": "clip"}
+# Component -> folder below the output folder. The host looks for models in the first two, the pack adds the third.
+FOLDERS = {"transformer": "diffusion_models", "text_encoder": "clip", "controlnet": "controlnet"}
 NAME_LENGTH = 200  # bytes; file systems take 255, and a preset, a number and endings follow
 
 
@@ -71,6 +72,38 @@ class SanaNativeQuantizeSave(io.ComfyNode):
         return io.NodeOutput("\n".join(paths))
 
 
+class SanaNativeControlNetSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeControlNetSave",
+            display_name="SANA ControlNet Save",
+            category="model/merging",
+            description="Writes a SANA ControlNet without its base as a safetensors file in 16 bits.",
+            search_aliases=["save controlnet", "extract controlnet", "convert controlnet"],
+            inputs=[
+                io.ControlNet.Input("control_net", tooltip="ControlNet of SANA ControlNet Loader."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="sana_controlnet",
+                    optional=True,
+                    tooltip="Start of the name below output/controlnet; a number follows. SANA ControlNet Loader lists "
+                    "the file.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Path of the file written.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, control_net, filename_prefix: str = "sana_controlnet") -> io.NodeOutput:
+        path = next_path(FOLDERS["controlnet"], filename_prefix)
+        size = save_controlnet(control_net, path, metadata_of_graph(cls.hidden))
+        logger.info("SANA: wrote %s (%.3g GB)", path, size / 1e9)
+        return io.NodeOutput(path)
+
+
 def save_parts(parts: dict[str, object], preset: str, prefix: str, metadata: dict[str, str]) -> list[str]:
     """Writes a file for each part that is connected and returns their paths.
 
@@ -87,13 +120,15 @@ def save_parts(parts: dict[str, object], preset: str, prefix: str, metadata: dic
     return list(paths.values())
 
 
-def next_path(folder: str, prefix: str, preset: str) -> str:
+def next_path(folder: str, prefix: str, preset: str = "") -> str:
     """The next free name in a folder below the output folder, numbered as the host numbers its own.
+
+    preset: follows the prefix in the name.
 
     Raises ValueError or OSError with one sentence for a prefix that cannot be part of a name or leads elsewhere.
     """
     check_prefix(folder, prefix)
-    output, start = folder_paths.get_output_directory(), f"{folder}/{prefix}_{preset}"
+    output, start = folder_paths.get_output_directory(), f"{folder}/{prefix}_{preset}".rstrip("_")
     try:
         place, name, counter, *_ = folder_paths.get_save_image_path(start, output)
     except OSError as error:

@@ -8,6 +8,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
+from ..models.controlnet.control import controlnets_of
 from ..models.lumina import guidance as lumina_guidance
 from ..models.lumina import run_checks as lumina_checks
 from ..models.lumina.model_base import LuminaModel
@@ -75,7 +76,8 @@ def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *arg
         refuse_patches(guider.model_options, settings.config.guidance_embeds)
         require_run(settings)
         options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
-        watch = PassWatch(check_run(settings), partial(check_patches, depth=settings.config.depth))
+        sentences = [*check_run(settings), *check_controls(guider, settings.config)]
+        watch = PassWatch(sentences, partial(check_patches, depth=settings.config.depth))
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
@@ -92,6 +94,13 @@ def describe_run(guider, latent_image, sampler, sigmas, denoise_mask) -> Run:
         has_image=has_image(latent_image, denoise_mask),
         has_area=any("area" in cond and cond["area"][0] != "percentage" for cond in prompts),
     )
+
+
+def check_controls(guider, config) -> list[str]:
+    """Warnings about the ControlNets of a run."""
+    prompts = [cond for conds in guider.conds.values() for cond in conds]
+    found = [sentence for control in controlnets_of(prompts) for sentence in control.check(config)]
+    return list(dict.fromkeys(found))
 
 
 def has_image(latent_image, denoise_mask) -> bool:

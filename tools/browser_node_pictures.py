@@ -56,6 +56,13 @@ SCENES = {
     ),
     "SanaNativeLuminaOptions": Scene({"model": MODEL}, [(0, TO_SAMPLER, "model")], {"preset": "authors"}),
     "SanaNativeQuantizeSave": Scene({"model": MODEL, "clip": CLIP}, width=300),
+    "SanaNativeControlNetLoader": Scene(
+        after=[(0, "ControlNetApplyAdvanced", "control_net")],
+        widgets={"control_net_name": "Sana_1600M_1024px_BF16_ControlNet_HED.pth"},
+        width=480,
+    ),
+    "SanaNativeControlNetSave": Scene({"control_net": ("SanaNativeControlNetLoader", 0)}, width=300),
+    "SanaNativeScribble": Scene({"image": ("LoadImage", 0)}, [(0, "ControlNetApplyAdvanced", "image")], width=260),
     "SanaNativeGemmaEncode": Scene(
         {"clip": CLIP},
         [(0, TO_SAMPLER, "positive"), (1, TO_SAMPLER, "negative")],
@@ -84,6 +91,7 @@ FOLDERS = {
     "text_encoder_name": "text_encoders",
     "vae_name": "vae",
     "lora_name": "loras",
+    "control_net_name": "controlnet",
 }
 MODEL_FILES = [
     f"models/{FOLDERS[name]}/{value}"

@@ -22,14 +22,13 @@ def matrix() -> str:
     taken, refused = [], []
     for path, tensors in released().items():
         told = answers(path, tensors())
-        component = next(component for component, (takes, _) in told.items() if takes)
-        taken.append([f"`{path}`", COMPONENTS[component], told[component][1]])
+        taken += [[f"`{path}`", COMPONENTS[component], says] for component, (takes, says) in told.items() if takes]
     for name, tensors in foreign().items():
         shown = re.sub(r", which this version does not load", "", name)
         refused.append([shown, f"It {refusal(answers(FOREIGN_PATH, tensors()))}."])
     headings = (
         ["file", "loader", "what the log says it is"],
-        ["file", "what the loader for its kind says, or all three"],
+        ["file", "what the loader for its kind says, or all of them"],
     )
     return f"{table(headings[0], taken)}\n{table(headings[1], refused)}"
 

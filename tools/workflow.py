@@ -17,6 +17,7 @@ WIDGET_TYPES = {
     "BOOLEAN",
     "COMBO",
     "COLOR",
+    "PAINTER",
     "MARKDOWN",
     "TEXTAREA",
     "CURVE",
@@ -103,10 +104,16 @@ def read_widgets(info: dict, values: list | dict) -> dict:
     for group in ("required", "optional"):
         specs = list(_group_specs(info["input"], info.get("input_order", {}), group))
         _take(specs, "", queue, named)
-        uploads = any(options(spec).get(flag) for _, spec in specs for flag in UPLOAD_OPTIONS)
+        uploads = any(has_upload(spec) for _, spec in specs)
         if group == "required" and uploads and queue:
             queue.popleft()  # the upload button, which the frontend adds as a last required widget
     return named
+
+
+def has_upload(spec: Spec) -> bool:
+    """Say whether the frontend adds an upload button for this input; the Painter's widget uploads by itself."""
+    painted = options(spec).get("widgetType") == "PAINTER"
+    return not painted and any(options(spec).get(flag) for flag in UPLOAD_OPTIONS)
 
 
 def input_specs(info: dict) -> list[tuple[str, Spec]]:

@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .workflow import Spec, WorkflowError, chosen_specs, default, has_control, input_specs, is_widget, options
+from .workflow import (
+    Spec,
+    WorkflowError,
+    chosen_specs,
+    default,
+    has_control,
+    has_upload,
+    input_specs,
+    is_widget,
+    options,
+)
 from .workflow_routes import TITLE_HEIGHT, reroute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +35,7 @@ FRAME_MARGIN, FRAME_TITLE = 15, 45
 SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 90
 DEFAULT_WIDTH = 210
 # What nodes draw below their widgets.
-PREVIEW_HEIGHT = {"SaveImage": 260, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80}
+PREVIEW_HEIGHT = {"SaveImage": 260, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80, "Painter": 320}
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
 LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.
@@ -33,6 +43,8 @@ ELEMENT_HEIGHT = {
     "SanaNativeGemmaLoader": 114,
     "SanaNativeDCAELoader": 114,
     "SanaNativeLoraLoader": 114,
+    "SanaNativeControlNetLoader": 114,
+    "SanaNativeScribble": 114,
     "SanaNativeEmptyLatent": 198,
     "SanaNativeDCAEDecode": 130,
     "SanaNativeDCAEEncode": 130,
@@ -143,7 +155,7 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
             values.append(default(spec) if given is None or _is_link(given) else given)
             if has_control(name, spec):
                 values.append(node.control)
-    if any(options(spec).get("image_upload") for _, spec in specs):
+    if any(has_upload(spec) for _, spec in specs):
         values.append("image")  # the upload button
     outputs = [{"name": label, "type": kind, "links": []} for label, kind in zip(info["output_name"], info["output"])]
     multiline = sum(bool(options(spec).get("multiline")) for _, spec in specs)

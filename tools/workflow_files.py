@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 HUB = "https://huggingface.co"
 # Names of the models that come with the pack, as its loaders list them.
 DEMO = "sana-native-demo/"
 DEMO_SPRINT = "sana-native-demo-sprint/"
+DEMO_SPRINT_CONTROLNET = "sana-native-demo-controlnet-sprint/"
+# Without its weights, which are trained after the demo's models, there is no graph with it.
+DEMO_SPRINT_CONTROLNET_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "checkpoint_controlnet_sprint"
 
 
 def file(name: str, path: str, directory: str) -> dict[str, str]:
@@ -21,6 +26,8 @@ SANA = nvidia("Sana_1600M_1024px_BF16")
 SPRINT = nvidia("Sana_Sprint_1.6B_1024px")
 SANA_2K = nvidia("Sana_1600M_2Kpx_BF16")
 SANA_4K = nvidia("Sana_1600M_4Kpx_BF16")
+# A base and its ControlNet in one file, which both loaders read.
+SANA_CONTROLNET = nvidia("Sana_1600M_1024px_BF16_ControlNet_HED")
 GEMMA = file(
     "gemma_2_2b_it_elm_bf16.safetensors",
     "Comfy-Org/PixelDiT/resolve/main/text_encoders/gemma_2_2b_it_elm_bf16.safetensors",

@@ -18,6 +18,8 @@ from .workflow_files import (
     DC_AE,
     DEMO,
     DEMO_SPRINT,
+    DEMO_SPRINT_CONTROLNET,
+    DEMO_SPRINT_CONTROLNET_FOLDER,
     GEMMA,
     GEMMA_1,
     GEMMA_1_REST,
@@ -29,6 +31,7 @@ from .workflow_files import (
     SANA,
     SANA_2K,
     SANA_4K,
+    SANA_CONTROLNET,
     SD1_VAE,
     SDXL_REFINER,
     SDXL_VAE,
@@ -112,6 +115,7 @@ def graphs() -> dict[str, Graph]:
             **steps,
         ),
         "sana_img2img": image_to_image(),
+        "sana_controlnet_scribble": with_controlnet(),
         "sana_seed_batch": batch_of_seeds(),
         "sana_lora": with_lora(),
         "sana_prompt_enhance": prompt_enhancement(),
@@ -171,6 +175,7 @@ def graphs() -> dict[str, Graph]:
             **sprint,
         ),
         "demo_img2img": demo_image_to_image(),
+        **({"demo_scribble": demo_scribble()} if DEMO_SPRINT_CONTROLNET_FOLDER.is_dir() else {}),
     }
 
 
@@ -302,6 +307,36 @@ def image_to_image() -> Graph:
     )
 
 
+def with_controlnet() -> Graph:
+    """NVIDIA's one file for both loaders, the host's own apply node."""
+    width = 210
+    transformer, gemma, vae = loaders(SANA_CONTROLNET, 280)
+    start = Node("LoadImage", {"image": "example.png"}, title="Drawing", width=width)
+    lines = Node("SanaNativeScribble", {"image": start})
+    text, latent = encode(gemma, "a lighthouse on a cliff at dusk, oil painting", width=width), empty(1024)
+    name = f"{SANA_CONTROLNET['directory']}/{SANA_CONTROLNET['name']}"
+    control = Node("SanaNativeControlNetLoader", {"control_net_name": name}, width=width)
+    links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
+    applied = Node("ControlNetApplyAdvanced", links)
+    drawn = sample(transformer, applied[0], applied[1], latent, steps=20, cfg=4.5, width=width)
+    image = decode(vae, drawn, width)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Drawing and prompt", [start, lines], [text, latent]),
+            ("Generate", [control, applied], [drawn]),
+            ("Image", [image, save(image)]),
+        ),
+        note(
+            "Choose a drawing of lines and describe what they are. For a photo put an edge detector before SANA "
+            "Scribble and set its **mode** to edge map, or put Fake Scribble Lines of comfyui_controlnet_aux in its "
+            "place, with **safe** at disable. **strength** and **end_percent** say how closely it is followed.",
+            files_of(SANA_CONTROLNET),
+            whole_folder=False,
+        ),
+    )
+
+
 def batch_of_seeds() -> Graph:
     transformer, gemma, vae = loaders(SANA, LOADERS)
     text, latent = encode(gemma, PROMPT, width=TEXT), empty(1024, batch_size=4)
@@ -401,6 +436,34 @@ def demo_image_to_image() -> Graph:
             "from the first image. **denoise** of the second sampler sets how much is new; at 1 nothing of the first "
             "is left. For an image of yours, link Load Image to SANA DC-AE Encode. The demo model comes with the "
             "pack; the note in demo_txt2img lists things it knows."
+        ),
+    )
+
+
+def demo_scribble() -> Graph:
+    """Draws in the host's own Painter; written once the demo's ControlNet is trained."""
+    width = 217
+    transformer, gemma, vae = loaders(DEMO_SPRINT, 225)
+    control = Node("SanaNativeControlNetLoader", {"control_net_name": DEMO_SPRINT_CONTROLNET}, width=width)
+    drawing = Node("Painter", {"width": DEMO_SIZE, "height": DEMO_SIZE}, title="Draw here", width=240)
+    lines = Node("SanaNativeScribble", {"image": drawing})
+    text, latent = encode(gemma, "a cat face on a blue background", width=width), empty(DEMO_SIZE)
+    links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
+    applied = Node("ControlNetApplyAdvanced", links)
+    guided = Node("FluxGuidance", {"conditioning": applied[0], "guidance": SPRINT_GUIDANCE}, title="Guidance")
+    drawn = sample(transformer, guided, applied[1], latent, "fixed", seed=DEMO_SEED, steps=2, cfg=1.0, width=width)
+    image = decode(vae, drawn, width)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Drawing", [drawing, lines]),
+            ("Prompt and control", [text, latent], [control, applied]),
+            ("Image", [guided, drawn], [image, Node("PreviewImage", {"images": image})]),
+        ),
+        note(
+            "Draw the outline of the thing in white, name it in the prompt, and press Run; with **Run (Instant)** the "
+            "image follows the drawing. The demo model and its ControlNet come with the pack; the note in "
+            "demo_txt2img lists things it knows."
         ),
     )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "demo" / "checkpoint"
 SPRINT_CHECKPOINT = ROOT / "demo" / "checkpoint_sprint"
+CONTROLNET_CHECKPOINT = ROOT / "demo" / "checkpoint_controlnet"
+SPRINT_CONTROLNET_CHECKPOINT = ROOT / "demo" / "checkpoint_controlnet_sprint"
 
 
 def prepare_imports() -> None:

@@ -85,13 +85,16 @@ def refusal(checkpoint: Checkpoint, tried: list[tuple[Family, StateDict]], famil
 
 def describe(state_dict: StateDict, families: Iterable[Family]) -> str:
     """What a state dict seems to be, of the families given and of the foreign ones, for an error message."""
-    transformers, others = {}, {}
+    transformers, controls, others = {}, {}, {}
+    own = {"transformer": transformers, "controlnet": controls}
     for family in families:
-        table = transformers if family.component == "transformer" else others
+        table = own.get(family.component, others)
         table |= dict.fromkeys(family.marks, f"{family.name} (use {family.node})")
     # Of two marks the more specific one first: Lumina-Next has below its layers what SANA has at the root.
     transformers = dict(sorted(transformers.items(), key=lambda row: -len(row[0])))
-    tables = (foreign_files.RELATIVES, transformers, foreign_files.DIFFUSION_MODELS, others, foreign_files.OTHER_PARTS)
+    # A ControlNet comes before the base that it is merged with, and before other families', which share its names.
+    relatives = (foreign_files.QUANTIZERS, controls, foreign_files.RELATIVES)
+    tables = (*relatives, transformers, foreign_files.DIFFUSION_MODELS, others, foreign_files.OTHER_PARTS)
     return foreign_files.describe(state_dict, tables)
 
 

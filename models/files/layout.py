@@ -30,6 +30,7 @@ PREFIXES = {
         "text_encoders.gemma_2b.",
         *WRAPPERS,
     ),
+    "controlnet": ("model.diffusion_model.", "model.", "net.", *WRAPPERS),
 }
 # Names that torch.compile, FSDP and activation checkpointing put into the middle of keys.
 WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

@@ -37,6 +37,7 @@ NVIDIA_FUSED_KEYS = {
     "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
 }
+CONTROL_BRANCH = "controlnet."  # of NVIDIA's files of a base with its ControlNet; `models/controlnet` reads it
 # Training leftovers that inference does not read.
 NVIDIA_UNUSED_KEYS = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
 

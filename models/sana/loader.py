@@ -36,7 +36,11 @@ POSITIONS = "pos_embed"  # NVIDIA's table of positions; (1, N, C)
 
 
 def convert_sana(state_dict: StateDict) -> StateDict:
-    """Any layout -> the network's. NVIDIA's position table stays: its length tells the native size."""
+    """Any layout -> the network's, without the ControlNet that NVIDIA merges with a base.
+
+    NVIDIA's position table stays: its length tells the native size.
+    """
+    state_dict = {key: each for key, each in state_dict.items() if not key.startswith(sana_convert.CONTROL_BRANCH)}
     if not is_nvidia_sana(state_dict):
         return sana_convert.to_network_layout(state_dict)
     positions = {POSITIONS: state_dict[POSITIONS]} if POSITIONS in state_dict else {}

@@ -12,7 +12,7 @@ from sana_native.models.dc_ae.detection import DC_AE_KEYS, is_dc_ae
 from sana_native.models.registry import FAMILIES, load_model
 from sana_native.models.sana.detection import SANA_KEYS, detect_sana, is_sana
 from sana_native.tests.models.test_released import meta as released
-from sana_native.tests.support import layouts, pixart, tiny
+from sana_native.tests.support import controlnets, layouts, pixart, tiny
 from sana_native.tests.support.foreign_files import FOREIGN, of_host, on_meta
 
 
@@ -118,11 +118,9 @@ def lora_keys():
 
 
 @pytest.mark.parametrize("expected", LOADERS)
-def test_every_loader_names_a_lora_a_merged_controlnet_and_an_unknown_file(expected, tmp_path):
-    merged = [*layouts.nvidia_sana(tiny.transformer().state_dict()), "controlnet.0.before_proj.weight"]
+def test_every_loader_names_a_lora_and_an_unknown_file(expected, tmp_path):
     for keys, name in (
         (lora_keys(), r"a LoRA \(load it with a LoRA node\)"),
-        (merged, "a SANA ControlNet merged with its base, which this version does not load"),
         (["b", "a", "c"], r"something else \(3 tensors, such as a, b\)"),
         ([], "a file without tensors"),
     ):
@@ -140,12 +138,23 @@ def test_each_loader_names_what_other_loaders_take(tmp_path):
         "a PixArt transformer": (of_host(comfy.ldm.pixart.pixartms.PixArtMS, depth=1), "SANA Model Loader"),
         "a T5 text encoder": (on_meta(pixart.t5), "SANA Gemma Loader"),
         "an AutoencoderKL": (on_meta(diffusers.AutoencoderKL), "SANA DC-AE Loader"),
+        "a SANA ControlNet": (on_meta(controlnets.reference), "SANA ControlNet Loader"),
     }
     for expected, load in LOADERS.items():
         for found, (state_dict, right_loader) in parts.items():
             if found not in expected:
                 with pytest.raises(ValueError, match=rf"is {found} \(use {right_loader}\), not {expected}\.$"):
                     load(save(tmp_path / "part.safetensors", state_dict))
+
+
+@pytest.mark.parametrize("layout", ["alone", "merged with its base"])
+def test_nvidias_controlnet_is_named_to_the_loaders_of_other_parts(layout, tmp_path):
+    base, control = tiny.transformer().state_dict(), controlnets.reference().state_dict()
+    content = controlnets.nvidia_branch(control) if layout == "alone" else controlnets.merged(base, control)
+    path = save(tmp_path / "x.safetensors", content)
+    for component in ("vae", "text_encoder"):
+        with pytest.raises(ValueError, match=r"x.safetensors is a SANA ControlNet \(use SANA ControlNet Loader\), not"):
+            load_model(component, path)
 
 
 def test_parts_in_their_authors_layouts_are_named_too(tmp_path):

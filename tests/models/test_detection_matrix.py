@@ -4,12 +4,25 @@ import re
 from functools import cache
 
 import pytest
-from sana_native.tests.support.known_files import COMPONENTS, FOREIGN_PATH, UNNAMED, answers, foreign, refusal, released
+from sana_native.tests.support.known_files import (
+    COMPONENTS,
+    CONTROLNETS,
+    FOREIGN_PATH,
+    UNNAMED,
+    answers,
+    foreign,
+    refusal,
+    released,
+)
 from sana_native.tools import make_detection_matrix
 
 RELEASED, FOREIGN = released(), foreign()
 SANAS = {"Sprint": "SANA-Sprint", "SANA1.5": "SANA-1.5", "Sana_": "SANA "}  # the first that a name has
-TRANSFORMERS = [path for path in RELEASED if re.search(r"sana_|sana1|pixart.*(?:transformer|pth)", path.lower())]
+TRANSFORMERS = [
+    path
+    for path in RELEASED
+    if re.search(r"^sana_.*(?:transformer|pth)|sana1|pixart.*(?:transformer|pth)", path.lower())
+]
 PIXELS = {"256": 256, "512": 512, "1024": 1024, "2K": 2048, "4K": 4096}
 
 
@@ -18,7 +31,12 @@ def told(path: str) -> dict[str, tuple[bool, str]]:
     return answers(path, RELEASED[path]())
 
 
-@pytest.mark.parametrize("path", RELEASED)
+@pytest.mark.parametrize("path", CONTROLNETS)
+def test_nvidias_file_of_a_base_with_its_controlnet_serves_two_loaders(path):
+    assert [component for component, (taken, _) in told(path).items() if taken] == ["transformer", "controlnet"]
+
+
+@pytest.mark.parametrize("path", [path for path in RELEASED if path not in CONTROLNETS])
 def test_one_loader_takes_a_release_and_the_others_name_that_loader(path):
     takes = {component for component, (taken, _) in told(path).items() if taken}
     assert len(takes) == 1

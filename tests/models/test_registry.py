@@ -4,11 +4,17 @@ import pytest
 import safetensors.torch
 import torch
 from sana_native.models.registry import FAMILIES, describe_file, load_model
+from sana_native.nodes.control import SanaNativeControlNetLoader
 from sana_native.nodes.loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
-from sana_native.tests.support import pixart, tiny
+from sana_native.tests.support import controlnets, pixart, tiny
 from sana_native.tests.support import workbench as bench
 
-NODES = {"transformer": SanaNativeModelLoader, "text_encoder": SanaNativeGemmaLoader, "vae": SanaNativeDCAELoader}
+NODES = {
+    "transformer": SanaNativeModelLoader,
+    "text_encoder": SanaNativeGemmaLoader,
+    "vae": SanaNativeDCAELoader,
+    "controlnet": SanaNativeControlNetLoader,
+}
 LUMINA = {
     "the authors": ["layers.0.attention.wk_y.weight", "layers.0.attention_y_norm.weight", "cap_embedder.0.bias"],
     "the authors, in part": ["layers.0.attention_y_norm.weight", "layers.0.attention_norm1.weight"],
@@ -48,6 +54,7 @@ def files_of_the_families() -> dict[str, dict[str, torch.Tensor]]:
         "a PixArt transformer": pixart.reference().state_dict(),
         "a T5 text encoder": pixart.t5().state_dict(),
         "an AutoencoderKL": pixart.kl(widths=(32,) * 4).state_dict(),
+        "a SANA ControlNet": controlnets.reference().state_dict(),
     }
 
 

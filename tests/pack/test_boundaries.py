@@ -27,6 +27,7 @@ SHARED = "layers"  # the plain layers of the networks, beside the rooms
 BETWEEN_FAMILIES = (
     (r"models/\w+/supported_models\.py", r"models\.dc_ae\.latent_formats"),
     (r"models/\w+/(loader|supported_models)\.py", r"models\.lora\.(stock_nodes|depthwise)"),
+    (r"models/controlnet/\w+\.py", r"models\.(sana\.\w+|dc_ae\.latent_formats)"),  # a ControlNet copies its base
     (r"models/lora/\w+\.py", r"models\.\w+\.(convert|config)"),  # trainers write every family's layouts
 )
 NETWORKS = re.compile(r"models/(\w+/)?(model|layers)\.py")
@@ -38,6 +39,9 @@ PURE = {
     "models/sana/detection.py",
     "models/sana/filename_hints.py",
     "models/sana/resolution.py",
+    "models/controlnet/config.py",
+    "models/controlnet/convert.py",
+    "models/controlnet/detection.py",
     "models/dc_ae/config.py",
     "models/dc_ae/convert.py",
     "models/dc_ae/detection.py",

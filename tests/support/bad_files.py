@@ -21,6 +21,7 @@ FILES = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
+    "controlnet": "diffusion_pytorch_model.safetensors",
 }
 ALL = tuple(FILES)
 CANARY = "canary"  # a hostile file tries to make it

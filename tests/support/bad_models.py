@@ -14,7 +14,7 @@ import safetensors.torch
 import sentencepiece
 import torch
 import transformers
-from sana_native.tests.support import layouts, tiny
+from sana_native.tests.support import controlnets, tiny
 from sana_native.tests.support.bad_files import ALL, KINDS, Kind, Place, in_turn, kind
 
 # Configuration files
@@ -130,7 +130,12 @@ def one_tensor_too_many(place):
     return place.write(place.read() | {"surplus": torch.ones(3)})
 
 
-BLOCKS = {"transformer": "transformer_blocks.", "text_encoder": "layers.", "vae": "decoder.up_blocks.2."}
+BLOCKS = {
+    "transformer": "transformer_blocks.",
+    "controlnet": "transformer_blocks.",
+    "text_encoder": "layers.",
+    "vae": "decoder.up_blocks.2.",
+}
 
 
 @kind("{file} (looks like {own} but .*0.* is missing: download|is something else .*: pick another)", *ALL)
@@ -341,10 +346,10 @@ other("a Stable Diffusion model", f"a Stable Diffusion model {USE_HOST}", lambda
     lambda: diffusers.UNet2DConditionModel(block_out_channels=(32, 64, 64, 64))))
 other("a Stable Diffusion ControlNet", f"a Stable Diffusion ControlNet {USE_HOST}", lambda: on_meta(
     lambda: diffusers.ControlNetModel(block_out_channels=(32, 64, 64, 64))))
-other("a SANA ControlNet", f"a SANA ControlNet, {NOT_YET}", lambda: on_meta(
-    lambda: diffusers.SanaControlNetModel(num_layers=1)))
-other("a SANA ControlNet with its base", f"a SANA ControlNet merged with its base, {NOT_YET}", lambda: dict.fromkeys(
-    [*layouts.nvidia_sana(tiny.transformer().state_dict()), "controlnet.0.before_proj.weight"]))
+other("a SANA ControlNet", r"a SANA ControlNet \(use SANA ControlNet Loader\)", lambda: on_meta(
+    lambda: diffusers.SanaControlNetModel(num_layers=1)), "transformer", "text_encoder", "vae")
+other("a SANA ControlNet with its base", r"a SANA ControlNet \(use SANA ControlNet Loader\)", lambda: (
+    controlnets.merged(tiny.transformer().state_dict(), controlnets.reference().state_dict())), "vae", "text_encoder")
 other("a SANA-Video transformer", f"a SANA-Video transformer, {NOT_YET}", lambda: on_meta(
     lambda: diffusers.SanaVideoTransformer3DModel(num_layers=1)))
 other("a Stable Diffusion VAE", r"an AutoencoderKL \(use SANA DC-AE Loader\)", lambda: on_meta(diffusers.AutoencoderKL),
@@ -365,7 +370,7 @@ other("a Llama", f"another language model {USE_HOST}", lambda: on_meta(
     lambda: transformers.LlamaModel(transformers.LlamaConfig(num_hidden_layers=1))))
 other("an unknown model", r"something else \(3 tensors, such as a, b\)", lambda: dict.fromkeys("cab"))
 other("SANA's transformer", r"a SANA transformer \(use SANA Model Loader\)",
-      lambda: tiny.transformer().state_dict(), "text_encoder", "vae")
+      lambda: tiny.transformer().state_dict(), "text_encoder", "vae", "controlnet")
 other("SANA's text encoder", r"a Gemma-2 text encoder \(use SANA Gemma Loader\)",
       lambda: tiny.gemma(600).state_dict(), "transformer", "vae")
 other("Lumina-Next's transformer", r"a Lumina-Next transformer \(use SANA Model Loader\)",

@@ -59,9 +59,6 @@ FOREIGN = {
     "another language model": lambda: on_meta(
         lambda: transformers.LlamaModel(transformers.LlamaConfig(num_hidden_layers=1))
     ),
-    "a SANA ControlNet, which this version does not load": lambda: on_meta(
-        lambda: diffusers.SanaControlNetModel(num_layers=1)
-    ),
     "a SANA-Video transformer, which this version does not load": lambda: on_meta(
         lambda: diffusers.SanaVideoTransformer3DModel(num_layers=1)
     ),

@@ -13,6 +13,8 @@ import diffusers
 import torch
 import transformers
 from sana_native.models.autoencoder_kl import loader as kl
+from sana_native.models.controlnet import detection as controlnet_detection
+from sana_native.models.controlnet import loader as controlnet
 from sana_native.models.dc_ae import detection as dc_ae_detection
 from sana_native.models.dc_ae import loader as dc_ae
 from sana_native.models.files import quantized
@@ -34,7 +36,8 @@ from sana_native.tests.support import layouts, pixart
 from sana_native.tests.support.foreign_files import FOREIGN, on_meta
 from torch import Tensor
 
-COMPONENTS = {"transformer": "SANA Model Loader", "text_encoder": "SANA Gemma Loader", "vae": "SANA DC-AE Loader"}
+COMPONENTS = {"transformer": "SANA Model Loader", "text_encoder": "SANA Gemma Loader", "vae": "SANA DC-AE Loader",
+              "controlnet": "SANA ControlNet Loader"}  # fmt: skip
 SHARD = "model-00001-of-00002.safetensors"
 FOREIGN_PATH = "a.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -79,6 +82,9 @@ KL_WIDTHS = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
 KL_OF_HOST = {"ch": 128, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [],
               "dropout": 0.0, "in_channels": 3, "resolution": 256, "z_channels": 4, "double_z": True}  # fmt: skip
 
+COPIED_BLOCKS = 7  # of the released ControlNets
+CONTROLNETS = {"Sana_1600M_1024px_BF16_ControlNet_HED.pth": "SANA 1.6B",
+               "Sana_600M_1024px_ControlNet_HED.pth": "SANA 0.6B"}  # fmt: skip
 UNNAMED = "mine.safetensors"  # a PixArt-Sigma in diffusers' layout under another name, which no tensor tells from alpha
 
 Files = dict[str, Callable[[], Mapping[str, Tensor]]]
@@ -105,6 +111,10 @@ def opened(path: str, tensors: Mapping[str, Tensor], component: str) -> Checkpoi
     return type("File", (Given,), {"tensors": tensors}).open(path, component)
 
 
+def count_of(checkpoint: Checkpoint) -> int:
+    return sum(prod(tensor.shape) for tensor in checkpoint.state_dict.values())
+
+
 def described(name: str, checkpoint: Checkpoint) -> str:
     """What the loader of a family says of a file in the log. Raises ValueError as the loader does."""
     layout = checkpoint.layout
@@ -116,10 +126,12 @@ def described(name: str, checkpoint: Checkpoint) -> str:
         layout = "diffusers" if pixart_loader.is_diffusers_pixart(checkpoint.whole) else "authors'"
         told = pixart_detection.describe_pixart(config, count, layout, reason)
         return told if reason else f"{told}; nothing tells which of the two, so with a warning"
+    if name == "a SANA ControlNet":
+        return controlnet_detection.describe_controlnet(controlnet.configure(checkpoint), count_of(checkpoint))
     if name == "a Lumina-Next transformer":
         config, _, count = lumina.configure(checkpoint, {})
         return lumina_detection.describe_lumina(config, count, layout)
-    count = sum(prod(tensor.shape) for tensor in checkpoint.state_dict.values())
+    count = count_of(checkpoint)
     if name == "a Gemma-2 text encoder":
         found = gemma_detection.detect_gemma2(checkpoint.state_dict)
         gemma_detection.check_gemma2(checkpoint.name, found, {})
@@ -183,6 +195,29 @@ def of_sana() -> Files:
     files["gemma_2_2b_it_elm_bf16.safetensors"] = lambda: (
         numbers(gemma) | {"spiece_model": torch.zeros(8, dtype=torch.uint8)}
     )
+    return files
+
+
+def merged_control(name: str) -> dict[str, Tensor]:
+    """NVIDIA's file of a base with its ControlNet."""
+    base = generate.load()["NVIDIA"][name]
+    width = base["blocks.0.attn.qkv.weight"][1]
+    projections = {"weight": (width, width), "bias": (width,)}
+    shapes = {f"controlnet.0.before_proj.{key}": shape for key, shape in projections.items()}
+    for i in range(COPIED_BLOCKS):
+        shapes |= {f"controlnet.{i}.after_proj.{key}": shape for key, shape in projections.items()}
+        for key, shape in base.items():
+            if key.startswith("blocks.0."):
+                shapes[key.replace("blocks.0.", f"controlnet.{i}.copied_block.")] = shape
+    return numbers(base | shapes)
+
+
+def of_controlnets() -> Files:
+    files = {path: lambda name=name: merged_control(name) for path, name in CONTROLNETS.items()}
+    control = {"num_layers": COPIED_BLOCKS, "num_attention_heads": 36, "num_cross_attention_heads": 16,
+               "cross_attention_head_dim": 72, "cross_attention_dim": 1152}  # fmt: skip
+    folder = "Sana_600M_1024px_ControlNetPlus_diffusers"
+    files[f"{folder}/controlnet/{WEIGHTS}"] = lambda: numbers(on_meta(lambda: diffusers.SanaControlNetModel(**control)))
     return files
 
 
@@ -276,7 +311,7 @@ def of_lumina_and_kl() -> Files:
 
 def released() -> Files:
     """Path of a released file as it lies on a disk -> its tensors."""
-    return of_sana() | of_pixart() | of_lumina_and_kl() | of_text_encoders()
+    return of_sana() | of_controlnets() | of_pixart() | of_lumina_and_kl() | of_text_encoders()
 
 
 def old_lumina() -> dict[str, Tensor]:
@@ -291,10 +326,6 @@ def old_lumina() -> dict[str, Tensor]:
 def pixart_lora() -> dict[str, Tensor]:
     layer = "transformer.transformer_blocks.0.attn1.to_q"
     return numbers({f"{layer}.lora_A.weight": (8, 1152), f"{layer}.lora_B.weight": (1152, 8)})
-
-
-def merged_control() -> dict[str, Tensor]:
-    return numbers(generate.load()["NVIDIA"]["SANA 0.6B"] | {"controlnet.0.before_proj.weight": (1152, 1152)})
 
 
 def gemma_2(width: int, layers: int) -> dict[str, Tensor]:
@@ -328,7 +359,6 @@ def foreign() -> Files:
         "DC-AE f64c128": lambda: numbers(on_meta(lambda: diffusers.AutoencoderDC(**other_dc_ae))),
         "AutoencoderKL with 16 channels (Flux)": lambda: numbers(kl_of_host(z_channels=16)),
         "a LoRA of PixArt": pixart_lora,
-        "a SANA ControlNet merged with its base": merged_control,
         "SANA for Nunchaku": lambda: quantized_as("qweight", "lora_down"),
         "SANA quantized by quanto": lambda: quantized_as("weight._data"),
         "SANA quantized by SDNQ": lambda: quantized_as("scale"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from comfy.taesd.taesd import TAESD
 from PIL import Image
-from sana_native.tests.support import layouts, pixart, tiny
+from sana_native.tests.support import controlnets, layouts, pixart, tiny
 from sana_native.tests.support.lora_layouts import LAYOUTS, make_lora
 from sana_native.tools.workflow_files import (
     DC_AE,
@@ -21,6 +21,7 @@ from sana_native.tools.workflow_files import (
     SANA,
     SANA_2K,
     SANA_4K,
+    SANA_CONTROLNET,
     SD1_VAE,
     SDXL_VAE,
     SPRINT,
@@ -43,6 +44,8 @@ def save_released(base: Path) -> None:
         (SPRINT, sprint, 32),
     ):
         layouts.save(place(base, file), {"state_dict": layouts.nvidia_sana(model.state_dict(), side)})
+    deeper, control = tiny.transformer(num_layers=3), controlnets.reference()
+    layouts.save(place(base, SANA_CONTROLNET), controlnets.merged(deeper.state_dict(), control.state_dict()))
     # The released widths tell the number of heads, the tiny one does not.
     heads = {"_class_name": "SanaTransformer2DModel", "num_cross_attention_heads": 4, "cross_attention_head_dim": 16}
     (base / "models" / "diffusion_models" / "config.json").write_text(json.dumps(heads))

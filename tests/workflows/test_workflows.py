@@ -21,6 +21,7 @@ from sana_native.tools.workflow import (
     choices,
     default,
     has_control,
+    has_upload,
     input_specs,
     is_widget,
     set_inputs,
@@ -49,10 +50,12 @@ THUMBNAIL_BYTES = 30_000
 # Pixels of a small notebook's page, and what the page leaves around the nodes.
 WINDOW, FIT_PADDING = (1366, 768), 10
 # Values that depend on the files a user has.
-FILE_WIDGETS = {"model_name", "text_encoder_name", "vae_name", "lora_name", "image"}
+FILE_WIDGETS = {"model_name", "text_encoder_name", "vae_name", "lora_name", "control_net_name", "image"}
 # What the test models are drawn at in place of the released sizes: seconds instead of hours.
 SMALL, LARGE = 128, 512
 ROOM = 0.35  # GiB, where decoding LARGE in float32 takes 0.27 in the smallest exact tiles and 0.45 whole
+# Of what the demo cannot show, the thumbnail is the graph itself.
+DRAWN = ["sana_lora", "sana_controlnet_scribble", "sana_prompt_enhance", "lumina_next_txt2img", "lumina_next_2k"]
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -121,7 +124,7 @@ def test_every_widget_has_a_value_that_the_host_allows(name, object_info):
         prompt = to_api({"nodes": [node | {"inputs": [], "mode": 0}], "links": []}, object_info)[str(node["id"])]
         specs = expand(input_specs(object_info[node["type"]]), prompt["inputs"])
         widgets = [(key, spec) for key, spec in specs if is_widget(spec)]
-        uploads = any(isinstance(spec[-1], dict) and spec[-1].get("image_upload") for _, spec in widgets)
+        uploads = any(has_upload(spec) for _, spec in widgets)
         assert len(node["widgets_values"]) == sum(1 + has_control(key, spec) for key, spec in widgets) + uploads
         assert None not in node["widgets_values"]
         for key, spec in widgets:
@@ -167,6 +170,8 @@ def test_every_node_names_the_pack_and_version_it_comes_from(name):
 def test_missing_files_can_be_offered_for_download(name):
     """The frontend offers a file when a widget's value is its name; the folder must be one the loader reads."""
     loaders = [node for node in load(name)["nodes"] if "Loader" in node["type"]]
+    # Reads the ControlNet out of the file of the model loader.
+    controls = [loaders.pop(i) for i, node in enumerate(loaders) if node["type"] == "SanaNativeControlNetLoader"]
     folders = {
         "SanaNativeModelLoader": "diffusion_models",
         "SanaNativeLoraLoader": "loras",
@@ -186,6 +191,8 @@ def test_missing_files_can_be_offered_for_download(name):
         assert f"models/{model['directory']}: [{model['name']}]({model['url']})" in note
         downloaded = model["url"].rpartition("/")[2]
         assert downloaded == model["name"] or f"(downloaded as {downloaded}: rename it)" in note
+    for node in controls:
+        assert node["widgets_values"][0] == f"diffusion_models/{loaders[0]['widgets_values'][0]}"
 
 
 @pytest.mark.parametrize("name", DEMOS)
@@ -438,7 +445,7 @@ def test_there_is_no_thumbnail_of_a_graph_that_is_gone():
     assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
 
 
-@pytest.mark.parametrize("name", ["sana_lora", "sana_prompt_enhance", "lumina_next_txt2img", "lumina_next_2k"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_thumbnail_of_what_the_demo_cannot_show_is_a_drawing_of_its_graph(name):
     """Fonts and scaling may differ by a shade between versions of Pillow."""
     drawn, shown = (as_array(picture) for picture in (thumbnail(name, None), Image.open(FOLDER / f"{name}.jpg")))

@@ -33,7 +33,7 @@ from sana_native.models.sana.model_base import SanaModel
 from sana_native.nodes.files import resolve
 from sana_native.tests.models.test_detection import meta_sana
 from sana_native.tests.models.test_pictures import load_graph
-from sana_native.tests.support import bad_models, layouts, tiny
+from sana_native.tests.support import bad_models, controlnets, layouts, tiny
 from sana_native.tests.support.bad_files import FILES, Harmful, Place
 from sana_native.tools.comfy_server import ServerError
 from sana_native.tools.workflow import set_inputs
@@ -44,7 +44,12 @@ EXPECTED = {
     component: " or ".join(family.name for family in FAMILIES if family.component == component) for component in LOADERS
 }
 # What the files are that the bad ones are made of.
-OWN = {"transformer": "a SANA transformer", "text_encoder": "a Gemma-2 text encoder", "vae": "a DC-AE autoencoder"}
+OWN = {
+    "transformer": "a SANA transformer",
+    "text_encoder": "a Gemma-2 text encoder",
+    "vae": "a DC-AE autoencoder",
+    "controlnet": "a SANA ControlNet",
+}
 # What a sentence may ask the user to do, at its end or in brackets.
 CURE = re.compile(
     r"[:(] ?(allow|check|delete|download|keep|load|pick|put|rename|run|save|take|unpack|use|wait)\b[^:]*\.$"
@@ -58,6 +63,7 @@ CASES = [(name, component) for name, kind in KINDS.items() for component in kind
 def sound(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     tiny.save_pipeline(folder)
+    controlnets.reference().save_pretrained(folder / "controlnet")
     shutil.rmtree(folder / "scheduler")
     return folder
 
