@@ -6,6 +6,7 @@ from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
 from .conditioning import SanaNativeGemmaEncode
 from .files import tiny_decoder_path
+from .guidance import SanaNativeCFGZeroStar, SanaNativePAG
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
@@ -37,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeLoraLoader,
     SanaNativeLuminaOptions,
     SanaNativeQuantizeSave,
+    SanaNativePAG,
+    SanaNativeCFGZeroStar,
 ]
 
 

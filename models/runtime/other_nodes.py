@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 NODE_TITLES = {
+    "CFGZeroStar": "CFG-Zero*",
     "NAGuidance": "Normalized Attention Guidance",
     "PerpNeg": "Perp-Neg",
+    "PerturbedAttention": "SANA PAG",
     "SelfAttentionGuidance": "Self-Attention Guidance",
 }
 
