@@ -58,6 +58,13 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     optional=True,
                     tooltip="Lowers the case of both prompts, as diffusers does; the authors' own pipelines do not.",
                 ),
+                io.Boolean.Input(
+                    "weights",
+                    default=False,
+                    optional=True,
+                    tooltip="Reads weights as in (red:1.4) in both prompts: red then counts as 1.4 times in the text. "
+                    "off: plain text. T5 always reads them, in ComfyUI's own way.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -79,8 +86,9 @@ class SanaNativeGemmaEncode(io.ComfyNode):
         instruction: str = "on",
         custom_instruction: str = "",
         lower_case: bool = False,
+        weights: bool = False,
     ) -> io.NodeOutput:
         own_text = {"on": None, "off": "", "custom": custom_instruction}[instruction]
-        notices = prompt_notices(clip, prompt, negative_prompt, own_text, lower_case)
+        notices = prompt_notices(clip, prompt, negative_prompt, own_text, lower_case, weights)
         show(notices, new=[])  # the tokenizer logs them, for every node that encodes
-        return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, own_text, lower_case))
+        return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, own_text, lower_case, weights))
