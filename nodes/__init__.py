@@ -4,9 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
-from .conditioning import SanaNativeGemmaEncode
+from .conditioning import SanaNativeBlendPrompts, SanaNativeGemmaEncode
 from .files import tiny_decoder_path
-from .guidance import SanaNativeCFGZeroStar, SanaNativePAG
+from .guidance import SanaNativeCFGZeroStar, SanaNativeNAG, SanaNativePAG
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
@@ -38,7 +38,9 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeLoraLoader,
     SanaNativeLuminaOptions,
     SanaNativeQuantizeSave,
+    SanaNativeBlendPrompts,
     SanaNativePAG,
+    SanaNativeNAG,
     SanaNativeCFGZeroStar,
 ]
 

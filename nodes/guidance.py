@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..models.runtime.attention_patches import depth_of
+from ..models.runtime.negative_attention import Strength, with_negative_attention
 from ..samplers.guidance import (
     AUTO,
     CFGZeroStar,
@@ -91,6 +92,60 @@ class SanaNativePAG(io.ComfyNode):
         numbers = parse_blocks(blocks, depth_of(model.model.diffusion_model, "SANA PAG"))
         guidance = PerturbedAttention(scale, numbers, adaptive, sigma_start, sigma_end)
         return io.NodeOutput(with_perturbed_attention(model, guidance))
+
+
+class SanaNativeNAG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeNAG",
+            display_name="SANA NAG",
+            category="model/patch",
+            description="Normalized attention guidance: a negative prompt inside the attention to the text, without a "
+            "second pass. Gives SANA-Sprint a negative prompt.",
+            search_aliases=["normalized attention guidance", "nag", "negative prompt sprint"],
+            inputs=[
+                io.Model.Input("model", tooltip="SANA-Sprint at cfg 1; SANA, SANA-1.5 and PixArt at any cfg."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What to avoid, one text: the negative output of SANA Gemma Encode. Acts at cfg 1 too.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=5.0,
+                    min=1.0,
+                    max=20.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="How far the attention is led away from the negative text; 1 has no effect.",
+                ),
+                io.Float.Input(
+                    "tau",
+                    default=2.5,
+                    min=1.0,
+                    max=10.0,
+                    step=0.1,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Limit of what is led away, in norms of the attention to the prompt. Lower is calmer.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Share of the result beside the plain attention; 0 has no effect.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance; the one that came in stays as it is.")],
+        )
+
+    @classmethod
+    def execute(cls, model, negative, scale: float = 5.0, tau: float = 2.5, alpha: float = 0.25) -> io.NodeOutput:
+        return io.NodeOutput(with_negative_attention(model, negative, Strength(scale, tau, alpha)))
 
 
 class SanaNativeCFGZeroStar(io.ComfyNode):

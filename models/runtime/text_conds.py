@@ -4,11 +4,15 @@ The host's own conditionings are batched where their shapes are equal, so that a
 300 positions that a long one may have.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import comfy.conds
 import torch
 from torch import Tensor
 
 from .precision import require_finite
+from .zero_padding import ZERO_PADDED, mask_of_rows
 
 CONDITIONING_CURE = "encode the prompt again, without a LoRA on its clip"
 # Key of a conditioning: how many times each position of its text counts, (B, L) in float32; those after L count once.
@@ -70,6 +74,19 @@ def weighted_mask(mask: Tensor, weights: Tensor) -> Tensor:
     missing = max(0, mask.shape[1] - weights.shape[1])
     weights = torch.nn.functional.pad(weights, (0, missing), value=1.0)[:, : mask.shape[1]].to(mask.device)
     return mask if bool((weights == 1).all()) else mask * weights.float()
+
+
+def counted_text(context: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """States (B, L, C) of a conditioning up to its last token, and how many times each position counts, (B, L).
+
+    extra: the conditioning's other values. Raises ValueError as `require_text`.
+    """
+    mask, weights = extra.get("attention_mask"), extra.get(TOKEN_WEIGHTS)
+    if extra.get(ZERO_PADDED):
+        mask = mask_of_rows(context, mask)
+    require_text(context, mask)
+    context, mask = without_padding(context, mask)
+    return context, mask if weights is None else weighted_mask(mask, weights)
 
 
 def other_width(context: Tensor | None, channels: int) -> str | None:

@@ -15,6 +15,8 @@ ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_
 BLOCK_KINDS = ("double_block", "middle", "input")  # in the keys of replaced attention; ("middle", 0) is the PAG block
 UNCONDITIONAL_BY = "sana_native_unconditional_by"  # in transformer_options: what asks for an unconditional pass
 BYPASS = "by {}, but its guidance is embedded: bypass that node between the loader and the sampler"
+NAG = "Normalized Attention Guidance"
+OTHER_NAG = "by {}, but its guidance is embedded: take SANA NAG instead, which needs no such pass"
 # Guiders that run an unconditional pass because of cfg alone.
 PLAIN_GUIDERS = ("CFGGuider", "Guider_Basic", "Guider_DualModel")
 
@@ -82,7 +84,7 @@ def unconditional_by(guider: Any, sampler: str) -> str | None:
         return f"by the sampler {sampler}, but its guidance is embedded: choose the sampler sana_scm instead"
     if guider.model_options.get("disable_cfg1_optimization"):
         nodes = " or ".join(dict.fromkeys(map(owner_of, _guidance_functions(guider.model_options)))) or "a node"
-        return BYPASS.format(nodes)
+        return (OTHER_NAG if nodes == NAG else BYPASS).format(nodes)
     return None
 
 
