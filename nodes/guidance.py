@@ -6,8 +6,8 @@ from ..models.runtime.attention_patches import depth_of
 from ..models.runtime.negative_attention import Strength, with_negative_attention
 from ..samplers.guidance import (
     AUTO,
-    CFGZeroStar,
     PerturbedAttention,
+    ZeroStarGuidance,
     parse_blocks,
     with_cfg_zero_star,
     with_perturbed_attention,
@@ -174,4 +174,4 @@ class SanaNativeCFGZeroStar(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, zero_init_steps: int = 1) -> io.NodeOutput:
-        return io.NodeOutput(with_cfg_zero_star(model, CFGZeroStar(zero_init_steps)))
+        return io.NodeOutput(with_cfg_zero_star(model, ZeroStarGuidance(zero_init_steps)))

@@ -92,7 +92,7 @@ def cfg_zero_star(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CFGZeroStar:
+class ZeroStarGuidance:
     """CFG-Zero* in the place of classifier-free guidance, as the host calls it: of x - x0, sigma times the velocity.
 
     zero_init_steps: first steps of a run in which the velocity is zero, so that nothing moves; never the last one.
@@ -124,7 +124,7 @@ def with_perturbed_attention(
 
 
 def with_cfg_zero_star(
-    patcher: comfy.model_patcher.ModelPatcher, guidance: CFGZeroStar
+    patcher: comfy.model_patcher.ModelPatcher, guidance: ZeroStarGuidance
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of the model that is guided by CFG-Zero*. Raises ValueError for a model without a velocity or cfg."""
     if not isinstance(patcher.get_model_object("model_sampling"), CONST):

@@ -4,10 +4,10 @@ import comfy.controlnet
 import comfy.model_patcher
 import pytest
 import torch
-from comfy_extras.nodes_cfg import CFGZeroStar as StockCFGZeroStar
+from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from diffusers import SanaPAGPipeline
-from sana_native.samplers.guidance import CFGZeroStar, PerturbedAttention, cfg_zero_star, parse_blocks
+from sana_native.samplers.guidance import PerturbedAttention, ZeroStarGuidance, cfg_zero_star, parse_blocks
 from sana_native.tests.support import workbench as bench
 
 
@@ -157,8 +157,8 @@ def test_a_step_lacks_none_of_what_the_stock_node_leaves_out():
     c, u = (torch.randn(1, 32, 4, 4, generator=generator) + x for _ in range(2))
     args = {"input": x, "cond_scale": g, "sigma": torch.tensor([sigma]), "model_options": {}}
     args |= {"cond_denoised": x - sigma * c, "uncond_denoised": x - sigma * u, "cond": sigma * c, "uncond": sigma * u}
-    ours = x - CFGZeroStar(0)(args)
-    patched = bench.call(StockCFGZeroStar, bench.model("sana"))[0]
+    ours = x - ZeroStarGuidance(0)(args)
+    patched = bench.call(CFGZeroStar, bench.model("sana"))[0]
     (stock,) = patched.model_options["sampler_post_cfg_function"]
     theirs = stock(args | {"denoised": args["uncond_denoised"] + g * (args["cond_denoised"] - args["uncond_denoised"])})
     a = (c * u).sum() / (u * u).sum()
