@@ -34,7 +34,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     optional=True,
-                    tooltip="What to avoid; acts when the sampler's cfg is above 1. SANA-Sprint does not use it.",
+                    tooltip="What to avoid; acts when the sampler's cfg is above 1. SANA-Sprint needs SANA NAG for it.",
                 ),
                 io.Combo.Input(
                     "instruction",

@@ -153,7 +153,7 @@ class SanaNativeCFGZeroStar(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SanaNativeCFGZeroStar",
-            display_name="SANA CFG-Zero*",
+            display_name="SANA CFG-Zero Star",
             category="model/patch",
             description="CFG-Zero* on the velocity of a flow: guides from the rescaled unconditional prediction, and "
             "does not move in the first steps.",

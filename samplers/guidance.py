@@ -130,12 +130,12 @@ def with_cfg_zero_star(
     if not isinstance(patcher.get_model_object("model_sampling"), CONST):
         raise ValueError(
             f"CFG-Zero* guides a velocity, but this {type(patcher.model).__name__} predicts noise: bypass SANA "
-            "CFG-Zero*."
+            "CFG-Zero Star."
         )
     if getattr(getattr(patcher.model.diffusion_model, "config", None), "guidance_embeds", False):
         raise ValueError(
             "CFG-Zero* has no effect on SANA-Sprint, whose guidance is embedded and which runs at cfg 1: bypass SANA "
-            "CFG-Zero*."
+            "CFG-Zero Star."
         )
     clone = patcher.clone()
     clone.set_model_sampler_cfg_function(guidance)

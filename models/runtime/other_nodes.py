@@ -8,7 +8,7 @@ NODE_TITLES = {
     "PerpNeg": "Perp-Neg",
     "PerturbedAttention": "SANA PAG",
     "SelfAttentionGuidance": "Self-Attention Guidance",
-    "ZeroStarGuidance": "SANA CFG-Zero*",
+    "ZeroStarGuidance": "SANA CFG-Zero Star",
 }
 
 

@@ -196,5 +196,5 @@ def test_at_cfg_one_the_prompt_alone_counts():
 
 
 def test_models_that_it_cannot_guide_are_refused():
-    with pytest.raises(ValueError, match="no effect on SANA-Sprint, .* runs at cfg 1: bypass SANA CFG-Zero"):
+    with pytest.raises(ValueError, match="no effect on SANA-Sprint, .* runs at cfg 1: bypass SANA CFG-Zero Star"):
         bench.call(bench.OURS["CFGZeroStar"], bench.model("sprint"), 1)
