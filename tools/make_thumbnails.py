@@ -52,7 +52,7 @@ SHOWN = {
     "sana_img2img": Shown("SANA", "image to image", "a red apple and a rocket on a yellow background"),
     "sana_seed_batch": Shown("SANA", "four images from one seed", "a sailboat on a blue background"),
     "sana_lora": Shown("SANA", "with a LoRA"),
-    "sana_pag": Shown("SANA", "perturbed attention", "a big lighthouse in the center on a blue background"),
+    "sana_pag": Shown("SANA", "perturbed attention", "a big rocket in the center on a blue background"),
     "sana_blend": Shown("SANA", "two prompts blended"),
     "sana_prompt_enhance": Shown("SANA", "Gemma expands the prompt"),
     "sana_sprint_txt2img": Shown("SANA-Sprint", "1 to 4 steps", "a big guitar in the center on an orange background"),
