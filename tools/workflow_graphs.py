@@ -352,16 +352,16 @@ def with_lora() -> Graph:
 
 
 def perturbed_attention() -> Graph:
-    transformer, gemma, vae = loaders(SANA, LOADERS)
-    guided = Node("SanaNativePAG", {"model": transformer, "scale": 2.0})
-    text, latent = encode(gemma, PROMPT, width=TEXT), empty(1024)
-    drawn = sample(guided, text[0], text[1], latent, steps=20, cfg=4.5, width=SAMPLER)
-    image = decode(vae, drawn, IMAGE)
+    transformer, gemma, vae = loaders(SANA, 318)
+    guided = Node("SanaNativePAG", {"model": transformer, "scale": 2.0}, width=240)
+    text, latent = encode(gemma, PROMPT, width=280), empty(1024)
+    drawn = sample(guided, text[0], text[1], latent, steps=20, cfg=4.5, width=250)
+    image = decode(vae, drawn, 255)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Prompt and size", [text, latent]),
-            ("Generate with PAG", [guided, drawn]),
+            ("Generate with PAG", [guided], [drawn]),
             ("Image", [image, save(image)]),
         ),
         note(
@@ -376,8 +376,9 @@ def perturbed_attention() -> Graph:
 def blended_prompts() -> Graph:
     transformer, gemma, vae = loaders(SANA, 318)
     first = encode(gemma, "a red fox sitting in deep snow, portrait photo", "First prompt", 270)
-    second = encode(gemma, "a snowy owl sitting in deep snow, portrait photo", "Second prompt", 270)
-    blend = Node("SanaNativeBlendPrompts", {"prompt_a": first[0], "prompt_b": second[0], "share": 0.5}, width=245)
+    words = "a snowy owl sitting in deep snow, portrait photo"
+    second = Node("CLIPTextEncode", {"clip": gemma, "text": words}, title="Second prompt", width=270)
+    blend = Node("SanaNativeBlendPrompts", {"prompt_a": first[0], "prompt_b": second, "share": 0.5}, width=245)
     latent = empty(1024)
     drawn = sample(transformer, blend, first[1], latent, steps=20, cfg=4.5, width=250)
     image = decode(vae, drawn, 255)
@@ -385,14 +386,13 @@ def blended_prompts() -> Graph:
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Two prompts", [first, second]),
-            ("Blend and size", [blend, latent]),
-            ("Generate", [drawn]),
+            ("Blend and generate", [blend, latent], [drawn]),
             ("Image", [image, save(image)]),
         ),
         note(
             "**share** is how much of the second prompt counts: 0 is the first alone, 1 the second alone. Each token "
-            "of both counts by its share, in one pass. Single parts of a prompt are weighted in brackets, as in "
-            "(snow:1.4).",
+            "of both counts by its share, in one pass. Single parts of the first prompt are weighted in brackets, as "
+            "in (snow:1.4).",
             files_of(SANA),
         ),
     )

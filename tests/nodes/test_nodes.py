@@ -32,6 +32,10 @@ IDS = {
     "SanaNativeLoraLoader",
     "SanaNativeLuminaOptions",
     "SanaNativeQuantizeSave",
+    "SanaNativeBlendPrompts",
+    "SanaNativePAG",
+    "SanaNativeNAG",
+    "SanaNativeCFGZeroStar",
 }
 SHELVES = {
     "model/loaders",
