@@ -376,8 +376,8 @@ def perturbed_attention() -> Graph:
 def blended_prompts() -> Graph:
     transformer, gemma, vae = loaders(SANA, 318)
     first = encode(gemma, "a red fox sitting in deep snow, portrait photo", "First prompt", 270)
-    words = "a snowy owl sitting in deep snow, portrait photo"
-    second = Node("CLIPTextEncode", {"clip": gemma, "text": words}, title="Second prompt", width=270)
+    text = "a snowy owl sitting in deep snow, portrait photo"
+    second = Node("CLIPTextEncode", {"clip": gemma, "text": text}, title="Second prompt", width=270)
     blend = Node("SanaNativeBlendPrompts", {"prompt_a": first[0], "prompt_b": second, "share": 0.5}, width=245)
     latent = empty(1024)
     drawn = sample(transformer, blend, first[1], latent, steps=20, cfg=4.5, width=250)
