@@ -45,5 +45,9 @@ def linear_attention_of_tokens(q: Tensor, k: Tensor, v: Tensor, head_dim: int, e
 
 
 def mask_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scores of a text's positions: mask (B, L), 1 for a token and 0 for padding -> (B, 1, L)."""
-    return None if mask is None else (1 - mask.to(dtype))[:, None] * MASK_BIAS
+    """What is added to the scores of a text's positions, (B, 1, L): the logarithm of how many times each one counts.
+
+    mask: (B, L), 1 for a token and 0 for padding; another number is a token's weight. With log(2) a token has the share
+    that it would have twice in the text.
+    """
+    return None if mask is None else mask.to(dtype).log().clamp(min=MASK_BIAS)[:, None]

@@ -4,9 +4,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
-from .conditioning import SanaNativeGemmaEncode
+from .conditioning import SanaNativeBlendPrompts, SanaNativeGemmaEncode
 from .control import SanaNativeControlNetLoader, SanaNativeScribble
 from .files import add_output_controlnets, tiny_decoder_path
+from .guidance import SanaNativeCFGZeroStar, SanaNativeNAG, SanaNativePAG
 from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
@@ -41,6 +42,10 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeControlNetLoader,
     SanaNativeControlNetSave,
     SanaNativeScribble,
+    SanaNativeBlendPrompts,
+    SanaNativePAG,
+    SanaNativeNAG,
+    SanaNativeCFGZeroStar,
 ]
 
 

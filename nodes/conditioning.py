@@ -1,8 +1,9 @@
-"""Text encoding: prompt and negative prompt -> CONDITIONING."""
+"""Text encoding: prompt and negative prompt -> CONDITIONING, and two of them blended."""
 
 from comfy_api.latest import io
 
 from ..models.gemma.text_encoder import encode_prompts, prompt_notices
+from ..models.runtime.blending import blend
 from .warnings import show
 
 
@@ -33,7 +34,7 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     optional=True,
-                    tooltip="What to avoid; acts when the sampler's cfg is above 1. SANA-Sprint does not use it.",
+                    tooltip="What to avoid; acts when the sampler's cfg is above 1. SANA-Sprint needs SANA NAG for it.",
                 ),
                 io.Combo.Input(
                     "instruction",
@@ -58,6 +59,13 @@ class SanaNativeGemmaEncode(io.ComfyNode):
                     optional=True,
                     tooltip="Lowers the case of both prompts, as diffusers does; the authors' own pipelines do not.",
                 ),
+                io.Boolean.Input(
+                    "weights",
+                    default=False,
+                    optional=True,
+                    tooltip="Reads weights as in (red:1.4) in both prompts: red then counts as 1.4 times in the text. "
+                    "off: plain text. T5 always reads them, in ComfyUI's own way.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -79,8 +87,40 @@ class SanaNativeGemmaEncode(io.ComfyNode):
         instruction: str = "on",
         custom_instruction: str = "",
         lower_case: bool = False,
+        weights: bool = False,
     ) -> io.NodeOutput:
         own_text = {"on": None, "off": "", "custom": custom_instruction}[instruction]
-        notices = prompt_notices(clip, prompt, negative_prompt, own_text, lower_case)
+        notices = prompt_notices(clip, prompt, negative_prompt, own_text, lower_case, weights)
         show(notices, new=[])  # the tokenizer logs them, for every node that encodes
-        return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, own_text, lower_case))
+        return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, own_text, lower_case, weights))
+
+
+class SanaNativeBlendPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeBlendPrompts",
+            display_name="SANA Blend Prompts",
+            category="model/conditioning/sana",
+            description="Blends two prompts inside the attention: every token of both counts by its prompt's share, in "
+            "one pass.",
+            search_aliases=["prompt blending", "conditioning average", "mix prompts", "prompt interpolation"],
+            inputs=[
+                io.Conditioning.Input("prompt_a", tooltip="The first prompt; its guidance and area stay."),
+                io.Conditioning.Input("prompt_b", tooltip="The second prompt, of any length."),
+                io.Float.Input(
+                    "share",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Share of prompt_b: 0 is prompt_a alone, 1 prompt_b alone.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="blend", tooltip="One text that is both prompts.")],
+        )
+
+    @classmethod
+    def execute(cls, prompt_a, prompt_b, share: float = 0.5) -> io.NodeOutput:
+        return io.NodeOutput(blend(prompt_a, prompt_b, share))

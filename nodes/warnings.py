@@ -15,7 +15,13 @@ from ..models.lumina.model_base import LuminaModel
 from ..models.pixart import run_checks as pixart_checks
 from ..models.pixart.model_base import PixArtModel
 from ..models.pixart.model_sampling import is_consistency
-from ..models.sana.patch_checks import UNCONDITIONAL_BY, check_patches, refuse_patches, unconditional_by
+from ..models.sana.patch_checks import (
+    UNCONDITIONAL_BY,
+    check_guidance,
+    check_patches,
+    refuse_patches,
+    unconditional_by,
+)
 from ..models.sana.run_checks import Run, check_run, require_run, sampler_name
 from .host_server import running_server
 
@@ -73,11 +79,12 @@ def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *arg
         guider = run.class_obj
         settings = describe_run(guider, latent_image, sampler, sigmas, denoise_mask)
         options = guider.model_options.setdefault("transformer_options", {})  # of this run alone
-        refuse_patches(guider.model_options, settings.config.guidance_embeds)
+        is_sprint = settings.config.guidance_embeds
+        refuse_patches(guider.model_options, is_sprint, latent_image.shape[0])
         require_run(settings)
         options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
-        sentences = [*check_run(settings), *check_controls(guider, settings.config)]
-        watch = PassWatch(sentences, partial(check_patches, depth=settings.config.depth))
+        found = [*check_controls(guider, settings.config), *check_guidance(guider, is_sprint, settings.size)]
+        watch = PassWatch([*check_run(settings), *found], partial(check_patches, depth=settings.config.depth))
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 

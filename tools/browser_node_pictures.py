@@ -83,6 +83,17 @@ SCENES = {
     "SanaNativeFlowScheduler": Scene({"model": MODEL}, [(0, TO_CUSTOM, "sigmas")]),
     "SanaNativeFlowDPMSampler": Scene(after=[(0, TO_CUSTOM, "sampler")]),
     "SanaNativeSCMScheduler": Scene(after=[(0, TO_CUSTOM, "sigmas")], widgets={"steps": 2}),
+    "SanaNativeBlendPrompts": Scene(
+        {"prompt_a": ("SanaNativeGemmaEncode", 0), "prompt_b": ("SanaNativeGemmaEncode", 0)},
+        [(0, TO_SAMPLER, "positive")],
+        {"share": 0.5},
+        width=240,
+    ),
+    "SanaNativePAG": Scene({"model": MODEL}, [(0, TO_SAMPLER, "model")]),
+    "SanaNativeNAG": Scene(
+        {"model": MODEL, "negative": ("SanaNativeGemmaEncode", 1)}, [(0, TO_SAMPLER, "model")], width=240
+    ),
+    "SanaNativeCFGZeroStar": Scene({"model": MODEL}, [(0, TO_SAMPLER, "model")], width=270),
     "SanaNativeSCMSampler": Scene(after=[(0, TO_CUSTOM, "sampler")], width=240),
 }
 # Empty, but there: the page frames nodes whose file is missing.

@@ -54,6 +54,8 @@ SHOWN = {
     "sana_seed_batch": Shown("SANA", "four images from one seed", "a sailboat on a blue background"),
     "sana_lora": Shown("SANA", "with a LoRA"),
     "sana_controlnet_scribble": Shown("SANA", "ControlNet from a scribble"),
+    "sana_pag": Shown("SANA", "perturbed attention", "a big rocket in the center on a blue background"),
+    "sana_blend": Shown("SANA", "two prompts blended"),
     "sana_prompt_enhance": Shown("SANA", "Gemma expands the prompt"),
     "sana_sprint_txt2img": Shown("SANA-Sprint", "1 to 4 steps", "a big guitar in the center on an orange background"),
     "lumina_next_txt2img": Shown("Lumina-Next", "text to image"),

@@ -6,8 +6,8 @@ EXCERPT = 120  # characters of a text in a notice
 SURROGATE = re.compile("[\ud800-\udfff]")
 TEXT_NOTICES = (
     (  # not (16:9)
-        re.compile(r"[^\d\s] ?: ?\d*\.?\d+ ?\)"),
-        "weights as in (word:1.2) are read as plain text; take brackets and number out and say it in words.",
+        re.compile(r"\(.*[^\d\s] ?: ?\d*\.?\d+ ?\)", re.DOTALL),
+        "weights as in (word:1.2) are read as plain text; set weights to on in SANA Gemma Encode, or say it in words.",
     ),
     (
         re.compile(r"(^|\s)embedding:\S"),

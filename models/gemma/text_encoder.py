@@ -23,6 +23,7 @@ from ..files.quantized import make_movable
 from ..runtime.cpu.linear_ops import TextOperations
 from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
+from ..runtime.prompt_weights import encode_weighted, read_weights, unescape, weights_of_pieces
 from ..runtime.weight_fingerprint import WeightFingerprint, read_version, with_version
 from ..runtime.zero_padding import ZERO_PADDED
 from ..runtime.precision import require_finite_states
@@ -137,10 +138,8 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
 
     def prompt_ids(self, text: str, instruction: str | None, lower_case: bool) -> tuple[list[int], int]:
         """Token ids of [instruction +] prompt, and how many of them count."""
-        text = without_end_of_turn(text.lower() if lower_case else text).strip()
-        if instruction is None:
-            instruction = INSTRUCTION if text else ""
-        instruction = without_end_of_turn(instruction)
+        text = self.clean(text, lower_case)
+        instruction = instruction_before(text, instruction)
         length = CONTEXT_LENGTH
         if instruction:
             # BOS is counted twice and the instruction's last space merges with the prompt: hence the 2.
@@ -151,6 +150,21 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
                 "read before the prompt: shorten custom_instruction."
             )
         return self.encode(instruction + text), length
+
+    def clean(self, text: str, lower_case: bool = False) -> str:
+        return without_end_of_turn(text.lower() if lower_case else text).strip()
+
+    def token_weights(self, text: str, weights: list[float], instruction: str | None = None) -> Tensor:
+        """Weights (1, 300) of the positions that the transformer is given, from those of the characters of a text.
+
+        text: clean. Raises ValueError for a tokenizer whose tokens do not spell the text.
+        """
+        ids, length = self.prompt_ids(text, instruction, lower_case=False)
+        before = instruction_before(text, instruction)
+        whole, weights = unescape(before + text, [1.0] * len(before) + weights)
+        found = [1.0, *weights_of_pieces(self.sentencepiece, ids[1:], whole, weights)][:length]
+        found += [1.0] * (length - len(found))
+        return torch.tensor([found[:1] + found[1 - CONTEXT_LENGTH :]])
 
     def encode(self, text: str) -> list[int]:
         """BOS and the tokens of a text, in which a backslash before a bracket is left out as in the host's prompts."""
@@ -190,6 +204,13 @@ class SanaTokenizer(comfy.sd1_clip.SD1Tokenizer):
     def state_dict(self) -> dict[str, Tensor]:
         # With the encoder's own prefix CLIPSave writes weights and tokenizer into one file.
         return {f"{CLIP_NAME}.{key}": value for key, value in super().state_dict().items()}
+
+
+def instruction_before(text: str, instruction: str | None) -> str:
+    """The instruction that a clean text gets; None stands for the trained one, which an empty text gets none of."""
+    if instruction is None:
+        instruction = INSTRUCTION if text else ""
+    return without_end_of_turn(instruction)
 
 
 def is_linked(given) -> bool:
@@ -309,7 +330,12 @@ class GemmaClip(comfy.sd.CLIP):
 
 
 def encode_prompts(
-    clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False
+    clip,
+    prompt: str,
+    negative_prompt: str,
+    instruction: str | None = None,
+    lower_case: bool = False,
+    weights: bool = False,
 ) -> tuple[list, list]:
     """Host conditioning of a prompt and a negative prompt; only the prompt is given the instruction.
 
@@ -317,30 +343,38 @@ def encode_prompts(
     told what its outputs are linked to, and the sampler's cfg can come from anywhere. Its states are cached instead, so
     that it is computed with the first prompt alone.
 
-    instruction: None for the trained one, "" for none. Raises ValueError when the CLIP is not SANA's text encoder.
+    instruction: None for the trained one, "" for none. weights: read those of (word:1.2), as TOKEN_WEIGHTS. Raises
+    ValueError when the CLIP is not SANA's text encoder, and for a negative weight.
     """
     require_gemma_clip(clip)
     before = INSTRUCTION if instruction is None else instruction
     positive, negative = (
-        clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=own, lower_case=lower_case))
+        encode_weighted(clip, text, own, lower_case, weights)
         for text, own in tracked([(prompt, before), (negative_prompt, "")])
     )
     return positive, negative
 
 
 def prompt_notices(
-    clip, prompt: str, negative_prompt: str, instruction: str | None = None, lower_case: bool = False
+    clip,
+    prompt: str,
+    negative_prompt: str,
+    instruction: str | None = None,
+    lower_case: bool = False,
+    weights: bool = False,
 ) -> list[str]:
     """Sentences on what of the two prompts does not act as their writer may expect.
 
-    Raises ValueError when the CLIP is not SANA's text encoder.
+    Raises ValueError when the CLIP is not SANA's text encoder, and for a negative weight.
     """
     require_gemma_clip(clip)
     before = INSTRUCTION if instruction is None else instruction
     texts = (("Prompt", prompt, before), ("Negative prompt", negative_prompt, ""))
-    return [
-        f"{name}: {sentence}" for name, text, own in texts for sentence in clip.tokenizer.notices(text, own, lower_case)
-    ]
+    found = []
+    for name, text, own in texts:
+        text, _ = read_weights(clip, text, lower_case, weights)
+        found += [f"{name}: {sentence}" for sentence in clip.tokenizer.notices(text, own, lower_case)]
+    return found
 
 
 def require_gemma_clip(clip) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..files.prepare import prepare_state_dict
 from ..files.quantized import make_movable
 from ..runtime.precision import require_finite_states
+from ..runtime.prompt_weights import unescape, weights_of_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +137,21 @@ class Gemma1Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 
     def encode(self, text: str, lower_case: bool = False) -> list[int]:
         """BOS and the tokens of a text, in which a backslash before a bracket is left out as in the host's prompts."""
-        text = (text.lower() if lower_case else text).strip().replace("\\(", "(").replace("\\)", ")")
+        text = self.clean(text, lower_case).replace("\\(", "(").replace("\\)", ")")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(
                 "The prompt has half a character, as a cut emoji leaves it: delete it or type the character again."
             )
         return self.sentencepiece.encode(text, add_bos=True, add_eos=False)
+
+    def clean(self, text: str, lower_case: bool = False) -> str:
+        return (text.lower() if lower_case else text).strip()
+
+    def token_weights(self, text: str, weights: list[float], instruction: str | None = None) -> Tensor:  # noqa: ARG002 - as `tokenize_with_weights`
+        """Weights (1, L) of BOS and the tokens of a clean text, the first 256, from those of its characters."""
+        ids = self.encode(text)
+        found = [1.0, *weights_of_pieces(self.sentencepiece, ids[1:], *unescape(text, weights))]
+        return torch.tensor([found[:CONTEXT_LENGTH]])
 
     def notices(self, text: str, instruction: str | None = None, lower_case: bool = False) -> list[str]:  # noqa: ARG002 - as `tokenize_with_weights`
         """Sentences on what of a prompt does not act."""

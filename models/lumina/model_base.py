@@ -8,7 +8,7 @@ from torch import Tensor
 from ..runtime.latent_checks import require_image_latent, require_latent
 from ..runtime.precision import require_finite_result
 from ..runtime.run_checks import HIGHEST_FLOW, require_area
-from ..runtime.text_conds import other_width, require_text, text_conds
+from ..runtime.text_conds import TOKEN_WEIGHTS, other_width, require_text, text_conds
 from .config import RATIO
 from .guidance import guide_channels
 from .model import Lumina
@@ -51,7 +51,7 @@ class LuminaModel(comfy.model_base.BaseModel):
                 f"This conditioning is {found} where Lumina-Next needs Gemma-1's states of {channels}: {TEXT_CURE}."
             )
         require_text(context, mask)
-        return conds | text_conds(context, mask, kwargs.get("device"))
+        return conds | text_conds(context, mask, kwargs.get("device"), kwargs.get(TOKEN_WEIGHTS))
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:  # noqa: ARG002 - the host's signature
         # The network embeds sigma itself; nodes that set a shift may set another multiplier, or have none.

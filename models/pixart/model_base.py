@@ -11,7 +11,7 @@ from torch import Tensor
 from ..runtime.latent_checks import require_image_latent, require_latent
 from ..runtime.precision import require_finite_result
 from ..runtime.run_checks import require_area
-from ..runtime.text_conds import other_width, require_text, text_conds
+from ..runtime.text_conds import TOKEN_WEIGHTS, other_width, require_text, text_conds
 from .config import LCM, RATIO, TOKENS, PixArtConfig
 from .model import PixArt
 from .model_sampling import ModelSamplingLCM, require_noise_prediction
@@ -54,7 +54,7 @@ class PixArtModel(comfy.model_base.PixArt):
             )
         require_text(context, mask)
         device = kwargs.get("device")
-        conds |= text_conds(context, mask, device)
+        conds |= text_conds(context, mask, device, kwargs.get(TOKEN_WEIGHTS))
         self.warn_of_length(conds["c_crossattn"].cond.shape[1])
         if self.config.micro_conditions:
             size = kwargs.get("height"), kwargs.get("width")  # of the host's CLIP Text Encode for PixArt-alpha

@@ -92,3 +92,16 @@ def find_replacement(replace: Mapping[tuple, Callable], index: int, middle: int)
         ):
             return function
     return None
+
+
+def depth_of(network: Any, node: str) -> int:
+    """Number of blocks of a network that calls patches on attention. Raises ValueError for any other, naming the node.
+
+    Such a network has the sizes of its heads under ATTN1 and ATTN2.
+    """
+    if ATTN1 not in (getattr(network, "heads", None) or {}):
+        raise ValueError(
+            f"{node} changes the attention of SANA and PixArt, but this model is a {type(network).__name__}, on which "
+            "it has no effect: bypass that node."
+        )
+    return network.config.depth

@@ -6,7 +6,9 @@ from typing import Any
 NODE_TITLES = {
     "NAGuidance": "Normalized Attention Guidance",
     "PerpNeg": "Perp-Neg",
+    "PerturbedAttention": "SANA PAG",
     "SelfAttentionGuidance": "Self-Attention Guidance",
+    "ZeroStarGuidance": "SANA CFG-Zero Star",
 }
 
 
@@ -30,6 +32,13 @@ def owner_of(function: Any) -> str:
     """The node that made a patch, as far as its name tells: nodes define them in their `execute` or `patch`."""
     name = getattr(function, "__qualname__", type(function).__qualname__).split(".")[0]
     return NODE_TITLES.get(name, name)
+
+
+def setting_of(function: Any, name: str) -> Any:
+    """A setting that a node's function has from where it was defined; None where it has none of this name."""
+    inner = getattr(function, "__closure__", None) or ()
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    return dict(zip(names, (cell.cell_contents for cell in inner))).get(name)
 
 
 def has_self_attention_guidance(transformer_options: Mapping[str, Any]) -> bool:

@@ -4,13 +4,19 @@ The host's own conditionings are batched where their shapes are equal, so that a
 300 positions that a long one may have.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import comfy.conds
 import torch
 from torch import Tensor
 
 from .precision import require_finite
+from .zero_padding import ZERO_PADDED, mask_of_rows
 
 CONDITIONING_CURE = "encode the prompt again, without a LoRA on its clip"
+# Key of a conditioning: how many times each position of its text counts, (B, L) in float32; those after L count once.
+TOKEN_WEIGHTS = "token_weights"
 LENGTH_STEP = 16  # a compiler meets few lengths then, and a GPU rows that its kernels can load whole
 
 
@@ -28,10 +34,10 @@ class TextCond(comfy.conds.CONDRegular):
 
 
 class MaskCond(TextCond):
-    """The mask (B, L) of a text; the network gets None where no position of the batch is padding.
+    """The mask (B, L) of a text; the network gets None where every position of the batch counts once.
 
-    padded: whether the mask has zeros, found out before it is on the device, where the answer would have to be waited
-    for.
+    padded: whether the mask has other values than 1, found out before it is on the device, where the answer would have
+    to be waited for.
     """
 
     def __init__(self, cond: Tensor, padded: bool = True):
@@ -48,14 +54,39 @@ class MaskCond(TextCond):
         return super().concat(others)
 
 
-def text_conds(context: Tensor, mask: Tensor | None, device: torch.device | None) -> dict[str, TextCond]:
+def text_conds(
+    context: Tensor, mask: Tensor | None, device: torch.device | None, weights: Tensor | None = None
+) -> dict[str, TextCond]:
     """The host's conditionings of a text: states (B, L, C) and mask (B, L), on the device once and not at every step.
 
     device: where the network runs, as the host tells `extra_conds`; None leaves them where they are.
+    weights: TOKEN_WEIGHTS of the conditioning. The mask then tells how many times a position counts.
     """
     context, mask = without_padding(context, mask)
-    padded = not bool(mask.all())  # asked before the mask is on the device
+    if weights is not None:
+        mask = weighted_mask(mask, weights)
+    padded = not bool((mask == 1).all())  # asked before the mask is on the device
     return {"c_crossattn": TextCond(context.to(device)), "attention_mask": MaskCond(mask.to(device), padded)}
+
+
+def weighted_mask(mask: Tensor, weights: Tensor) -> Tensor:
+    """Mask (B, L) times weights (B, M), as if those beyond M were 1; as it came where all of them are."""
+    missing = max(0, mask.shape[1] - weights.shape[1])
+    weights = torch.nn.functional.pad(weights, (0, missing), value=1.0)[:, : mask.shape[1]].to(mask.device)
+    return mask if bool((weights == 1).all()) else mask * weights.float()
+
+
+def counted_text(context: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """States (B, L, C) of a conditioning up to its last token, and how many times each position counts, (B, L).
+
+    extra: the conditioning's other values. Raises ValueError as `require_text`.
+    """
+    mask, weights = extra.get("attention_mask"), extra.get(TOKEN_WEIGHTS)
+    if extra.get(ZERO_PADDED):
+        mask = mask_of_rows(context, mask)
+    require_text(context, mask)
+    context, mask = without_padding(context, mask)
+    return context, mask if weights is None else weighted_mask(mask, weights)
 
 
 def other_width(context: Tensor | None, channels: int) -> str | None:

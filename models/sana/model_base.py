@@ -9,7 +9,7 @@ from torch import Tensor
 from ..runtime.latent_checks import require_image_latent, require_latent
 from ..runtime.precision import require_finite_result
 from ..runtime.run_checks import require_area
-from ..runtime.text_conds import other_width, require_text, text_conds
+from ..runtime.text_conds import TOKEN_WEIGHTS, other_width, require_text, text_conds
 from ..runtime.zero_padding import ZERO_PADDED, mask_of_rows
 from .model_sampling import ModelSamplingSana, require_flow, time_factor
 from .patch_checks import refuse_unconditional_pass
@@ -59,11 +59,11 @@ class SanaModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
             raise ValueError(
                 f"This conditioning is {found} where SANA needs Gemma's states of {channels}: {TEXT_CURE}."
             )
-        require_text(context, mask)
         if kwargs.get(ZERO_PADDED):
             mask = mask_of_rows(context, mask)
+        require_text(context, mask)
         device = kwargs.get("device")
-        conds |= text_conds(context, mask, device)
+        conds |= text_conds(context, mask, device, kwargs.get(TOKEN_WEIGHTS))
         if self.is_sprint:
             guidance = kwargs.get("guidance")  # None too, from the host's FluxDisableGuidance
             scale = DEFAULT_GUIDANCE if guidance is None else float(guidance)

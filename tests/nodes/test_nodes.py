@@ -35,6 +35,10 @@ IDS = {
     "SanaNativeControlNetLoader",
     "SanaNativeControlNetSave",
     "SanaNativeScribble",
+    "SanaNativeBlendPrompts",
+    "SanaNativePAG",
+    "SanaNativeNAG",
+    "SanaNativeCFGZeroStar",
 }
 SHELVES = {
     "image/filters",

@@ -12,9 +12,9 @@ from sana_native.tests.support import tiny
 
 PACK = Path(__file__).resolve().parents[2]
 HOST = Path(folder_paths.__file__).resolve().parent
-NODES = ["ControlNetLoader", "ControlNetSave", "DCAEDecode", "DCAEEncode", "DCAELoader", "EmptyLatent",
-         "FlowDPMSampler", "FlowScheduler", "GemmaEncode", "GemmaLoader", "LoraLoader", "LuminaOptions", "ModelLoader",
-         "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "Scribble"]  # fmt: skip
+NODES = ["BlendPrompts", "CFGZeroStar", "ControlNetLoader", "ControlNetSave", "DCAEDecode", "DCAEEncode", "DCAELoader",
+         "EmptyLatent", "FlowDPMSampler", "FlowScheduler", "GemmaEncode", "GemmaLoader", "LoraLoader", "LuminaOptions",
+         "ModelLoader", "NAG", "PAG", "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "Scribble"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,14 @@ FILE_WIDGETS = {"model_name", "text_encoder_name", "vae_name", "lora_name", "con
 SMALL, LARGE = 128, 512
 ROOM = 0.35  # GiB, where decoding LARGE in float32 takes 0.27 in the smallest exact tiles and 0.45 whole
 # Of what the demo cannot show, the thumbnail is the graph itself.
-DRAWN = ["sana_lora", "sana_controlnet_scribble", "sana_prompt_enhance", "lumina_next_txt2img", "lumina_next_2k"]
+DRAWN = [
+    "sana_lora",
+    "sana_blend",
+    "sana_controlnet_scribble",
+    "sana_prompt_enhance",
+    "lumina_next_txt2img",
+    "lumina_next_2k",
+]
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -401,7 +408,7 @@ def test_demo_draws_its_own_thumbnail(name, comfy_server):
     assert np.square(drawn - shown).mean() < 65, "less than 30 dB"
 
 
-@pytest.mark.parametrize("name", ["sana_txt2img", "sana_sprint_txt2img", "sana_seed_batch"])
+@pytest.mark.parametrize("name", ["sana_txt2img", "sana_sprint_txt2img", "sana_seed_batch", "sana_pag"])
 def test_a_released_graphs_thumbnail_is_what_the_demo_makes_of_it(name, comfy_server):
     drawn = as_array(thumbnail(name, comfy_server()))
     shown = as_array(Image.open(FOLDER / f"{name}.jpg"))
@@ -412,8 +419,8 @@ def test_a_released_graphs_thumbnail_is_what_the_demo_makes_of_it(name, comfy_se
 def test_every_thumbnail_has_a_picture_of_its_own():
     small = [np.asarray(Image.open(FOLDER / f"{name}.jpg").convert("RGB").resize((16, 16))) for name in RELEASED]
     differences = [np.abs(a.astype(int) - b).mean() for number, a in enumerate(small) for b in small[number + 1 :]]
-    # All but the seven that draw their graph.
-    assert len(differences) == 105 and sorted(differences)[21] > 10
+    # All but the eight that draw their graph.
+    assert len(differences) == 136 and sorted(differences)[28] > 10
 
 
 def test_less_denoising_keeps_more_of_the_demos_first_picture(comfy_server):

@@ -199,6 +199,16 @@ def test_weights_are_read_as_text_with_a_notice(text, caplog, on_node):
     bench.encode("", text)
     assert "SANA: weights as in (word:1.2) are read as plain text" in caplog.text
     assert on_node[0][0].startswith("Negative prompt: weights as in (word:1.2)")
+    caplog.clear()
+    bench.call(bench.OURS["GemmaEncode"], bench.clip(), "", text, "on", "", False, True)
+    assert on_node[1] == [] and "SANA:" not in caplog.text
+
+
+def test_without_its_weights_a_prompt_that_fits_is_not_cut(on_node):
+    text = "a" + " (cat:1.2)" * 60
+    for weights in (False, True):
+        bench.call(bench.OURS["GemmaEncode"], bench.clip(), text, "", "on", "", False, weights)
+    assert any("cut off" in sentence for sentence in on_node[0]) and on_node[1] == []
 
 
 @pytest.mark.parametrize("text", ["a cat (red)", "a photo (16:9)", "time: 12:30", "cat:1.2", "(a cat: red)"])

@@ -72,6 +72,8 @@ def test_the_encode_node_s_function_takes_it_and_reads_no_instruction(path):
     positive, negative = encode_prompts(clip, "A cat", "", None, True)
     plain = clip.encode_from_tokens(clip.tokenize("a cat"))
     assert torch.equal(positive[0][0], plain) and negative[0][0].shape[1] == 1
+    weighted = [encode_prompts(clip, "A (cat:1.2)", "", None, True, weights)[0] for weights in (False, True)]
+    assert torch.equal(weighted[0][0][0], weighted[1][0][0]) and "token_weights" not in weighted[1][0][1]
 
 
 def test_shards_a_single_file_and_a_whole_t5_load_alike(path, tmp_path):
