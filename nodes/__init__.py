@@ -6,7 +6,13 @@ from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
 from .conditioning import SanaNativeGemmaEncode
 from .files import tiny_decoder_path
-from .latent import SanaNativeEmptyLatent
+from .inpaint import (
+    SanaNativeInpaintComposite,
+    SanaNativeInpaintCrop,
+    SanaNativeInpaintLatent,
+    SanaNativeInpaintStitch,
+)
+from .latent import SanaNativeEmptyLatent, SanaNativeUpscaleLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
 from .lumina import SanaNativeLuminaOptions
@@ -37,6 +43,11 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeLoraLoader,
     SanaNativeLuminaOptions,
     SanaNativeQuantizeSave,
+    SanaNativeInpaintLatent,
+    SanaNativeInpaintComposite,
+    SanaNativeInpaintCrop,
+    SanaNativeInpaintStitch,
+    SanaNativeUpscaleLatent,
 ]
 
 

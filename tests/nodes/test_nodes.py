@@ -32,12 +32,18 @@ IDS = {
     "SanaNativeLoraLoader",
     "SanaNativeLuminaOptions",
     "SanaNativeQuantizeSave",
+    "SanaNativeInpaintLatent",
+    "SanaNativeInpaintComposite",
+    "SanaNativeInpaintCrop",
+    "SanaNativeInpaintStitch",
+    "SanaNativeUpscaleLatent",
 }
 SHELVES = {
     "model/loaders",
     "model/merging",
     "model/conditioning/sana",
     "model/latent/sana",
+    "image/mask",
     "model/patch",
     "model/sampling",
     "model/sampling/samplers",
