@@ -117,7 +117,7 @@ def inpaint_time(model, latent: dict, denoise: float, inpaint_start: str) -> tup
     if inpaint_start == OFF:
         return SCM_MAX_TIME, [
             "SANA-Sprint begins at pure noise, so the masked part is generated without regard to the rest of the "
-            "image: set inpaint_start to auto, or denoise to 0.8."
+            "image: set inpaint_start of SANA Sampler, an advanced input, to auto."
         ]
     return INPAINT_TIME, [
         f"Inpainting with SANA-Sprint begins at angle {INPAINT_TIME} (sigma {scm_time_to_sigma(INPAINT_TIME):.2f}), so "
@@ -321,6 +321,7 @@ class SanaNativeSampler(io.ComfyNode):
                     "inpaint_start",
                     options=list(INPAINT_STARTS),
                     default=OFF,
+                    advanced=True,
                     optional=True,
                     tooltip="auto: SANA-Sprint with a mask and denoise 1 begins below pure noise, at angle 1.3, so "
                     "that the masked part fits the rest. off: as denoise says. No effect on other models.",
@@ -329,6 +330,7 @@ class SanaNativeSampler(io.ComfyNode):
                     "strength_as",
                     options=list(STRENGTHS),
                     default=STEPS,
+                    advanced=True,
                     optional=True,
                     tooltip="What denoise counts. steps: the share of the schedule, as in KSampler. sigma: the share "
                     "of noise at the start, so that 0.3 preserves 0.7 of the image.",

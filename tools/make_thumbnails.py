@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from .comfy_server import ComfyServer
 from .graph_drawing import BACKGROUND, FAINT_WORDS, SIDE, WORDS, draw_graph
 from .host import prepare_base
 from .make_workflows import ROOT
-from .workflow import set_inputs, to_api
+from .workflow import to_api
 from .workflow_files import DEMO, DEMO_SPRINT
 from .workflow_graphs import DEMO_SEED, DEMO_SIZE, graphs
 
@@ -32,6 +31,7 @@ QUALITY = 85
 FOLDER = ROOT / "workflows"
 START = ROOT / "docs" / "demo.png"  # what image to image starts from
 BAR, MARGIN = 84, 14
+MASKED = (130, 130, 246, 246)  # px of START
 REMARK = "shown with the demo model"
 
 
@@ -50,6 +50,16 @@ SHOWN = {
     "sana_2k_txt2img": Shown("SANA 2K", "2048 px", "a big castle in the center on a pink background"),
     "sana_4k_txt2img": Shown("SANA 4K", "4096 px, exact tiles", "a big butterfly in the center on a yellow background"),
     "sana_img2img": Shown("SANA", "image to image", "a red apple and a rocket on a yellow background"),
+    "sana_inpaint": Shown(
+        "SANA", "inpaint", "a big strawberry top left and a small apple bottom right on a yellow background"
+    ),
+    "sana_outpaint": Shown("SANA", "outpaint", "a big strawberry and a small rocket on a yellow background"),
+    "sana_hires_fix": Shown("SANA", "hires fix", "a big sunflower in the center on a blue background"),
+    "sana_sprint_refine": Shown(
+        "SANA-Sprint",
+        "refine an image",
+        "a big strawberry top left and a small rocket bottom right on a yellow background",
+    ),
     "sana_seed_batch": Shown("SANA", "four images from one seed", "a sailboat on a blue background"),
     "sana_lora": Shown("SANA", "with a LoRA"),
     "sana_prompt_enhance": Shown("SANA", "Gemma expands the prompt"),
@@ -75,10 +85,19 @@ def thumbnail(name: str, server: ComfyServer) -> Image.Image:
     prompt = to_api(workflow, server.object_info())
     if shown is None:
         return _fetch(server, server.run(prompt).images()[-1])
-    if name == "sana_img2img":
-        shutil.copy(START, server.base_directory / "input")
+    if any(node["class_type"] == "LoadImage" for node in prompt.values()):
+        copy_start(server.base_directory / "input")
     images = server.run(with_the_demo(prompt, shown.prompt)).images()
     return labelled(side_by_side([_fetch(server, image) for image in images]), shown)
+
+
+def copy_start(folder: Path) -> None:
+    """The demo's image with a mask at its bottom right, as the mask editor leaves it."""
+    image = Image.open(START).convert("RGB")
+    alpha = Image.new("L", image.size, 255)
+    alpha.paste(0, MASKED)
+    image.putalpha(alpha)
+    image.save(folder / START.name)
 
 
 def with_the_demo(prompt: dict, text: str) -> dict:
@@ -95,11 +114,13 @@ def with_the_demo(prompt: dict, text: str) -> dict:
         "ImageScaleToTotalPixels": {"megapixels": DEMO_SIZE**2 / 2**20},
         "LoadImage": {"image": START.name},
         "SanaNativeSampler": {"seed": DEMO_SEED},
+        "SanaNativeUpscaleLatent": {"factor": 1.25},
         "KSampler": {"seed": DEMO_SEED},
     }
-    present = {node["class_type"] for node in prompt.values()}
-    for kind in present & set(changes):
-        prompt = set_inputs(prompt, kind, **changes[kind])
+    prompt = {
+        number: node | {"inputs": node["inputs"] | changes.get(node["class_type"], {})}
+        for number, node in prompt.items()
+    }
     texts = [
         number for number, node in prompt.items() if node["class_type"] == "CLIPTextEncode" and node["inputs"]["text"]
     ]
