@@ -330,15 +330,15 @@ def inpaint(prompt: str, remark: str, added: dict[str, int] | None = None, denoi
     latent = Node("SanaNativeInpaintLatent", {"vae": vae, "image": image, **mask, **(added or {})})
     settings = {"steps": 20, "cfg": 4.5, "denoise": denoise, "inpaint_start": "auto", "width": 240}
     sampled = sample(transformer, text[0], text[1], latent, **settings)
-    result = decode(vae, sampled, 240)
+    result = Node("VAEDecode", {"samples": sampled, "vae": vae})
     inputs = {"original": latent[2], "result": result, "mask": latent[1]}
     whole = Node("SanaNativeInpaintComposite", inputs, width=280)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Image, and prompt", [start, *([image] if added else [])], [text, latent]),
-            ("Generate", [sampled, result]),
-            ("Image", [whole, save(whole)]),
+            ("Generate", [sampled]),
+            ("Image", [result, whole, save(whole)]),
         ),
         note(remark, files_of(SANA)),
     )
@@ -356,8 +356,8 @@ def hires_fix() -> Graph:
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Prompt and size", [text, latent]),
-            ("Generate, enlarge", [first, larger]),
-            ("Refine", [second], [image, save(image)]),
+            ("Generate", [first]),
+            ("Enlarge and refine", [larger, second], [image, save(image)]),
         ),
         note(
             "The image is generated at a trained size, enlarged, and refined. **factor** sets how much larger, "
@@ -456,7 +456,7 @@ def prompt_enhancement() -> Graph:
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Expand the prompt", [written], [text, latent]),
-            ("Generate", [drawn, shown]),
+            ("Generate", [shown, drawn]),
             ("Image", [image, save(image)]),
         ),
         note(

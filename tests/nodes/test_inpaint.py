@@ -209,7 +209,7 @@ def test_previews_of_masked_runs_show_the_original_outside(monkeypatch, family):
     seen = []
     keep = comfy.samplers.KSAMPLER.sample
 
-    def watched(self, wrap, sigmas, extra_args, callback, *args, **kwargs):
+    def watched(self, wrap, sigmas, extra_args, _, *args, **kwargs):
         def report(_, x0, *__):
             seen.append(x0.clone())
 

@@ -30,6 +30,7 @@ from sana_native.tools.workflow_build import (
     ELEMENT_HEIGHT,
     ERROR_STRIP,
     HOST_VERSION,
+    LIVE_PREVIEW_HEIGHT,
     NOTES,
     Node,
     Output,
@@ -262,6 +263,16 @@ def test_nodes_have_the_room_that_the_pages_own_elements_need(name):
         assert node["size"][1] >= ELEMENT_HEIGHT.get(node["type"], 0) + missing, node["type"]
 
 
+@every
+def test_below_a_sampler_there_is_room_for_its_preview_and_advanced_inputs(name):
+    nodes = load(name)["nodes"]
+    for sampler in (node for node in nodes if node["type"] in LIVE_PREVIEW_HEIGHT):
+        left, _, right, bottom = box(sampler)
+        below = [node["type"] for node in nodes if box(node)[1] >= bottom and not (
+            box(node)[2] <= left or right <= box(node)[0])]  # fmt: skip
+        assert not below
+
+
 # The host
 
 
@@ -405,8 +416,8 @@ def test_a_released_graphs_thumbnail_is_what_the_demo_makes_of_it(name, comfy_se
 def test_every_thumbnail_has_a_picture_of_its_own():
     small = [np.asarray(Image.open(FOLDER / f"{name}.jpg").convert("RGB").resize((16, 16))) for name in RELEASED]
     differences = [np.abs(a.astype(int) - b).mean() for number, a in enumerate(small) for b in small[number + 1 :]]
-    # All but the seven that draw their graph.
-    assert len(differences) == 105 and sorted(differences)[21] > 10
+    # All but the eight that draw their graph.
+    assert len(differences) == 171 and sorted(differences)[28] > 10
 
 
 def test_less_denoising_keeps_more_of_the_demos_first_picture(comfy_server):
@@ -438,7 +449,9 @@ def test_there_is_no_thumbnail_of_a_graph_that_is_gone():
     assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
 
 
-@pytest.mark.parametrize("name", ["sana_lora", "sana_prompt_enhance", "lumina_next_txt2img", "lumina_next_2k"])
+@pytest.mark.parametrize(
+    "name", ["sana_lora", "sana_prompt_enhance", "sana_hires_fix", "lumina_next_txt2img", "lumina_next_2k"]
+)
 def test_thumbnail_of_what_the_demo_cannot_show_is_a_drawing_of_its_graph(name):
     """Fonts and scaling may differ by a shade between versions of Pillow."""
     drawn, shown = (as_array(picture) for picture in (thumbnail(name, None), Image.open(FOLDER / f"{name}.jpg")))
