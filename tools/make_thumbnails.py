@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .comfy_server import ComfyServer
 from .graph_drawing import BACKGROUND, FAINT_WORDS, SIDE, WORDS, draw_graph
@@ -117,6 +117,8 @@ def with_the_demo(prompt: dict, text: str) -> dict:
         "SanaNativeSampler": {"seed": DEMO_SEED},
         "KSampler": {"seed": DEMO_SEED},
     }
+    if any("mask" not in node["inputs"] for node in prompt.values() if node["class_type"] == "SanaNativeInpaintLatent"):
+        changes["SanaNativeInpaintLatent"] = {"left": 0, "right": 96}
     prompt = {
         number: node | {"inputs": node["inputs"] | changes.get(node["class_type"], {})}
         for number, node in prompt.items()
@@ -133,7 +135,8 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     part, cut = SIDE // across, BAR // across // 2
     whole = Image.new("RGB", (SIDE, SIDE - BAR), BACKGROUND)
     for number, image in enumerate(images[: across**2]):
-        cropped = image.resize((part, part), Image.Resampling.LANCZOS).crop((0, cut, part, part - cut))
+        square = ImageOps.pad(image, (part, part), Image.Resampling.LANCZOS, BACKGROUND)
+        cropped = square.crop((0, cut, part, part - cut))
         whole.paste(cropped, (number % across * part, number // across * (part - 2 * cut)))
     return whole
 
