@@ -8,7 +8,13 @@ from .conditioning import SanaNativeBlendPrompts, SanaNativeGemmaEncode
 from .control import SanaNativeControlNetLoader, SanaNativeScribble
 from .files import add_output_controlnets, tiny_decoder_path
 from .guidance import SanaNativeCFGZeroStar, SanaNativeNAG, SanaNativePAG
-from .latent import SanaNativeEmptyLatent
+from .inpaint import (
+    SanaNativeInpaintComposite,
+    SanaNativeInpaintCrop,
+    SanaNativeInpaintLatent,
+    SanaNativeInpaintStitch,
+)
+from .latent import SanaNativeEmptyLatent, SanaNativeUpscaleLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
 from .lumina import SanaNativeLuminaOptions
@@ -46,6 +52,11 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativePAG,
     SanaNativeNAG,
     SanaNativeCFGZeroStar,
+    SanaNativeInpaintLatent,
+    SanaNativeInpaintComposite,
+    SanaNativeInpaintCrop,
+    SanaNativeInpaintStitch,
+    SanaNativeUpscaleLatent,
 ]
 
 

@@ -1,9 +1,10 @@
-"""The empty latent at SANA's trained resolutions."""
+"""Latents at SANA's trained resolutions: an empty one, and one to be refined at a larger size."""
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..models.editing.latents import PIXEL, UPSCALE_METHODS, upscale_latent
 from ..models.sana.resolution import ASPECT_RATIOS, RATIO, bin_size, describe_rounding
 from .warnings import show
 
@@ -65,3 +66,51 @@ class SanaNativeEmptyLatent(io.ComfyNode):
         shape = (batch_size, 32, height // RATIO, width // RATIO)
         samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": RATIO})
+
+
+class SanaNativeUpscaleLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SanaNativeUpscaleLatent",
+            display_name="SANA Upscale Latent",
+            category="model/latent/sana",
+            description="Enlarges a latent in whole cells for a second pass: decodes, scales and encodes in one node.",
+            search_aliases=["hires fix", "upscale latent", "latent upscale by", "second pass"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The autoencoder of the latent, also the one of PixArt or Lumina-Next."),
+                io.Latent.Input("samples", tooltip="Latent of an image, from a sampler or an encoder."),
+                io.Float.Input(
+                    "factor",
+                    default=2.0,
+                    min=0.1,
+                    max=8.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Enlargement of each side, rounded to whole cells of 32 px (8 px with PixArt and "
+                    "Lumina-Next).",
+                ),
+                io.Float.Input(
+                    "megapixels",
+                    default=0.0,
+                    min=0.0,
+                    max=64.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Size in place of factor, in units of 1024 x 1024 px. 0 uses factor.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(UPSCALE_METHODS),
+                    default=PIXEL,
+                    optional=True,
+                    tooltip="pixel: decode, scale bicubically, encode; preserves the image. latent: interpolate the "
+                    "latent, which is quick but blurs; for a denoise of 0.5 and more.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The larger latent, for a sampler with denoise 0.3 to 0.5.")],
+        )
+
+    @classmethod
+    def execute(cls, vae, samples, factor: float = 2.0, megapixels: float = 0.0, method: str = PIXEL) -> io.NodeOutput:
+        return io.NodeOutput(upscale_latent(vae, samples, factor, megapixels, method))

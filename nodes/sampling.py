@@ -1,5 +1,7 @@
 """Schedules, samplers, and one block that picks both for the model it is given."""
 
+from dataclasses import dataclass
+
 import comfy.samplers
 from comfy.k_diffusion import sampling as k_diffusion
 from comfy_api.latest import io
@@ -16,12 +18,24 @@ from ..models.sana.run_checks import require_position
 from ..samplers.dmd import sample_pixart_dmd
 from ..samplers.flow_dpm import sample_flow_dpm
 from ..samplers.registration import flow_shift_of
-from ..samplers.schedules import get_sigmas_flow_dpm, get_sigmas_flow_euler, get_sigmas_pixart, get_sigmas_scm
+from ..samplers.schedules import (
+    SCM_MAX_TIME,
+    get_sigmas_flow_dpm,
+    get_sigmas_flow_euler,
+    get_sigmas_pixart,
+    get_sigmas_scm,
+    scm_time_to_sigma,
+)
 from ..samplers.scm import sample_scm
+from ..samplers.strength import flow_dpm_from, flow_euler_from, pixart_from, scm_from, simple_from
+from .warnings import announced
 
 SCHEDULERS = "model/sampling/schedulers"
 SAMPLERS = "model/sampling/samplers"
 FLOW_GRIDS = {"flow_dpm": get_sigmas_flow_dpm, "flow_euler": get_sigmas_flow_euler}
+OFF, AUTO = INPAINT_STARTS = ("off", "auto")
+STEPS, SIGMA = STRENGTHS = ("steps", "sigma")
+INPAINT_TIME = 1.3  # radians, where the picture around a mask has a fifth of the latent
 DENOISE_TOOLTIP = (
     "Share of the schedule that is run: 1 starts from pure noise; below 1 part of the given latent is preserved."
 )
@@ -46,29 +60,69 @@ def model_shift(model) -> float:
     return flow_shift_of(model_sampling)
 
 
-def solver_for(model, steps: int, denoise: float, batch_index: list[int] | None):
+@dataclass(frozen=True)
+class Schedule:
+    """How long and from where to sample: `denoise` is a share of the steps or, `by_sigma`, the first noise level."""
+
+    steps: int
+    denoise: float = 1.0
+    by_sigma: bool = False
+    max_time: float = SCM_MAX_TIME  # SANA-Sprint's first angle
+
+
+def solver_for(model, schedule: Schedule, batch_index: list[int] | None):
     """The released solver and sigmas: SCM for SANA-Sprint, Euler for Lumina-Next, Flow-DPM for the rest of SANA."""
+    steps, denoise = schedule.steps, schedule.denoise
     if isinstance(model.model, PixArtModel):
-        return pixart_solver(model, steps, denoise, batch_index)
+        return pixart_solver(model, schedule, batch_index)
     if isinstance(model.model, LuminaModel):
-        sampler = comfy.samplers.KSAMPLER(k_diffusion.sample_euler)
-        return sampler, get_sigmas_flow_euler(steps, model_shift(model), denoise)
+        grid = flow_euler_from if schedule.by_sigma else get_sigmas_flow_euler
+        return comfy.samplers.KSAMPLER(k_diffusion.sample_euler), grid(steps, model_shift(model), denoise)
     if getattr(model.model, "is_sprint", False):
-        sampler = comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index})
-        return sampler, get_sigmas_scm(steps, denoise=denoise)
-    return comfy.samplers.KSAMPLER(sample_flow_dpm), get_sigmas_flow_dpm(steps, model_shift(model), denoise)
+        return comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index}), sprint_sigmas(schedule)
+    grid = flow_dpm_from if schedule.by_sigma else get_sigmas_flow_dpm
+    return comfy.samplers.KSAMPLER(sample_flow_dpm), grid(steps, model_shift(model), denoise)
 
 
-def pixart_solver(model, steps: int, denoise: float, batch_index: list[int] | None):
+def sprint_sigmas(schedule: Schedule):
+    if schedule.max_time < SCM_MAX_TIME:
+        return get_sigmas_scm(schedule.steps, schedule.max_time, None)
+    if schedule.by_sigma:
+        return scm_from(schedule.steps, schedule.denoise)
+    return get_sigmas_scm(schedule.steps, denoise=schedule.denoise)
+
+
+def pixart_solver(model, schedule: Schedule, batch_index: list[int] | None):
     """The released solver and sigmas of a PixArt: DPM-Solver++ 2M, or what its distilled form needs."""
+    steps, denoise = schedule.steps, schedule.denoise
     model_sampling, distilled = model.get_model_object("model_sampling"), model.model.config.distilled
     require_noise_prediction(model_sampling)
     if distilled == DMD:
         return comfy.samplers.KSAMPLER(sample_pixart_dmd), get_sigmas_pixart(1, denoise)
     if distilled == LCM or is_consistency(model_sampling):
-        sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise))
-        return comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index}), sigmas[-(steps + 1) :]
-    return comfy.samplers.sampler_object("dpmpp_2m"), get_sigmas_pixart(steps, denoise)
+        if schedule.by_sigma:
+            sigmas = simple_from(model_sampling.sigmas, steps, denoise)
+        else:
+            sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", int(steps / denoise))[-(steps + 1) :]
+        return comfy.samplers.KSAMPLER(sample_scm, {"batch_index": batch_index}), sigmas
+    grid = pixart_from if schedule.by_sigma else get_sigmas_pixart
+    return comfy.samplers.sampler_object("dpmpp_2m"), grid(steps, denoise)
+
+
+def inpaint_time(model, latent: dict, denoise: float, inpaint_start: str) -> tuple[float, list[str]]:
+    """SANA-Sprint's first angle, and a sentence about a mask: from pure noise it is blind to the rest."""
+    blind = getattr(model.model, "is_sprint", False) and latent.get("noise_mask") is not None and denoise == 1
+    if not blind:
+        return SCM_MAX_TIME, []
+    if inpaint_start == OFF:
+        return SCM_MAX_TIME, [
+            "SANA-Sprint begins at pure noise, so the masked part is generated without regard to the rest of the "
+            "image: set inpaint_start of SANA Sampler, an advanced input, to auto."
+        ]
+    return INPAINT_TIME, [
+        f"Inpainting with SANA-Sprint begins at angle {INPAINT_TIME} (sigma {scm_time_to_sigma(INPAINT_TIME):.2f}), so "
+        "that the masked part fits the rest of the image."
+    ]
 
 
 class SanaNativeFlowScheduler(io.ComfyNode):
@@ -263,6 +317,24 @@ class SanaNativeSampler(io.ComfyNode):
                     "guidance is set with FluxGuidance.",
                 ),
                 denoise_input(),
+                io.Combo.Input(
+                    "inpaint_start",
+                    options=list(INPAINT_STARTS),
+                    default=OFF,
+                    advanced=True,
+                    optional=True,
+                    tooltip="auto: SANA-Sprint with a mask and denoise 1 begins below pure noise, at angle 1.3, so "
+                    "that the masked part fits the rest. off: as denoise says. No effect on other models.",
+                ),
+                io.Combo.Input(
+                    "strength_as",
+                    options=list(STRENGTHS),
+                    default=STEPS,
+                    advanced=True,
+                    optional=True,
+                    tooltip="What denoise counts. steps: the share of the schedule, as in KSampler. sigma: the share "
+                    "of noise at the start, so that 0.3 preserves 0.7 of the image.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -282,9 +354,14 @@ class SanaNativeSampler(io.ComfyNode):
         steps: int = 20,
         cfg: float = 4.5,
         denoise: float = 1.0,
+        inpaint_start: str = OFF,
+        strength_as: str = STEPS,
     ) -> io.NodeOutput:
         require_position(latent_image["samples"].shape, latent_image.get("downscale_ratio_spacial"))
         MEMORY.prepare()  # previews may have been switched on after the DC-AE was loaded
-        sampler, sigmas = solver_for(model, steps, denoise, latent_image.get("batch_index"))
-        output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
+        time, sentences = inpaint_time(model, latent_image, denoise, inpaint_start)
+        schedule = Schedule(steps, denoise, strength_as == SIGMA, time)
+        sampler, sigmas = solver_for(model, schedule, latent_image.get("batch_index"))
+        with announced(sentences):
+            output = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
         return io.NodeOutput(output.result[0])

@@ -1,7 +1,9 @@
 """Warnings about a run, on the node that samples and in the log, whichever sampler node it is."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import comfy.samplers
@@ -31,6 +33,20 @@ KEY = "sana_native_advice"
 # (client, node) with a text of ours, which that browser leaves there until another comes.
 SHOWN: set[tuple[str, str]] = set()
 NOTHING = " "  # the shortest text that the frontend takes
+# What a node of ours says of itself while it samples, before the warnings about its run.
+ANNOUNCED: ContextVar[tuple[str, ...]] = ContextVar("sana_native_announced", default=())
+
+
+@contextmanager
+def announced(sentences: list[str]) -> Iterator[None]:
+    """Within it every text of `show` begins with these sentences; the log gets them once."""
+    for sentence in sentences:
+        logger.info("SANA: %s", sentence)
+    token = ANNOUNCED.set(tuple(sentences))
+    try:
+        yield
+    finally:
+        ANNOUNCED.reset(token)
 
 
 def warn_about_runs(model) -> None:
@@ -140,6 +156,7 @@ def show(sentences: list[str], new: list[str] | None = None) -> None:
     """
     for sentence in sentences if new is None else new:
         logger.warning("SANA: %s", sentence)
+    sentences = [*ANNOUNCED.get(), *sentences]
     server, context = running_server(), get_executing_context()
     if server is None or context is None or server.client_id is None:
         return

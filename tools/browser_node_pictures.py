@@ -34,7 +34,7 @@ class Scene:
 
 
 MODEL, CLIP, VAE = ("SanaNativeModelLoader", 0), ("SanaNativeGemmaLoader", 0), ("SanaNativeDCAELoader", 0)
-TO_SAMPLER, TO_CUSTOM = "SanaNativeSampler", "SamplerCustom"
+TO_SAMPLER, TO_CUSTOM, COMPOSITE = "SanaNativeSampler", "SamplerCustom", "SanaNativeInpaintComposite"
 SCENES = {
     "SanaNativeModelLoader": Scene(
         after=[(0, TO_SAMPLER, "model")], widgets={"model_name": "Sana_1600M_1024px_BF16.pth"}, width=360
@@ -80,6 +80,31 @@ SCENES = {
     ),
     "SanaNativeDCAEDecode": Scene({"vae": VAE, "samples": ("SanaNativeSampler", 0)}, [(0, "SaveImage", "images")]),
     "SanaNativeDCAEEncode": Scene({"vae": VAE, "pixels": ("LoadImage", 0)}, [(0, TO_SAMPLER, "latent_image")]),
+    "SanaNativeInpaintLatent": Scene(
+        {"vae": VAE, "image": ("LoadImage", 0), "mask": ("LoadImage", 1)},
+        [(0, TO_SAMPLER, "latent_image"), (1, COMPOSITE, "mask"), (2, COMPOSITE, "original")],
+    ),
+    "SanaNativeInpaintComposite": Scene(
+        {
+            "original": ("SanaNativeInpaintLatent", 2),
+            "result": ("SanaNativeDCAEDecode", 0),
+            "mask": ("SanaNativeInpaintLatent", 1),
+        },
+        [(0, "SaveImage", "images")],
+        width=240,
+    ),
+    "SanaNativeInpaintCrop": Scene(
+        {"image": ("LoadImage", 0), "mask": ("LoadImage", 1)},
+        [
+            (0, "SanaNativeInpaintStitch", "crop"),
+            (1, "SanaNativeInpaintLatent", "image"),
+            (2, "SanaNativeInpaintLatent", "mask"),
+        ],
+    ),
+    "SanaNativeInpaintStitch": Scene(
+        {"crop": ("SanaNativeInpaintCrop", 0), "image": ("SanaNativeDCAEDecode", 0)}, [(0, "SaveImage", "images")]
+    ),
+    "SanaNativeUpscaleLatent": Scene({"vae": VAE, "samples": (TO_SAMPLER, 0)}, [(0, TO_SAMPLER, "latent_image")]),
     "SanaNativeFlowScheduler": Scene({"model": MODEL}, [(0, TO_CUSTOM, "sigmas")]),
     "SanaNativeFlowDPMSampler": Scene(after=[(0, TO_CUSTOM, "sampler")]),
     "SanaNativeSCMScheduler": Scene(after=[(0, TO_CUSTOM, "sigmas")], widgets={"steps": 2}),

@@ -163,7 +163,9 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
     preview = PREVIEW_HEIGHT.get(node.type, 0)
     texts = multiline * (TEXT_HEIGHT - WIDGET_HEIGHT)
     live_preview = LIVE_PREVIEW_HEIGHT.get(node.type, 0)
-    height = sockets * SLOT_HEIGHT + len(values) * WIDGET_HEIGHT + texts + preview + live_preview + 14
+    # Samplers end their columns: with a preview and the advanced inputs they grow into the free space below.
+    folded = sum(bool(options(spec).get("advanced")) for _, spec in specs) if live_preview else 0
+    height = sockets * SLOT_HEIGHT + (len(values) - folded) * WIDGET_HEIGHT + texts + preview + live_preview + 14
     return _common(
         node,
         ids,

@@ -50,6 +50,7 @@ WIDE_PROMPT = (
     "every stone wall in focus, landscape photo"
 )
 DEMO_PROMPT = "a big strawberry top left and a small rocket bottom right on a yellow background"
+DEMO_INPAINT_PROMPT = "a big strawberry top left and a small apple bottom right on a yellow background"
 DEMO_OTHER_PROMPT = "a red apple and a rocket on a yellow background"
 DEMO_SIZE, DEMO_SEED, DEMO_CFG = 256, 5, 4.5
 DEMO_REMARK = (
@@ -178,6 +179,21 @@ def graphs() -> dict[str, Graph]:
         ),
         "demo_img2img": demo_image_to_image(),
         **({"demo_scribble": demo_scribble()} if DEMO_SPRINT_CONTROLNET_FOLDER.is_dir() else {}),
+        "sana_inpaint": inpaint(
+            "a vase of dried flowers",
+            "Right-click Load Image, **Open in MaskEditor**, paint over what is to change, describe the whole image. "
+            "Beyond mask and **feather** all stays as it was. For small parts: SANA Inpaint Crop before, Stitch after.",
+        ),
+        "sana_outpaint": inpaint(
+            "a wide landscape under a clear sky",
+            "Choose your image, describe all of the larger one, and enter the pixels to add at each side, any number. "
+            "They begin as a mirror image; with **denoise** at 1 nothing of that is left.",
+            {"left": 200, "right": 200},
+            0.95,
+        ),
+        "sana_hires_fix": hires_fix(),
+        "sana_sprint_refine": sprint_refine(),
+        "demo_inpaint": demo_inpaint(),
     }
 
 
@@ -339,6 +355,83 @@ def with_controlnet() -> Graph:
     )
 
 
+def inpaint(prompt: str, remark: str, added: dict[str, int] | None = None, denoise: float = 1.0) -> Graph:
+    """An image changed in a part, or with `added` pixels at its sides, over the original."""
+    transformer, gemma, vae = loaders(SANA, 318)
+    start = Node("LoadImage", {"image": "example.png"}, title="Image to change", width=240)
+    image, mask = start, {"mask": start[1]}
+    if added:
+        settings = {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 1}
+        image, mask = Node("ImageScaleToTotalPixels", {"image": start, **settings}, title="Scale"), {}
+    text = encode(gemma, prompt, width=265)
+    latent = Node("SanaNativeInpaintLatent", {"vae": vae, "image": image, **mask, **(added or {})})
+    settings = {"steps": 20, "cfg": 4.5, "denoise": denoise, "inpaint_start": "auto", "width": 240}
+    sampled = sample(transformer, text[0], text[1], latent, **settings)
+    result = Node("VAEDecode", {"samples": sampled, "vae": vae})
+    inputs = {"original": latent[2], "result": result, "mask": latent[1]}
+    whole = Node("SanaNativeInpaintComposite", inputs, width=280)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Image, and prompt", [start, *([image] if added else [])], [text, latent]),
+            ("Generate", [sampled]),
+            ("Image", [result, whole, save(whole)]),
+        ),
+        note(remark, files_of(SANA)),
+    )
+
+
+def hires_fix() -> Graph:
+    transformer, gemma, vae = loaders(SANA, 318)
+    text, latent = encode(gemma, WIDE_PROMPT, width=265), empty(1024)
+    settings = {"steps": 20, "cfg": 4.5, "width": 240}
+    first = sample(transformer, text[0], text[1], latent, title="First pass", **settings)
+    larger = Node("SanaNativeUpscaleLatent", {"vae": vae, "samples": first, "factor": 1.5})
+    second = sample(transformer, text[0], text[1], larger, title="Second pass", denoise=0.35, **settings)
+    image = decode(vae, second, 250)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Prompt and size", [text, latent]),
+            ("Generate", [first]),
+            ("Enlarge and refine", [larger, second], [image, save(image)]),
+        ),
+        note(
+            "The image is generated at a trained size, enlarged, and refined. **factor** sets how much larger, "
+            "**denoise** of the second pass how much is new: 0.3 to 0.4 adds detail, from 0.5 on things move. From a "
+            "factor of 2 on things can repeat: use the 2K model for the second pass, same text and VAE.",
+            files_of(SANA),
+        ),
+    )
+
+
+def sprint_refine() -> Graph:
+    """An image of any model, refined in one step."""
+    transformer, gemma, vae = loaders(SPRINT, 318)
+    start = Node("LoadImage", {"image": "example.png"}, title="Image to refine", width=240)
+    settings = {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32}
+    fitted = Node("ImageScaleToTotalPixels", {"image": start, **settings}, title="Scale")
+    latent = Node("SanaNativeDCAEEncode", {"vae": vae, "pixels": fitted})
+    text = encode(gemma, "a detailed photo, sharp focus", width=265)
+    guided = Node("FluxGuidance", {"conditioning": text[0], "guidance": SPRINT_GUIDANCE}, title="Guidance")
+    settings = {"steps": 1, "cfg": 1.0, "denoise": 0.25, "strength_as": "sigma", "width": 240}
+    refined = sample(transformer, guided, text[1], latent, **settings)
+    image = decode(vae, refined, 250)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Image to refine, and prompt", [start, fitted], [text, latent]),
+            ("Refine", [guided, refined]),
+            ("Image", [image, save(image)]),
+        ),
+        note(
+            "Choose an image of any model and describe it. SANA-Sprint refines it in one step. With **strength_as** at "
+            "sigma, **denoise** is the share of noise: 0.15 retouches, 0.3 changes details, 0.5 recomposes.",
+            files_of(SPRINT),
+        ),
+    )
+
+
 def batch_of_seeds() -> Graph:
     transformer, gemma, vae = loaders(SANA, LOADERS)
     text, latent = encode(gemma, PROMPT, width=TEXT), empty(1024, batch_size=4)
@@ -447,7 +540,7 @@ def prompt_enhancement() -> Graph:
         frames(
             ("Files", [transformer, gemma, vae]),
             ("Expand the prompt", [written], [text, latent]),
-            ("Generate", [drawn, shown]),
+            ("Generate", [shown, drawn]),
             ("Image", [image, save(image)]),
         ),
         note(
@@ -513,6 +606,40 @@ def demo_scribble() -> Graph:
             "Draw the outline of the thing in white, name it in the prompt, and press Run; with **Run (Instant)** the "
             "image follows the drawing. The demo model and its ControlNet come with the pack; the note in "
             "demo_txt2img lists things it knows."
+        ),
+    )
+
+
+def demo_inpaint() -> Graph:
+    """Generates an image, and one thing of it anew, in a square that two masks make."""
+    width = 217
+    transformer, gemma, vae = loaders(DEMO_SPRINT, 235)
+    before = Node("CLIPTextEncode", {"clip": gemma, "text": DEMO_PROMPT}, title="First prompt", width=230)
+    outside = Node("SolidMask", {"value": 0.0, "width": DEMO_SIZE, "height": DEMO_SIZE}, title="Whole image")
+    square = Node("SolidMask", {"value": 1.0, "width": 116, "height": 116}, title="Square")
+    places = {"destination": outside, "source": square, "x": 130, "y": 130, "operation": "add"}
+    mask = Node("MaskComposite", places, title="Square at the bottom right")
+    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=width)
+    settings = {"seed": DEMO_SEED, "steps": 2, "cfg": 1.0, "width": width, "control": "fixed"}
+    sampled = sample(transformer, before, Output(before, 0), latent, **settings, title="First image")
+    first = decode(vae, sampled, width)
+    target = Node("SanaNativeInpaintLatent", {"vae": vae, "image": first, "mask": mask})
+    after = Node("CLIPTextEncode", {"clip": gemma, "text": DEMO_INPAINT_PROMPT}, title="Second prompt")
+    second = sample(transformer, after, Output(after, 0), target, **settings, title="Masked part", inpaint_start="auto")
+    result = decode(vae, second, width)
+    inputs = {"original": target[2], "result": result, "mask": target[1]}
+    whole = Node("SanaNativeInpaintComposite", inputs, width=width)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("First prompt, and mask", [before, outside, square, mask]),
+            ("First image", [latent, sampled], [first, target]),
+            ("Inpaint", [after, second], [result, whole, save(whole)]),
+        ),
+        note(
+            "Needs no download. The square at the bottom right is generated anew from the second prompt, the rest "
+            "stays bit for bit. Move it with **x** and **y**, or take Load Image and its **Open in MaskEditor** for an "
+            "image of yours. With **inpaint_start** at auto SANA-Sprint sees the rest of the image."
         ),
     )
 

@@ -39,6 +39,11 @@ IDS = {
     "SanaNativePAG",
     "SanaNativeNAG",
     "SanaNativeCFGZeroStar",
+    "SanaNativeInpaintLatent",
+    "SanaNativeInpaintComposite",
+    "SanaNativeInpaintCrop",
+    "SanaNativeInpaintStitch",
+    "SanaNativeUpscaleLatent",
 }
 SHELVES = {
     "image/filters",
@@ -46,6 +51,7 @@ SHELVES = {
     "model/merging",
     "model/conditioning/sana",
     "model/latent/sana",
+    "image/mask",
     "model/patch",
     "model/sampling",
     "model/sampling/samplers",

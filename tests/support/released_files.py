@@ -57,8 +57,10 @@ def save_released(base: Path) -> None:
     save_pixart(base)
     weights = {name.removesuffix(".weight"): tensor for name, tensor in network.state_dict().items()}
     layouts.save(place(base, LORA), LAYOUTS["diffusers"](make_lora(weights, LORA_LAYERS)))
-    shades = torch.linspace(0, 255, 96 * 128 * 3).view(96, 128, 3).to(torch.uint8).numpy()
-    Image.fromarray(shades).save(base / "input" / "example.png")
+    shades = torch.linspace(0, 255, 96 * 128 * 3).view(96, 128, 3).to(torch.uint8)
+    painted = torch.full((96, 128, 1), 255, dtype=torch.uint8)
+    painted[40:70, 60:100] = 0  # a mask, as the mask editor leaves it
+    Image.fromarray(torch.cat([shades, painted], dim=-1).numpy()).save(base / "input" / "example.png")
 
 
 def place(base: Path, file: dict[str, str]) -> Path:

@@ -31,6 +31,7 @@ from sana_native.tools.workflow_build import (
     ELEMENT_HEIGHT,
     ERROR_STRIP,
     HOST_VERSION,
+    LIVE_PREVIEW_HEIGHT,
     NOTES,
     Node,
     Output,
@@ -53,12 +54,21 @@ WINDOW, FIT_PADDING = (1366, 768), 10
 FILE_WIDGETS = {"model_name", "text_encoder_name", "vae_name", "lora_name", "control_net_name", "image"}
 # What the test models are drawn at in place of the released sizes: seconds instead of hours.
 SMALL, LARGE = 128, 512
+# Of graphs that start from the picture of 128 x 96 px, two of them scaled to whole cells, one by pixels; or enlarge.
+SIZES_FROM_FILES = {
+    "sana_img2img": (96, 160, 3),
+    "sana_sprint_refine": (96, 160, 3),
+    "sana_inpaint": (96, 128, 3),
+    "sana_outpaint": (111, 148 + 400, 3),
+    "sana_hires_fix": (SMALL * 3 // 2, SMALL * 3 // 2, 3),
+}
 ROOM = 0.35  # GiB, where decoding LARGE in float32 takes 0.27 in the smallest exact tiles and 0.45 whole
 # Of what the demo cannot show, the thumbnail is the graph itself.
 DRAWN = [
     "sana_lora",
     "sana_blend",
     "sana_controlnet_scribble",
+    "sana_hires_fix",
     "sana_prompt_enhance",
     "lumina_next_txt2img",
     "lumina_next_2k",
@@ -276,6 +286,16 @@ def test_nodes_have_the_room_that_the_pages_own_elements_need(name):
         assert node["size"][1] >= ELEMENT_HEIGHT.get(node["type"], 0) + missing, node["type"]
 
 
+@every
+def test_below_a_sampler_there_is_room_for_its_preview_and_advanced_inputs(name):
+    nodes = load(name)["nodes"]
+    for sampler in (node for node in nodes if node["type"] in LIVE_PREVIEW_HEIGHT):
+        left, _, right, bottom = box(sampler)
+        below = [node["type"] for node in nodes if box(node)[1] >= bottom and not (
+            box(node)[2] <= left or right <= box(node)[0])]  # fmt: skip
+        assert not below
+
+
 # The host
 
 
@@ -317,7 +337,7 @@ def pictures(server, prompt: dict) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", [name for name in RELEASED if name != REFINED])
 def test_workflow_runs_with_the_files_it_names(name, server):
     drawn = pictures(server, small(to_api(load(name), server.object_info())))
-    size = (96, 160, 3) if name == "sana_img2img" else (SMALL, SMALL, 3)
+    size = SIZES_FROM_FILES.get(name, (SMALL, SMALL, 3))
     assert [picture.shape for picture in drawn] == [size] * (4 if name == "sana_seed_batch" else 1)
     assert all(picture.std() > 10 for picture in drawn), "a flat picture"
     assert len({picture.tobytes() for picture in drawn}) == len(drawn)
