@@ -10,6 +10,7 @@ from .latent import SanaNativeEmptyLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
 from .lumina import SanaNativeLuminaOptions
+from .prompts import SanaNativePromptBatch, SanaNativePromptsFromFile, SanaNativeSeeds
 from .replacements import register_replacements
 from .sampling import (
     SanaNativeFlowDPMSampler,
@@ -19,6 +20,8 @@ from .sampling import (
     SanaNativeSCMScheduler,
 )
 from .save import SanaNativeQuantizeSave
+from .save_named import SanaNativeSaveNamed
+from .sizes import SanaNativeFitBack, SanaNativeSize
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -37,6 +40,12 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeLoraLoader,
     SanaNativeLuminaOptions,
     SanaNativeQuantizeSave,
+    SanaNativePromptsFromFile,
+    SanaNativePromptBatch,
+    SanaNativeSeeds,
+    SanaNativeSize,
+    SanaNativeFitBack,
+    SanaNativeSaveNamed,
 ]
 
 

@@ -32,14 +32,23 @@ IDS = {
     "SanaNativeLoraLoader",
     "SanaNativeLuminaOptions",
     "SanaNativeQuantizeSave",
+    "SanaNativePromptsFromFile",
+    "SanaNativePromptBatch",
+    "SanaNativeSeeds",
+    "SanaNativeSize",
+    "SanaNativeFitBack",
+    "SanaNativeSaveNamed",
 }
 SHELVES = {
+    "image",
+    "image/transform",
     "model/loaders",
     "model/merging",
     "model/conditioning/sana",
     "model/latent/sana",
     "model/patch",
     "model/sampling",
+    "model/sampling/noise",
     "model/sampling/samplers",
     "model/sampling/schedulers",
 }

@@ -12,9 +12,9 @@ from sana_native.tests.support import tiny
 
 PACK = Path(__file__).resolve().parents[2]
 HOST = Path(folder_paths.__file__).resolve().parent
-NODES = ["DCAEDecode", "DCAEEncode", "DCAELoader", "EmptyLatent", "FlowDPMSampler", "FlowScheduler", "GemmaEncode",
-         "GemmaLoader", "LoraLoader", "LuminaOptions", "ModelLoader", "QuantizeSave", "SCMSampler", "SCMScheduler",
-         "Sampler"]  # fmt: skip
+NODES = ["DCAEDecode", "DCAEEncode", "DCAELoader", "EmptyLatent", "FitBack", "FlowDPMSampler", "FlowScheduler",
+         "GemmaEncode", "GemmaLoader", "LoraLoader", "LuminaOptions", "ModelLoader", "PromptBatch", "PromptsFromFile",
+         "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "SaveNamed", "Seeds", "Size"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
