@@ -51,6 +51,7 @@ SHOWN = {
     "sana_4k_txt2img": Shown("SANA 4K", "4096 px, exact tiles", "a big butterfly in the center on a yellow background"),
     "sana_img2img": Shown("SANA", "image to image", "a red apple and a rocket on a yellow background"),
     "sana_seed_batch": Shown("SANA", "four images from one seed", "a sailboat on a blue background"),
+    "sana_prompt_file": Shown("SANA", "prompts of a file", "a big sunflower in the center on a blue background"),
     "sana_lora": Shown("SANA", "with a LoRA"),
     "sana_prompt_enhance": Shown("SANA", "Gemma expands the prompt"),
     "sana_sprint_txt2img": Shown("SANA-Sprint", "1 to 4 steps", "a big guitar in the center on an orange background"),

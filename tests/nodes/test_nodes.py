@@ -108,7 +108,7 @@ def test_defaults_are_valid(node):
 
 @every_node
 def test_every_number_and_choice_has_a_default(node):
-    choosing_a_file = {"model_name", "text_encoder_name", "vae_name", "lora_name"}
+    choosing_a_file = {"model_name", "text_encoder_name", "vae_name", "lora_name", "file"}
     for item in node.GET_SCHEMA().inputs:
         if isinstance(item, io.Combo.Input | io.Int.Input | io.Float.Input | io.Boolean.Input):
             assert item.default is not None or item.id in choosing_a_file

@@ -406,7 +406,7 @@ def test_every_thumbnail_has_a_picture_of_its_own():
     small = [np.asarray(Image.open(FOLDER / f"{name}.jpg").convert("RGB").resize((16, 16))) for name in RELEASED]
     differences = [np.abs(a.astype(int) - b).mean() for number, a in enumerate(small) for b in small[number + 1 :]]
     # All but the seven that draw their graph.
-    assert len(differences) == 105 and sorted(differences)[21] > 10
+    assert len(differences) == 120 and sorted(differences)[21] > 10
 
 
 def test_less_denoising_keeps_more_of_the_demos_first_picture(comfy_server):
