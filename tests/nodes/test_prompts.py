@@ -107,12 +107,25 @@ def test_a_batch_that_does_not_add_up_is_refused(texts, negatives, sentence):
         batch(texts, negatives)
 
 
-def test_texts_that_cannot_be_stacked_are_refused():
-    short, long = [[torch.zeros(1, 3, 2), {}]], [[torch.zeros(1, 4, 2), {}]]
-    with pytest.raises(ValueError, match="Prompts of 3 and 4 tokens cannot be one batch with this text encoder"):
-        prompts.stack_conds([short, long])
+def test_prompts_of_an_encoder_that_pads_none_are_filled_up():
+    """Lumina-Next: each image is the one of its prompt alone but for rounding."""
+    model, texts = bench.lumina(), ["a cat", "a dog in a busy city street at night"]
+    *conds, _ = call(OURS["PromptBatch"], [bench.lumina_clip()], texts)
+    alone = [call(OURS["GemmaEncode"], bench.lumina_clip(), text, "") for text in texts]
+    lengths = [positive[0][0].shape[1] for positive, _ in alone]
+    assert lengths[0] < lengths[1] and conds[0][0][1]["attention_mask"].sum(dim=1).tolist() == lengths
+    latent = {"samples": torch.zeros(2, 4, 8, 8), "batch_index": [0, 1]}
+    together = call(OURS["Sampler"], model, *conds, latent, 7, 2, 4.0)[0]["samples"]
+    for index, pair in enumerate(alone):
+        latent = {"samples": torch.zeros(1, 4, 8, 8), "batch_index": [index]}
+        one = call(OURS["Sampler"], model, *pair, latent, 7, 2, 4.0)[0]["samples"]
+        assert bench.relative(together[index], one[0]) < 1e-5
+
+
+def test_a_schedule_of_hooks_is_refused():
+    one = [[torch.zeros(1, 3, 2), {}]]
     with pytest.raises(ValueError, match="A prompt with a schedule of hooks cannot be one of a batch"):
-        prompts.stack_conds([short, long + long])
+        prompts.stack_conds([one, one + one])
 
 
 # SANA Seeds
