@@ -100,7 +100,7 @@ async def continue_job(
     waiting = waiting_lines(job["id"])
     last = max(waiting, default=job["line"])
     later = (row for row in wanted if row.index > last and not is_saved(row.name))
-    await put_lines(item, job, islice(later, AHEAD - len(waiting)))
+    await put_lines(item, job, islice(later, max(AHEAD - len(waiting), 0)))
     if own is None or own.index != job["line"] or is_saved(own.name):
         return [], job["total"]
     show([f"{own.place}: {own.name}"], new=[])
