@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from sana_native.tools.comfy_server import ComfyServer, ServerError
@@ -91,6 +92,11 @@ def finish(server: ComfyServer, prompt: dict, seconds: float = 120) -> list[dict
 def pictures(place: Path) -> dict[str, bytes]:
     """Name -> pixels of the images, without the graph that the file holds."""
     return {path.name: Image.open(path).tobytes() for path in sorted(place.iterdir())}
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
 
 
 THINGS = ["cat", "dog", "fox", "lemon", "heart", "moon", "star", "rocket", "tree", "pizza", "house", "cake"]
@@ -235,3 +241,42 @@ def test_the_image_is_served_as_any_output(server, place):
     (image,) = result.images()
     assert image["subfolder"] == f"{place.name}/deep"
     assert Image.open(io.BytesIO(server.fetch_image(image))).size == (SIDE, SIDE)
+
+
+def test_a_list_becomes_one_batch_of_named_images_fitted_to_what_was_asked(server, place):
+    """In mode list through SANA Prompt Batch, Size and Fit Back; each image as in the queue, but for rounding."""
+    file = write(server, "batch.txt", "a cat --neg dark\na dog\na fox\n")
+    prompt = graph(file, f"{place.name}/batch", mode="list")
+    prompt["text"] = {
+        "class_type": "SanaNativePromptBatch",
+        "inputs": {
+            "clip": ["clip", 0],
+            "prompts": ["rows", 0],
+            "negative_prompts": ["rows", 1],
+            "instruction": "off",
+        },
+    }
+    prompt["size"] = {"class_type": "SanaNativeSize", "inputs": {"width": 100, "height": 60, "size": "exact"}}
+    sides = {"width": ["size", 0], "height": ["size", 1]}
+    prompt["latent"]["inputs"] |= {**sides, "batch_size": ["text", 2]}
+    prompt["sampler"]["inputs"] |= {"seed": 3, "steps": 2, "cfg": 4.5}
+    wanted = {"image": ["image", 0], "width": 100, "height": 60}
+    prompt["back"] = {"class_type": "SanaNativeFitBack", "inputs": wanted}
+    prompt["save"]["inputs"]["images"] = ["back", 0]
+    (record,) = finish(server, prompt)
+    saved = [image["filename"] for image in record["outputs"]["save"]["images"]]
+    assert saved == ["000000000.png", "000000001.png", "000000002.png"]
+
+    alone = graph(file, f"{place.name}/alone", start=1, count=1)
+    alone |= {name: prompt[name] for name in ("size", "back")}
+    alone["latent"]["inputs"] |= {**sides, "batch_size": 3}
+    alone["one"] = {
+        "class_type": "LatentFromBatch",
+        "inputs": {"samples": ["latent", 0], "batch_index": 1, "length": 1},
+    }
+    alone["sampler"]["inputs"] |= {"latent_image": ["one", 0], "seed": 3, "steps": 2, "cfg": 4.5}
+    alone["save"]["inputs"]["images"] = ["back", 0]
+    finish(server, alone)
+    together, single = (pixels_of(place / folder / "000000001.png") for folder in ("batch", "alone"))
+    assert together.shape == (60, 100, 3) and np.abs(together - single).max() <= 1
+    assert np.abs(together - pixels_of(place / "batch" / "000000000.png")).max() > 50
