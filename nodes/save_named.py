@@ -57,7 +57,7 @@ class SanaNativeSaveNamed(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id=NODE_ID,
+            node_id="SanaNativeSaveNamed",
             display_name="SANA Save Named",
             category="image",
             description="Saves images under names of their own, as those of SANA Prompts From File, and skips what is "
