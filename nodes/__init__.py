@@ -18,6 +18,7 @@ from .latent import SanaNativeEmptyLatent, SanaNativeUpscaleLatent
 from .loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
 from .lora import SanaNativeLoraLoader
 from .lumina import SanaNativeLuminaOptions
+from .prompts import SanaNativePromptBatch, SanaNativePromptsFromFile, SanaNativeSeeds
 from .replacements import register_replacements
 from .sampling import (
     SanaNativeFlowDPMSampler,
@@ -27,6 +28,8 @@ from .sampling import (
     SanaNativeSCMScheduler,
 )
 from .save import SanaNativeControlNetSave, SanaNativeQuantizeSave
+from .save_named import SanaNativeSaveNamed
+from .sizes import SanaNativeFitBack, SanaNativeSize
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -57,6 +60,12 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeInpaintCrop,
     SanaNativeInpaintStitch,
     SanaNativeUpscaleLatent,
+    SanaNativePromptsFromFile,
+    SanaNativePromptBatch,
+    SanaNativeSeeds,
+    SanaNativeSize,
+    SanaNativeFitBack,
+    SanaNativeSaveNamed,
 ]
 
 

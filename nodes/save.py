@@ -1,12 +1,10 @@
 """The save nodes: a MODEL or CLIP -> files in the host's narrow formats, a CONTROL_NET -> a file without its base."""
 
-import json
 import logging
 import os
 from pathlib import Path
 
 import folder_paths
-from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..models.controlnet.saving import save_controlnet
@@ -14,6 +12,7 @@ from ..models.files.file_errors import shown
 from ..models.files.quantize import PRESETS
 from ..models.files.saving import check_model, quantize_model
 from ..models.registry import FAMILIES
+from .metadata import metadata_of_graph
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +154,3 @@ def check_prefix(folder: str, prefix: str) -> None:
             f"filename_prefix {shown(prefix)} leads out of {shown(root)}, whose files the loaders list: leave out "
             "what leads there, such as .. or a link."
         )
-
-
-def metadata_of_graph(hidden) -> dict[str, str]:
-    """The graph that a file was made by, as the host's own save nodes keep it; {} where its user wants none."""
-    if args.disable_metadata or hidden is None:
-        return {}
-    graph = {"prompt": hidden.prompt} if hidden.prompt is not None else {}
-    return {name: json.dumps(value) for name, value in (graph | (hidden.extra_pnginfo or {})).items()}

@@ -120,6 +120,43 @@ SCENES = {
     ),
     "SanaNativeCFGZeroStar": Scene({"model": MODEL}, [(0, TO_SAMPLER, "model")], width=270),
     "SanaNativeSCMSampler": Scene(after=[(0, TO_CUSTOM, "sampler")], width=240),
+    "SanaNativePromptsFromFile": Scene(
+        after=[
+            (0, "SanaNativeGemmaEncode", "prompt"),
+            (2, "SanaNativeEmptyLatent", "width"),
+            (4, TO_SAMPLER, "seed"),
+            (7, "SanaNativeSaveNamed", "name"),
+        ],
+        widgets={"file": "sana-native-example.jsonl"},
+        width=330,
+    ),
+    "SanaNativePromptBatch": Scene(
+        {"clip": CLIP},
+        [(0, TO_SAMPLER, "positive"), (1, TO_SAMPLER, "negative"), (2, "SanaNativeEmptyLatent", "batch_size")],
+        {"prompts": "a ginger cat asleep on old books\na lighthouse in a storm\na fruit market in the morning"},
+        width=330,
+    ),
+    "SanaNativeSeeds": Scene(after=[(0, "SamplerCustomAdvanced", "noise")], widgets={"seeds": "4, 7, 4711"}, width=240),
+    "SanaNativeSize": Scene(
+        after=[(0, "SanaNativeEmptyLatent", "width"), (1, "SanaNativeEmptyLatent", "height")],
+        widgets={"width": 1280, "height": 960},
+        width=240,
+    ),
+    "SanaNativeFitBack": Scene(
+        {"image": ("SanaNativeDCAEDecode", 0)},
+        [(0, "SanaNativeSaveNamed", "images")],
+        {"width": 1280, "height": 960},
+        width=240,
+    ),
+    "SanaNativeSaveNamed": Scene(
+        {
+            "images": ("SanaNativeDCAEDecode", 0),
+            "name": ("SanaNativePromptsFromFile", 7),
+            "prompt": ("SanaNativePromptsFromFile", 0),
+            "seed": ("SanaNativePromptsFromFile", 4),
+        },
+        width=280,
+    ),
 }
 # Empty, but there: the page frames nodes whose file is missing.
 FOLDERS = {

@@ -62,6 +62,7 @@ SHOWN = {
         "a big strawberry top left and a small rocket bottom right on a yellow background",
     ),
     "sana_seed_batch": Shown("SANA", "four images from one seed", "a sailboat on a blue background"),
+    "sana_prompt_file": Shown("SANA", "prompts of a file", "a big sunflower in the center on a blue background"),
     "sana_lora": Shown("SANA", "with a LoRA"),
     "sana_controlnet_scribble": Shown("SANA", "ControlNet from a scribble"),
     "sana_pag": Shown("SANA", "perturbed attention", "a big rocket in the center on a blue background"),

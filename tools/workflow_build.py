@@ -35,7 +35,8 @@ FRAME_MARGIN, FRAME_TITLE = 15, 45
 SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 90
 DEFAULT_WIDTH = 210
 # What nodes draw below their widgets.
-PREVIEW_HEIGHT = {"SaveImage": 260, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80, "Painter": 320}
+PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80,
+                  "Painter": 320}  # fmt: skip
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
 LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.

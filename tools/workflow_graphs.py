@@ -122,6 +122,13 @@ def graphs() -> dict[str, Graph]:
         "sana_pag": perturbed_attention(),
         "sana_blend": blended_prompts(),
         "sana_prompt_enhance": prompt_enhancement(),
+        "sana_prompt_file": prompt_file(
+            SANA,
+            "sana-native-example.jsonl",
+            "1024",
+            "A run for every prompt of a file. Put your txt, json, jsonl or csv file into ComfyUI's input folder, "
+            "press R, and choose it.",
+        ),
         "sana_sprint_txt2img": text_to_image(
             SPRINT,
             PROMPT,
@@ -194,6 +201,13 @@ def graphs() -> dict[str, Graph]:
         "sana_hires_fix": hires_fix(),
         "sana_sprint_refine": sprint_refine(),
         "demo_inpaint": demo_inpaint(),
+        "demo_prompt_file": prompt_file(
+            DEMO,
+            "sana-native-demo.txt",
+            "256",
+            "A run for every prompt of a file; this one and the demo model come with the pack. A file of yours belongs "
+            "into ComfyUI's input folder.",
+        ),
     }
 
 
@@ -548,6 +562,33 @@ def prompt_enhancement() -> Graph:
             "trained with. **temperature** or another seed give another text. With **use_default_template** off, "
             "Gemma gets the text as it is.",
             files_of(SANA),
+        ),
+    )
+
+
+def prompt_file(model: Model, file: str, size: str, remark: str) -> Graph:
+    """A line of a file with all its settings -> image under the line's name."""
+    transformer, gemma, vae = loaders(model, 318)
+    rows = Node("SanaNativePromptsFromFile", {"file": file, "size": size}, width=285)
+    prompt, negative, width, height, seed, steps, cfg, name = (rows[slot] for slot in range(8))
+    links = {"clip": gemma, "prompt": prompt, "negative_prompt": negative}
+    text = Node("SanaNativeGemmaEncode", links, title="Prompt of the line", width=262)
+    latent = Node("SanaNativeEmptyLatent", {"size": "custom", "width": width, "height": height})
+    drawn = sample(transformer, text[0], text[1], latent, seed=seed, steps=steps, cfg=cfg, width=250)
+    image = decode(vae, drawn, 255)
+    saved = Node("SanaNativeSaveNamed", {"images": image, "name": name, "prompt": prompt, "seed": seed}, width=255)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Prompts, line by line", [rows], [text, latent]),
+            ("Generate", [drawn]),
+            ("Images", [image, saved]),
+        ),
+        note(
+            f"{remark} Tags at a prompt's end are its own settings: --ar 16:9, --size 1216x832, --seed 5, --neg "
+            "blurry, --steps 28, --cfg 5.\n\nPress Run once: every image is saved in output/prompts before the next "
+            "begins. Run again after a stop: only missing images are generated.",
+            files_of(model),
         ),
     )
 

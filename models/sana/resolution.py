@@ -126,15 +126,42 @@ def bin_size(size: int, aspect_ratio: str) -> tuple[int, int]:
     """
     if aspect_ratio not in ASPECT_RATIOS:
         raise ValueError(f"The aspect ratio {aspect_ratio} is unknown; choose one of {', '.join(ASPECT_RATIOS)}.")
-    a, b = map(int, aspect_ratio.split(":"))
+    return bin_sides(size, *map(int, aspect_ratio.split(":")))
+
+
+def bin_sides(size: int, width: float, height: float) -> tuple[int, int]:
+    """Trained (width, height) for a square size, nearest in aspect ratio to two sides of any unit; tall as wide ones.
+
+    Raises:
+        ValueError: if the size has no table, or a side is not positive.
+    """
     if size == SMALL_SIZE:
-        return small_size(a, b)
+        return small_size(width, height)
     # The reference's own rounding is not symmetric (4:3 and 3:4 land on different rectangles); users expect it to be.
-    short, long = nearest_bin(min(a, b), max(a, b), size)
-    return (long, short) if a >= b else (short, long)
+    short, long = nearest_bin(min(width, height), max(width, height), size)
+    return (long, short) if width >= height else (short, long)
 
 
-def small_size(a: int, b: int) -> tuple[int, int]:
+def exact_sides(width: int, height: int) -> tuple[int, int]:
+    """The smallest multiples of 32 that hold (width, height): nothing is scaled on the way back."""
+    return -(-width // RATIO) * RATIO, -(-height // RATIO) * RATIO
+
+
+def scaled_sides(width: int, height: int, wanted: tuple[int, int], cover: bool) -> tuple[int, int]:
+    """(width, height) of an image scaled to cover a wanted (width, height), or to fit inside it, one side exactly.
+
+    In integers: the references' int(width * (wanted / width)) falls one short for 1018 of 37,249 sizes, and their crop
+    then begins at -1.
+    """
+    by_width = wanted[0] * height, wanted[1] * width  # the larger tells which side asks for the larger scale
+    if (by_width[0] >= by_width[1]) == cover:
+        quotient, rest = divmod(height * wanted[0], width)
+        return wanted[0], max(quotient + (cover and rest > 0), 1)
+    quotient, rest = divmod(width * wanted[1], height)
+    return max(quotient + (cover and rest > 0), 1), wanted[1]
+
+
+def small_size(a: float, b: float) -> tuple[int, int]:
     """(width, height) of about 256 x 256 px for a ratio a : b; multiples of 32, so that SANA takes it too."""
     height, width = nearest_bin(b, a, 1024)
     sides = [(side // (4 * RATIO) * RATIO, -(-side // (4 * RATIO)) * RATIO) for side in (width, height)]

@@ -44,9 +44,17 @@ IDS = {
     "SanaNativeInpaintCrop",
     "SanaNativeInpaintStitch",
     "SanaNativeUpscaleLatent",
+    "SanaNativePromptsFromFile",
+    "SanaNativePromptBatch",
+    "SanaNativeSeeds",
+    "SanaNativeSize",
+    "SanaNativeFitBack",
+    "SanaNativeSaveNamed",
 }
 SHELVES = {
+    "image",
     "image/filters",
+    "image/transform",
     "model/loaders",
     "model/merging",
     "model/conditioning/sana",
@@ -54,6 +62,7 @@ SHELVES = {
     "image/mask",
     "model/patch",
     "model/sampling",
+    "model/sampling/noise",
     "model/sampling/samplers",
     "model/sampling/schedulers",
 }
@@ -113,7 +122,7 @@ def test_defaults_are_valid(node):
 
 @every_node
 def test_every_number_and_choice_has_a_default(node):
-    choosing_a_file = {"model_name", "text_encoder_name", "vae_name", "lora_name", "control_net_name"}
+    choosing_a_file = {"model_name", "text_encoder_name", "vae_name", "lora_name", "control_net_name", "file"}
     for item in node.GET_SCHEMA().inputs:
         if isinstance(item, io.Combo.Input | io.Int.Input | io.Float.Input | io.Boolean.Input):
             assert item.default is not None or item.id in choosing_a_file

@@ -10,6 +10,7 @@ import folder_paths
 import pytest
 import safetensors
 import torch
+from comfy.cli_args import args
 from comfy.quant_ops import QuantizedTensor
 from sana_native.models.registry import load_model
 from sana_native.nodes import save
@@ -93,7 +94,7 @@ def test_the_graph_is_kept_as_the_hosts_save_nodes_keep_it(output, monkeypatch):
     with safetensors.safe_open(output / written(output)[0], "pt") as file:
         told = file.metadata()
     assert metadata.items() <= told.items() and told["modelspec.architecture"] == "gemma-2"
-    monkeypatch.setattr(save.args, "disable_metadata", True)
+    monkeypatch.setattr(args, "disable_metadata", True)
     assert save.metadata_of_graph(hidden) == {}
 
 

@@ -63,6 +63,7 @@ PURE = {
     "models/files/saved_config.py",
     "models/runtime/precision.py",
     "samplers/schedules.py",
+    "scale/rows.py",
 }
 TESTS_WITHOUT_A_ROOM = {"pack", "docs", "browser", "full_size", "support"}
 HOST = {
@@ -77,7 +78,7 @@ HOST = {
     "server",
 }
 ONLY_IN_NODES = HOST - {"comfy"}
-LIBRARIES = {"torch", "safetensors", "sentencepiece", "numpy"}
+LIBRARIES = {"torch", "safetensors", "sentencepiece", "numpy", "PIL"}
 BANNED_MODULES = {
     "subprocess",
     "socket",

@@ -13,8 +13,10 @@ from sana_native.tests.support import tiny
 PACK = Path(__file__).resolve().parents[2]
 HOST = Path(folder_paths.__file__).resolve().parent
 NODES = ["BlendPrompts", "CFGZeroStar", "ControlNetLoader", "ControlNetSave", "DCAEDecode", "DCAEEncode", "DCAELoader",
-         "EmptyLatent", "FlowDPMSampler", "FlowScheduler", "GemmaEncode", "GemmaLoader", "LoraLoader", "LuminaOptions",
-         "ModelLoader", "NAG", "PAG", "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "Scribble"]  # fmt: skip
+         "EmptyLatent", "FitBack", "FlowDPMSampler", "FlowScheduler", "GemmaEncode", "GemmaLoader", "InpaintComposite",
+         "InpaintCrop", "InpaintLatent", "InpaintStitch", "LoraLoader", "LuminaOptions", "ModelLoader", "NAG", "PAG",
+         "PromptBatch", "PromptsFromFile", "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "SaveNamed",
+         "Scribble", "Seeds", "Size", "UpscaleLatent"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from sana_native.tools.workflow import to_api
 
 SIZE_LIMIT = 32e6  # bytes, packed; most of it is the demo's weights
 TOP = {"CHANGELOG.md", "LICENSE", "README.md", "README.zh.md", "__init__.py", "demo", "docs", "locales", "models",
-       "nodes", "pyproject.toml", "requirements.txt", "samplers", "web"}  # fmt: skip
+       "nodes", "pyproject.toml", "requirements.txt", "samplers", "scale", "web"}  # fmt: skip
 # Where the host looks for graphs, and for subgraphs.
 MAY_BE_THERE = {"workflows", "example_workflows", "subgraphs"}
 DEMO_WEIGHTS = [
@@ -113,6 +113,14 @@ def test_archive_holds_the_pack_and_nothing_else(archive):
     assert found & {"workflows", "example_workflows"}
     assert not [name for name in names if name.startswith("demo/") and name.endswith(".py")]
     assert not [name for name in names if re.search(r"(^|/)(tests?|benchmarks|train|screenshots|__pycache__|\.)", name)]
+
+
+def test_archive_brings_of_the_command_only_what_nodes_need(tmp_path):
+    """Rows of prompt files; the rest of the folder needs a git clone."""
+    files = {name: "" for name in ("scale/__init__.py", "scale/rows.py", "scale/__main__.py", "scale/deep/more.py")}
+    files |= {name: (ROOT / name).read_text(encoding="utf-8") for name in (".comfyignore", "pyproject.toml")}
+    root = commit_tree(tmp_path / "checkout", write_files(tmp_path / "tree", files))
+    assert shipped_files(root) == ["pyproject.toml", "scale/__init__.py", "scale/rows.py"]
 
 
 def test_archive_brings_the_pictures_that_help_pages_show(archive):
