@@ -21,6 +21,7 @@ from .sampling import (
     SanaNativeSCMScheduler,
 )
 from .save import SanaNativeControlNetSave, SanaNativeQuantizeSave
+from .training import SanaNativeEncodeTrainingSet, SanaNativeTrainingSet, SanaNativeTrainLora
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -46,6 +47,9 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativePAG,
     SanaNativeNAG,
     SanaNativeCFGZeroStar,
+    SanaNativeTrainingSet,
+    SanaNativeEncodeTrainingSet,
+    SanaNativeTrainLora,
 ]
 
 

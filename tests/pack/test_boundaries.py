@@ -77,7 +77,7 @@ HOST = {
     "server",
 }
 ONLY_IN_NODES = HOST - {"comfy"}
-LIBRARIES = {"torch", "safetensors", "sentencepiece", "numpy"}
+LIBRARIES = {"torch", "safetensors", "sentencepiece", "numpy", "PIL"}
 BANNED_MODULES = {
     "subprocess",
     "socket",
