@@ -5,6 +5,7 @@ import re
 
 import comfy.utils
 import folder_paths
+import torch
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
@@ -249,7 +250,8 @@ class Watch:
     def __call__(self, trainer, report) -> None:
         picture = None
         if report.sample is not None:
-            self.samples = self.vae.decode(report.sample)
+            with torch.inference_mode():  # as the host's executor runs it
+                self.samples = self.vae.decode(report.sample)
             trainer.reload()
             picture = ("JPEG", as_image(self.samples), PREVIEW_SIDE)
         self.bar = self.bar or comfy.utils.ProgressBar(report.steps)

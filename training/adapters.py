@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .loss import generator_of
+from .seeds import generator_of
 
 INITIAL = 2  # place of the initial values among the generators of a run
 QKV = r"transformer_blocks\.\d+\.attn[12]\.to_[qkv]"

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from ..models.sana.resolution import RATIO, RESOLUTION_BINS, nearest_bin
-from .loss import generator_of
+from .seeds import generator_of
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

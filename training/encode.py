@@ -79,6 +79,7 @@ def model_digest(patcher: Any) -> str:
     return digest.hexdigest() + (str(patcher.patches_uuid) if patcher.patches else "")
 
 
+@torch.inference_mode()
 def encode_set(
     training_set: TrainingSet,
     vae: Any,

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..samplers.schedules import get_sigmas_flow_dpm
 from .buckets import Size
 from .captions import Caption, batch_captions
-from .loss import generator_of
+from .seeds import generator_of
 from .network import Velocity
 
 NOISE = 3  # place of the noises among the generators of a run

@@ -18,7 +18,8 @@ from .adapters import AdapterSet
 from .buckets import BatchPlan
 from .captions import batch_captions, drop_captions
 from .encode import EncodedSet
-from .loss import TIME_SAMPLINGS, flow_loss, generator_of, sample_sigma
+from .loss import TIME_SAMPLINGS, flow_loss, sample_sigma
+from .seeds import generator_of
 from .network import Velocity, copy_for_training, training_mode
 from .optimizer import CONSTANT, EMA, Average, learning_rate, load_optimizer, optimizer_tensors
 from .preview import Preview, generate
