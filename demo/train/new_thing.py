@@ -40,7 +40,8 @@ def main() -> None:
         name = FOLDER / f"{number:02}"
         picture.convert("RGB").save(name.with_suffix(".png"), optimize=True)
         article = "an" if background == "orange" else "a"
-        said = f"a {'' if size == 'medium' else size + ' '}{NAME} {place or 'in the center'} on {article} {background} background"
+        thing = f"a {'' if size == 'medium' else size + ' '}{NAME}"
+        said = f"{thing} {place or 'in the center'} on {article} {background} background"
         name.with_suffix(".txt").write_text(said + "\n", encoding="utf-8")
 
 
