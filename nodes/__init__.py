@@ -30,6 +30,7 @@ from .sampling import (
 from .save import SanaNativeControlNetSave, SanaNativeQuantizeSave
 from .save_named import SanaNativeSaveNamed
 from .sizes import SanaNativeFitBack, SanaNativeSize
+from .training import SanaNativeEncodeTrainingSet, SanaNativeTrainingSet, SanaNativeTrainLora
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -66,6 +67,9 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeSize,
     SanaNativeFitBack,
     SanaNativeSaveNamed,
+    SanaNativeTrainingSet,
+    SanaNativeEncodeTrainingSet,
+    SanaNativeTrainLora,
 ]
 
 

@@ -42,6 +42,8 @@ BUNDLED_FOLDERS = {
     "sana-native-demo-controlnet" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_controlnet"),
     "sana-native-demo-controlnet-sprint" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "checkpoint_controlnet_sprint"),
 }
+# Ten pictures of a thing that the demo model does not know, for a first training.
+BUNDLED_PICTURES = {"sana-native-demo-pictures" + FOLDER_MARK: os.path.join(DEMO_FOLDER, "pictures")}
 
 
 def component_of(folder: str) -> str | None:

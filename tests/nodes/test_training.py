@@ -1,0 +1,91 @@
+"""The training nodes as the executor runs them: folder -> set -> encoded set -> LoRA, plot and pictures."""
+
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from comfy_execution.graph import ExecutionBlocker
+from sana_native.tests.support import workbench as bench
+from sana_native.tests.support.workbench import OURS, call
+from sana_native.tests.training.conftest import write_picture
+
+SHORT = {"steps": 2, "rank": 2, "save_every": 0}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> Path:
+    """A folder of three pictures below the input folder, and empty ones for what is written."""
+    for name in ("input", "output"):
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
+    for index in range(3):
+        write_picture(tmp_path / "input" / "cats" / f"{index}.png", index)
+    return tmp_path
+
+
+def encoded() -> object:
+    found, _ = call(OURS["TrainingSet"], folder="cats", size=64)
+    return call(OURS["EncodeTrainingSet"], found, bench.vae(), bench.clip())[0]
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_folder_becomes_a_lora_in_the_hosts_list():
+    found, report = call(OURS["TrainingSet"], folder="cats", size=64)
+    assert report == "3 pictures at 64 x 64 px" and len(found.samples) == 3
+    positive, negative = bench.encoded()
+    prompts = {"sample_positive": positive, "sample_negative": negative, "vae": bench.vae()}
+    lora, loss, samples, plot, path = call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)
+    assert folder_paths.get_filename_list("loras") == ["cat_00001.safetensors"] and Path(path).is_file()
+    assert len(loss["loss"]) == 2 and len(lora) == 24
+    assert samples.shape == (1, 64, 64, 3) and samples.isfinite().all()
+    assert plot.shape[0] == 1 and plot.shape[-1] == 3 and plot.std() > 0.01
+    (changed,) = call(OURS["LoraLoader"], bench.model("sana"), "cat_00001.safetensors", 1.0)
+    before, after = (bench.draw(model, bench.encoded()) for model in (bench.model("sana"), changed))
+    assert not torch.equal(before, after)
+
+
+def test_runs_count_up_and_the_last_is_gone_on_with(folders):
+    data = encoded()
+    for _ in range(2):
+        call(OURS["TrainLora"], bench.model("sana"), data, "cat", **SHORT)
+    assert sorted(path.name for path in (folders / "loras").iterdir()) == [
+        "cat_00001.safetensors", "cat_00002.safetensors",
+    ]  # fmt: skip
+    _, loss, samples, _, path = call(
+        OURS["TrainLora"], bench.model("sana"), data, "cat", resume="latest", **SHORT | {"steps": 3}
+    )
+    assert path.endswith("cat_00002.safetensors") and len(loss["loss"]) == 3
+    assert isinstance(samples, ExecutionBlocker)
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize(
+    ("name", "resume", "message"),
+    [
+        ("../cat", "new", "cannot be a file's"),
+        ("", "new", "cannot be a file's"),
+        ("dog", "latest", "There is no run of the name dog to go on with"),
+    ],
+)
+def test_names_without_a_file_or_a_run_are_refused(name, resume, message):
+    with pytest.raises(ValueError, match=message):
+        call(OURS["TrainLora"], bench.model("sana"), None, name, resume, **SHORT)
+
+
+@pytest.mark.usefixtures("folders")
+def test_sample_prompts_of_another_encoder_are_refused():
+    prompts = {"sample_positive": [[torch.zeros(1, 3, 64), {}]], "vae": bench.vae()}
+    with pytest.raises(ValueError, match="The sample prompt has no mask of its tokens"):
+        call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_set_is_read_again_after_a_file_has_changed(folders):
+    node = OURS["TrainingSet"]
+    before = node.fingerprint_inputs(folder="cats", size=64)
+    assert node.fingerprint_inputs(folder="cats", size=64) == before
+    write_picture(folders / "input" / "cats" / "new.png", 9)
+    assert node.fingerprint_inputs(folder="cats", size=64) != before
+    with pytest.raises(ValueError, match="No folder was entered"):
+        call(node, folder=" ")

@@ -1,0 +1,253 @@
+"""Training a LoRA on the tiny SANA: exact resumes and seeds, batches, and files that every reader takes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import diffusers
+import pytest
+import safetensors
+import torch
+from comfy_extras.nodes_train import LoraModelLoader
+from sana_native.models.lora.loader import load_lora
+from sana_native.tests.support import workbench as bench
+from sana_native.tests.training.conftest import SETTINGS, SIDE
+from sana_native.training import trainer as trainer_file
+from sana_native.training.captions import Caption, batch_captions
+from sana_native.training.seeds import generator_of
+from sana_native.training.network import training_mode
+from sana_native.training.preview import Preview
+from sana_native.training.state import load_state
+from sana_native.training.trainer import Trainer
+from safetensors.torch import load_file
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_loss_at_fixed_noises_falls_and_the_model_stays_as_it_was(run):
+    before = bench.velocity(bench.model("sana"))
+    lora, record = run(steps=30)
+    (_, first), (step, last) = record.fixed[0], record.fixed[-1]
+    assert step == 30 and sum(last) < 0.9 * sum(first)
+    assert len(record.losses) == 30 and any(value.any() for name, value in lora.items() if "lora_B" in name)
+    assert torch.equal(bench.velocity(bench.model("sana")), before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "warmup": 3, "accumulation": 2, "layers": "all linear"}])
+def test_a_resumed_run_equals_one_without_a_stop_to_the_bit(run, files, changes):
+    whole, _ = run(steps=8, **changes)
+    state, _ = load_state(files.state)
+    run(steps=4, **changes)
+    resumed, record = run(steps=8, resume=True, **changes)
+    assert equal(resumed, whole) and equal(load_state(files.state)[0], state) and len(record.losses) == 8
+
+
+def test_a_seed_gives_the_same_lora_whatever_was_drawn_before_and_another_gives_another(run):
+    first, _ = run()
+    torch.randn(100)
+    again, _ = run()
+    other, _ = run(seed=4)
+    assert equal(first, again) and not equal(first, other)
+
+
+def test_a_run_of_another_rank_is_not_resumed(run):
+    run()
+    with pytest.raises(ValueError, match="another rank, other layers or another model"):
+        run(steps=8, resume=True, rank=3)
+
+
+def gradients(trainer: Trainer, indices: list[int], start: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Losses and gradients of a batch, whose noises are those of its place in a larger one."""
+    samples = [trainer.data.samples[index] for index in indices]
+    x0 = trainer.predict.scaled(torch.stack([one.latent() for one in samples]))
+    noise = torch.randn(2, *x0.shape[1:], generator=generator_of(5))[start : start + len(indices)]
+    sigma = torch.tensor([0.3, 0.8])[start : start + len(indices)]
+    states, mask = batch_captions([one.caption() for one in samples])
+    losses = trainer_file.flow_loss(trainer.predict, x0, states, mask, sigma, noise)
+    values = list(trainer.parameters.values())
+    return losses.detach(), torch.autograd.grad(losses.mean(), values)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batch_equals_the_mean_of_its_samples_in_loss_and_gradient(encoded, files, checkpointing):
+    with torch.inference_mode(), training_mode():
+        settings = replace(SETTINGS, checkpointing=checkpointing)
+        trainer = Trainer(bench.model("sana"), encoded, settings, files)
+        with torch.no_grad():
+            for name, value in trainer.parameters.items():
+                value.copy_(torch.randn(value.shape, generator=generator_of(len(name))) * 0.1)
+        with trainer.adapters.attached():
+            both, gradient = gradients(trainer, [0, 3], 0)
+            (one, first), (two, second) = gradients(trainer, [0], 0), gradients(trainer, [3], 1)
+    torch.testing.assert_close(both, torch.cat([one, two]), rtol=1e-5, atol=0)
+    for whole, a, b in zip(gradient, first, second, strict=True):
+        torch.testing.assert_close(whole, (a + b) / 2, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
+
+
+def test_recomputed_blocks_give_the_same_lora(run):
+    for layers in ("attention qkv", "all linear"):
+        stored, _ = run(checkpointing=False, layers=layers)
+        recomputed, _ = run(checkpointing=True, layers=layers)
+        assert all(torch.allclose(stored[name], recomputed[name], atol=1e-5) for name in stored)
+
+
+def test_recomputed_blocks_store_less_for_the_gradient(encoded, files):
+    stored = {}
+    for checkpointing in (False, True):
+        with torch.inference_mode(), training_mode():
+            trainer = Trainer(bench.model("sana"), encoded, replace(SETTINGS, checkpointing=checkpointing), files)
+            sizes: dict[int, int] = {}
+
+            def keep(tensor, sizes=sizes):
+                sizes[tensor.data_ptr()] = tensor.nbytes if tensor.grad_fn is not None else 0
+                return tensor
+
+            with trainer.adapters.attached(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                trainer.batch_loss([0, 1], generator_of(0))
+            stored[checkpointing] = sum(sizes.values())
+    assert stored[True] < 0.5 * stored[False]
+
+
+def test_latents_are_trained_at_the_models_scale(encoded, files):
+    with torch.inference_mode(), training_mode():
+        trainer = Trainer(bench.model("sana"), encoded, SETTINGS, files)
+        for sample in encoded.samples:  # of both sizes
+            assert torch.allclose(trainer.predict.scaled(sample.latent()[None]), sample.latent()[None] * 0.41407)
+
+
+@pytest.mark.parametrize("layers", ["attention qkv", "attention + mix-ffn", "all linear"])
+def test_the_file_acts_alike_in_our_loader_the_stock_loader_the_graph_and_diffusers(run, files, layers):
+    lora, _ = run(layers=layers)
+    plain = velocity_of(bench.model("sana"))
+    ours = load_lora(bench.model("sana"), files.lora, 1.0)
+    stock, _ = comfy.sd.load_lora_for_models(bench.model("sana"), None, load_file(files.lora), 1.0, 0)
+    (graph,) = bench.call(LoraModelLoader, bench.model("sana"), lora, 1.0)
+    pipeline = diffusers.SanaPipeline.from_pretrained(bench.folder() / "sana")
+    pipeline.load_lora_weights(files.lora)
+    reference = diffusers_velocity(pipeline)
+    for patched in (ours, stock, graph):
+        assert bench.relative(velocity_of(patched), reference) < 1e-5
+    assert bench.relative(reference, plain) > 1e-2
+
+
+def velocity_of(patcher) -> torch.Tensor:
+    comfy.model_management.load_models_gpu([patcher])
+    return bench.velocity(patcher)
+
+
+@torch.no_grad()
+def diffusers_velocity(pipeline) -> torch.Tensor:
+    """x0 as `bench.velocity` predicts it, by diffusers' transformer."""
+    x = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(2))
+    positive, _ = bench.encoded()
+    states, mask = positive[0][0], positive[0][1]["attention_mask"]
+    velocity = pipeline.transformer(x, states.clone(), torch.tensor([700.0]), encoder_attention_mask=mask.clone())
+    return x - 0.7 * velocity.sample
+
+
+def test_the_header_tells_what_was_trained(run, files):
+    run(ema=0.9)
+    with safetensors.safe_open(files.lora, "pt") as file:
+        metadata = file.metadata()
+    told = json.loads(metadata["sana_training"])
+    assert (told["base_model"], told["shift"], told["step"], told["rank"]) == ("tiny", 3.0, 4, 2)
+    assert told["instruction"] is True and told["layers"] == "attention qkv" and told["seed"] == 3
+    assert json.loads(metadata["lora_adapter_metadata"])["transformer.r"] == 2
+
+
+def test_an_interrupt_saves_and_hands_on_the_lora_so_far(run, files):
+    def stop(_, report) -> None:
+        if report.step == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    lora, record = run(steps=6, tell=stop)
+    assert record.step == 2 and not comfy.model_management.processing_interrupted()
+    assert equal(load_file(files.lora), lora)
+    resumed, _ = run(steps=6, resume=True)
+    assert equal(resumed, run(steps=6)[0])
+
+
+def test_a_lora_lies_beside_every_save_and_a_sample_after_every_interval(run, files):
+    positive, negative = bench.encoded()
+    captions = [Caption(one[0][0][0], one[0][1]["attention_mask"][0]) for one in (positive, negative)]
+    side = SIDE // 32
+    shown = []
+    preview = Preview(captions[:1], captions[1], (side, side), steps=2)
+    run(steps=5, save_every=2, sample_every=2, preview=preview, tell=lambda _, report: shown.append(report.sample))
+    assert sorted(path.name for path in Path(files.lora).parent.iterdir()) == [
+        "mine.safetensors", "mine_step000002.safetensors", "mine_step000004.safetensors",
+    ]  # fmt: skip
+    assert [sample is not None for sample in shown] == [False, True, False, True, True]
+    assert shown[-1].shape == (1, 32, side, side) and shown[-1].isfinite().all()
+    assert not torch.equal(shown[1], shown[-1])
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(run, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    lora, _ = run(steps=5)
+    assert not any(value.any() for name, value in lora.items() if "lora_B" in name)
+    with pytest.raises(ValueError, match="No gradient was finite for 21 steps"):
+        run(steps=40)
+
+
+KILLED = """
+import os, sys, torch
+sys.path.insert(0, sys.argv[1])
+import types
+pack = types.ModuleType("sana_native"); pack.__path__ = [sys.argv[1]]; sys.modules["sana_native"] = pack
+from sana_native.training import state
+big = {"x": torch.zeros(1000, 1000)}
+state.save_state({"x": torch.ones(3)}, {"step": 1}, sys.argv[2])
+real = state.save_file
+def slow(*args):
+    real(*args)
+    print("half", flush=True)
+    import time; time.sleep(60)
+state.save_file = slow
+state.save_state(big, {"step": 2}, sys.argv[2])
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_save_leaves_the_file_before(tmp_path):
+    path, root = str(tmp_path / "state.safetensors"), Path(trainer_file.__file__).parents[1]
+    sys_path = os.pathsep.join(filter(None, [os.environ.get("COMFYUI_PATH"), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(root), path],
+        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": sys_path},
+    )  # fmt: skip
+    assert process.stdout.readline().strip() == b"half"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    tensors, record = load_state(path)
+    assert record["step"] == 1 and torch.equal(tensors["x"], torch.ones(3))
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".safetensors")] == ["state.safetensors"]
+
+
+def test_a_file_that_is_no_state_is_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no state of a training"):
+        load_state(str(path))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("sprint", {}, "SANA-Sprint cannot be trained as a plain flow"),
+        ("sana", {"dtype": torch.bfloat16, "trained_in_float16": True}, "trained in float16"),
+    ],
+)
+def test_models_that_training_would_spoil_are_refused(run, monkeypatch, family, options, message):
+    model = bench.fresh_model(family, **options)
+    if options:
+        monkeypatch.setattr(model.model, "get_dtype_inference", lambda: options["dtype"])
+    with pytest.raises(ValueError, match=message):
+        run(model=model)

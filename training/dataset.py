@@ -1,0 +1,132 @@
+"""A folder of pictures and .txt captions -> a checked training set. Every problem is told in one message.
+
+A subfolder named `<n>_<name>` has its pictures n times in an epoch, as kohya's scripts count.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .buckets import Size, target_size
+from .pictures import NOTEWORTHY_CROP, cropped_part, enlargement, read_picture
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+LARGEST_ENLARGEMENT = 2.0
+REPEATS = re.compile(r"(\d+)_.+")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a set. size: (height, width) it is trained at. digest: of the file's bytes."""
+
+    path: str
+    caption: str
+    size: Size
+    repeats: int
+    digest: str
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How a folder is read. size: side of the square in pixels, bins: aspect ratios are kept as far as trained."""
+
+    size: int = 1024
+    bins: bool = True
+    flip: bool = False
+    trigger_word: str = ""
+    default_caption: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Checked pictures with their captions. notices: what is converted, enlarged or cropped."""
+
+    samples: tuple[Sample, ...]
+    options: SetOptions
+    notices: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        sizes = sorted({sample.size for sample in self.samples})
+        first = f"{len(self.samples)} pictures at {', '.join(f'{w} x {h}' for h, w in sizes)} px"
+        return "\n".join([first, *self.notices])
+
+
+def read_folder(folder: str, options: SetOptions) -> TrainingSet:
+    """The training set in a folder.
+
+    Raises FileNotFoundError for a folder that is not there, and ValueError with every problem of its files in one
+    message.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder} is no folder: enter the folder with the pictures and their .txt files.")
+    samples, problems, notices, first_of = [], [], [], {}
+    for path, repeats in find_pictures(folder):
+        name = os.path.relpath(path, folder)
+        try:
+            sample, found, told = read_sample(path, repeats, options)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's faults
+            problems.append(f"{name}: cannot be read ({error})")
+            continue
+        twin = first_of.setdefault(sample.digest, name)
+        problems += [f"{name}: {problem}" for problem in found]
+        problems += [] if twin == name else [f"{name}: the same picture as {twin}"]
+        notices += [f"{name}: {note}" for note in told]
+        samples.append(sample)
+    if not samples and not problems:
+        raise ValueError(f"{folder} has no pictures: put files there that end in {', '.join(ENDINGS)}.")
+    if problems:
+        raise ValueError(f"{folder} cannot be trained on until this is mended:\n" + "\n".join(problems))
+    mirrored = [Sample(**(vars(sample) | {"mirrored": True})) for sample in samples] if options.flip else []
+    return TrainingSet(tuple(samples + mirrored), options, tuple(notices))
+
+
+def find_pictures(folder: str) -> Iterator[tuple[str, int]]:
+    """Paths of the pictures with how often each comes in an epoch, in the order of their names."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        repeats = REPEATS.fullmatch(entry.name)
+        if entry.is_dir() and repeats:
+            for path, _ in find_pictures(entry.path):
+                yield path, max(1, int(repeats[1]))
+        elif entry.is_file() and entry.name.lower().endswith(ENDINGS):
+            yield entry.path, 1
+
+
+def read_sample(path: str, repeats: int, options: SetOptions) -> tuple[Sample, list[str], list[str]]:
+    """A picture and its caption, its problems, and what is done to it. Raises what Pillow raises."""
+    picture = read_picture(path)
+    size = target_size(picture.image.height, picture.image.width, options.size, options.bins)
+    problems, notices = [], list(picture.notes)
+    scale, cut = enlargement(picture.image, size), cropped_part(picture.image, size)
+    pixels = f"{picture.image.width} x {picture.image.height} px"
+    if scale > LARGEST_ENLARGEMENT:
+        problems.append(f"too small, {pixels} for {size[1]} x {size[0]} px: use a larger picture or a smaller size")
+    elif scale > 1:
+        notices.append(f"{pixels} enlarged to {size[1]} x {size[0]} px")
+    if cut > NOTEWORTHY_CROP:
+        notices.append(f"{cut:.0%} cropped, {pixels} to {size[1]} x {size[0]} px")
+    caption, fault = read_caption(path, options)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    return Sample(path, caption, size, repeats, digest), problems + ([fault] if fault else []), notices
+
+
+def read_caption(path: str, options: SetOptions) -> tuple[str, str | None]:
+    """The caption beside a picture with the trigger word before it, and what is wrong with it or None."""
+    text, fault = os.path.splitext(path)[0] + ".txt", None
+    caption = ""
+    if os.path.isfile(text):
+        try:
+            with open(text, encoding="utf-8-sig") as file:
+                caption = " ".join(file.read().split())
+        except UnicodeDecodeError:
+            return "", f"{os.path.basename(text)} is not UTF-8: save it as UTF-8"
+        fault = None if caption else f"{os.path.basename(text)} is empty: write what the picture shows"
+    elif not options.default_caption and not options.trigger_word:
+        fault = f"no {os.path.basename(text)}: write a caption there, or set default_caption or trigger_word"
+    caption = caption or options.default_caption
+    if options.trigger_word and options.trigger_word not in caption:
+        caption = f"{options.trigger_word}, {caption}" if caption else options.trigger_word
+    return caption, fault if not options.default_caption else None

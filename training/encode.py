@@ -1,0 +1,137 @@
+"""A training set -> latents and text states in a folder of files, keyed by content, model and size.
+
+Encoded once, so that a training needs neither the autoencoder nor the text encoder in memory.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .buckets import Size
+from .captions import Caption
+from .dataset import Sample, SetOptions, TrainingSet
+from .pictures import fit_picture, read_picture
+from .state import save_whole
+
+LATENT, STATES, MASK = "latent", "states", "mask"
+FORMAT = "1"  # of the files; a change makes others of them
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """Files of one sample. size: (height, width) in pixels."""
+
+    latent_path: str
+    caption_path: str
+    size: Size
+
+    def latent(self) -> Tensor:
+        """The raw latent (C, H, W), as the autoencoder gives it."""
+        return load_part(self.latent_path)[LATENT]
+
+    def caption(self) -> Caption:
+        return load_caption(self.caption_path)
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Samples, each as often as it comes in an epoch, and the file of the empty prompt."""
+
+    samples: tuple[EncodedSample, ...]
+    null_path: str
+    instruction: bool
+    options: SetOptions
+
+    def null(self) -> Caption:
+        return load_caption(self.null_path)
+
+
+def load_part(path: str) -> dict[str, Tensor]:
+    """Tensors of a file of the cache. Raises FileNotFoundError when it was removed."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not in the cache any more: run SANA Encode Training Set again.")
+    return load_file(path)
+
+
+def load_caption(path: str) -> Caption:
+    parts = load_part(path)
+    return Caption(parts[STATES], parts[MASK])
+
+
+def digest_of(*parts: str) -> str:
+    return hashlib.sha256("\0".join((FORMAT, *parts)).encode()).hexdigest()[:32]
+
+
+def model_digest(patcher: Any) -> str:
+    """Of a model's weights, to the last bit, and of the patches on it, which are another's in the next session."""
+    digest = hashlib.sha256()
+    for name, value in sorted(patcher.model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest() + (str(patcher.patches_uuid) if patcher.patches else "")
+
+
+@torch.inference_mode()
+def encode_set(
+    training_set: TrainingSet,
+    vae: Any,
+    clip: Any,
+    instruction: bool,
+    folder: str,
+    progress: Callable[[int, int], None],
+) -> EncodedSet:
+    """Encodes what is not in the folder yet.
+
+    vae, clip: the host's. instruction: the text SANA was trained with stands before each caption. progress: told how
+    many of how many are done.
+    Raises ValueError for other parts than SANA's.
+    """
+    vae_digest, clip_digest = model_digest(vae.patcher), model_digest(clip.patcher)
+    encoded, total = [], 2 * len(training_set.samples) + 1
+    null_path = encode_text(clip, "", False, clip_digest, folder)
+    progress(1, total)
+    captions = []
+    for sample in training_set.samples:  # texts first: each encoder is loaded once
+        captions.append(encode_text(clip, sample.caption, instruction, clip_digest, folder))
+        progress(1 + len(captions), total)
+    for done, (sample, caption) in enumerate(zip(training_set.samples, captions, strict=True), 1):
+        latent = encode_picture(vae, sample, vae_digest, folder)
+        encoded += [EncodedSample(latent, caption, sample.size)] * sample.repeats
+        progress(1 + len(captions) + done, total)
+    return EncodedSet(tuple(encoded), null_path, instruction, training_set.options)
+
+
+def encode_text(clip: Any, text: str, instruction: bool, clip_digest: str, folder: str) -> str:
+    """Path of a text's states and mask."""
+    path = os.path.join(folder, f"text_{digest_of(clip_digest, text, str(instruction))}.safetensors")
+    if not os.path.isfile(path):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        tokens = clip.tokenize(text, **({} if instruction and text else {"instruction": ""}))
+        (states, extra), *_ = clip.encode_from_tokens_scheduled(tokens)
+        if "attention_mask" not in extra:
+            raise ValueError("This text encoder gives no mask of its tokens: connect the CLIP of SANA Gemma Loader.")
+        mask = extra["attention_mask"][0]
+        # Not the rows of the padding, but those of the empty prompt, which a caption's mask may be laid on.
+        length = len(mask) if not text else int(mask.nonzero().max()) + 1
+        save_whole({STATES: states[0, :length].float().clone(), MASK: mask[:length].clone()}, path)
+    return path
+
+
+def encode_picture(vae: Any, sample: Sample, vae_digest: str, folder: str) -> str:
+    """Path of a picture's raw latent."""
+    height, width = sample.size
+    key = digest_of(vae_digest, sample.digest, f"{height} {width} {sample.mirrored}")
+    path = os.path.join(folder, f"latent_{key}.safetensors")
+    if not os.path.isfile(path):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        pixels = fit_picture(read_picture(sample.path).image, sample.size, sample.mirrored)
+        save_whole({LATENT: vae.encode(pixels[None])[0].float().clone()}, path)
+    return path

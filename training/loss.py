@@ -1,0 +1,49 @@
+"""What a training minimizes: SANA's flow loss at noise levels drawn as its authors drew them.
+
+Source: SANA, arXiv 2410.10629 section 3.3; NVlabs/Sana `train_scripts/train.py`; diffusers
+`examples/dreambooth/train_dreambooth_lora_sana.py`, whose expression the loss equals.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..samplers.schedules import flow_shift
+
+TIMESTEPS = 1000
+LOGIT_NORMAL, UNIFORM = "logit-normal", "uniform"
+TIME_SAMPLINGS = (LOGIT_NORMAL, UNIFORM)
+
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Noisy latents (B, C, H, W), sigmas (B,), states (B, L, D) and mask (B, L) -> velocity (B, C, H, W)."""
+
+
+def flow_loss(predict: Predict, x0: Tensor, states: Tensor, mask: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the velocity noise - x0, per sample.
+
+    x0, noise: (B, C, H, W), x0 scaled to the model's variance. states (B, L, D), mask (B, L), sigma (B,) in [0, 1].
+    Returns float32 of shape (B,).
+    """
+    level = sigma.view(-1, 1, 1, 1)
+    noisy = (1.0 - level) * x0 + level * noise
+    velocity = predict(noisy, sigma, states, mask)
+    return (velocity.float() - (noise - x0).float()).square().flatten(1).mean(dim=1)
+
+
+def sample_sigma(
+    generator: torch.Generator, count: int, mode: str, shift: float, mean: float = 0.0, std: float = 1.0
+) -> Tensor:
+    """Noise levels (count,) at whole timesteps, pushed towards noise by the model's shift.
+
+    mode: "logit-normal", the sigmoid of a normal number, as SANA was trained, or "uniform". Raises ValueError for
+    another.
+    """
+    if mode not in TIME_SAMPLINGS:
+        raise ValueError(f"The time sampling {mode} is unknown: choose one of {', '.join(TIME_SAMPLINGS)}.")
+    if mode == UNIFORM:
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+    else:
+        u = torch.sigmoid(mean + std * torch.randn(count, generator=generator, dtype=torch.float64))
+    index = (u * TIMESTEPS).trunc().clamp(1, TIMESTEPS - 1)  # at 0 there is no noise, and nothing to learn
+    return flow_shift(index / TIMESTEPS, shift).float()

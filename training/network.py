@@ -1,0 +1,99 @@
+"""The model that a training works on: a copy of its own, checked, and called as a sampler calls it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..models.runtime.precision import FLOAT16
+from ..models.sana.model_base import SanaModel
+
+
+def require_trainable(patcher: Any) -> None:
+    """Raises ValueError with one sentence for a model that no LoRA can be trained on as it is loaded."""
+    model = patcher.model
+    if not isinstance(model, SanaModel):
+        raise ValueError(
+            f"SANA Train LoRA got a {type(model).__name__} model: connect the model of SANA Model Loader with a SANA "
+            "or SANA-1.5 file."
+        )
+    if model.is_sprint:
+        raise ValueError(
+            "SANA-Sprint cannot be trained as a plain flow, which would undo its distillation to few steps: train the "
+            "LoRA on the SANA model of its size and use it on Sprint, whose layers have the same names."
+        )
+    dtype = model.get_dtype_inference()
+    if dtype == torch.float16:
+        raise ValueError(
+            "This model computes in float16, whose gradients underflow: load it with weight_dtype float32 (or bfloat16 "
+            "when it was not trained in float16)."
+        )
+    if model.diffusion_model.config.trained_in == FLOAT16 and dtype != torch.float32:
+        raise ValueError(
+            f"This model was trained in float16 and saturates at its limit, so training it in {dtype} would give "
+            "another model: load it with weight_dtype float32, or take the BF16 file of its size."
+        )
+    if any(isinstance(weight, QuantizedTensor) for weight in model.diffusion_model.parameters()):
+        raise ValueError("This model has quantized weights: load its file in 16 or 32 bits to train on it.")
+
+
+def copy_for_training(patcher: Any) -> Any:
+    """A copy of the model, loaded anew from its file with the patches it carries, so that the one given stays as it is.
+
+    Outside inference mode, in which the host runs nodes and whose tensors no gradient goes through.
+    """
+    require_trainable(patcher)
+    copy = patcher.clone(force_deepcopy=True)
+    copy.model.requires_grad_(False)
+    return copy
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """The host's mark of a training, and gradients as outside of its executor."""
+    before = comfy.model_management.in_training
+    with torch.inference_mode(False), torch.enable_grad():
+        comfy.model_management.in_training = True
+        try:
+            yield
+        finally:
+            comfy.model_management.in_training = before
+
+
+class Velocity:
+    """A model as `loss.Predict`. checkpointing: activations of a block are computed again instead of stored."""
+
+    def __init__(self, patcher: Any, checkpointing: bool = False):
+        self.model, self.sampling = patcher.model, patcher.get_model_object("model_sampling")
+        self.network = self.model.diffusion_model
+        self.dtype, self.device = self.model.get_dtype_inference(), patcher.load_device
+        blocks = range(len(self.network.transformer_blocks)) if checkpointing else ()
+        replace = {("double_block", index): recomputed for index in blocks}
+        self.options = {"patches_replace": {"dit": replace}} if replace else {}
+
+    @property
+    def shift(self) -> float:
+        return float(self.sampling.shift)
+
+    def scaled(self, latent: Tensor) -> Tensor:
+        """A raw latent (B, C, H, W) at the variance that the model was trained on."""
+        return self.model.process_latent_in(latent)
+
+    def __call__(self, noisy: Tensor, sigma: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        timesteps = self.model.process_timestep(self.sampling.timestep(sigma).float())
+        x, context = noisy.to(self.dtype), states.to(self.dtype)
+        return self.network(x, timesteps, context, mask, transformer_options=dict(self.options)).float()
+
+
+def recomputed(args: dict, extra: dict) -> dict:
+    """A block, in the host's form of a replacement, whose activations are recomputed for its gradient."""
+    block = extra["original_block"]
+    if not torch.is_grad_enabled():
+        return block(args)
+    image = checkpoint(lambda img: block(args | {"img": img})["img"], args["img"], use_reentrant=False)
+    return {"img": image, "txt": args["txt"]}

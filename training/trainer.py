@@ -1,0 +1,276 @@
+"""The training of a LoRA: steps, saves, and a resume that goes on to the bit.
+
+What is random at a step follows from the seed and the step alone, so a state needs no generator's.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from .adapters import AdapterSet
+from .buckets import BatchPlan
+from .captions import batch_captions, drop_captions
+from .encode import EncodedSet
+from .loss import TIME_SAMPLINGS, flow_loss, sample_sigma
+from .seeds import generator_of
+from .network import Velocity, copy_for_training, training_mode
+from .optimizer import CONSTANT, EMA, Average, learning_rate, load_optimizer, optimizer_tensors
+from .preview import Preview, generate
+from .state import RECORD, load_state, save_state, save_whole
+
+STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
+FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+FIXED_SAMPLES = 4
+MOST_SKIPPED = 20  # steps in a row without a finite gradient
+ADAPTER = "adapter."
+ARCHITECTURE = "Sana/lora"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none."""
+
+    steps: int = 500
+    batch_size: int = 1
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    schedule: str = CONSTANT
+    warmup: int = 0
+    rank: int = 16
+    alpha: float = 16.0
+    layers: str = "attention qkv"
+    time_sampling: str = TIME_SAMPLINGS[0]
+    caption_dropout: float = 0.1
+    null_mask: str = "bos"
+    ema: float = 0.0
+    clip_norm: float = 1.0
+    weight_decay: float = 1e-4
+    checkpointing: bool = True
+    seed: int = 0
+    save_every: int = 250
+    sample_every: int = 0
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run's files lie: its state, and the LoRA, which is also written with the step in its name."""
+
+    state: str
+    lora: str
+
+    def lora_at(self, step: int) -> str:
+        return f"{self.lora.removesuffix('.safetensors')}_step{step:06}.safetensors"
+
+
+@dataclass
+class Record:
+    """What happened so far. losses: one a step; fixed: (step, loss at each of FIXED_LEVELS)."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    fixed: list[tuple[int, list[float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told after a step. sample: raw latents of the preview's prompts, where they were generated."""
+
+    step: int
+    steps: int
+    loss: float
+    rate: float
+    seconds_left: float
+    sample: Tensor | None = None
+
+
+class Trainer:
+    """One run of a LoRA on a model's own copy. Use inside `training_mode`."""
+
+    def __init__(self, patcher: Any, data: EncodedSet, settings: Settings, files: RunFiles, base: str = ""):
+        if not data.samples:
+            raise ValueError("The training set is empty: put pictures into its folder.")
+        self.data, self.settings, self.files, self.base = data, settings, files, base
+        self.patcher = copy_for_training(patcher)
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        self.predict = Velocity(self.patcher, settings.checkpointing)
+        network = self.predict.network
+        self.adapters = AdapterSet(network, settings.layers, settings.rank, settings.alpha, settings.seed)
+        for adapter in self.adapters.adapters.values():
+            adapter.to(self.predict.device)
+        self.parameters = self.adapters.parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.average = Average(self.parameters, settings.ema) if settings.ema else None
+        self.plan = BatchPlan([sample.size for sample in data.samples], settings.batch_size, settings.seed)
+        self.null, self.record, self.skipped = data.null(), Record(), 0
+
+    def resume(self) -> None:
+        """Goes on from the run's state. Raises ValueError for that of another run."""
+        tensors, record = load_state(self.files.state)
+        self.adapters.load(part_of(tensors, ADAPTER))
+        load_optimizer(self.optimizer, self.parameters, tensors)
+        if self.average is not None:
+            average = part_of(tensors, EMA)
+            self.average.values = {name: average.get(name, value) for name, value in self.average.values.items()}
+        self.record = Record(record["step"], record["losses"], [(step, row) for step, row in record["fixed"]])
+
+    def run(self, tell: Callable[[Report], None], preview: Preview | None = None) -> bool:
+        """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
+
+        tell: called after every step.
+        """
+        try:
+            with self.adapters.attached():
+                self.run_steps(tell, preview)
+        except comfy.model_management.InterruptProcessingException:
+            self.save()
+            return False
+        self.save()
+        return True
+
+    def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
+        settings, begun, first = self.settings, time.monotonic(), self.record.step
+        if not self.record.fixed:
+            self.measure_fixed()
+        while self.record.step < settings.steps:
+            comfy.model_management.throw_exception_if_processing_interrupted()  # which takes the request back
+            rate, loss = self.train_step()
+            step = self.record.step
+            if settings.save_every and step % settings.save_every == 0 and step < settings.steps:
+                self.measure_fixed()
+                self.save()
+                save_whole(self.lora_tensors(), self.files.lora_at(step), self.metadata())
+            due = settings.sample_every and step % settings.sample_every == 0
+            sample = self.sample(preview) if preview and (due or step == settings.steps) else None
+            left = (settings.steps - step) * (time.monotonic() - begun) / (step - first)
+            tell(Report(step, settings.steps, loss, rate, left, sample))
+        if self.record.fixed[-1][0] != self.record.step:
+            self.measure_fixed()
+
+    def train_step(self) -> tuple[float, float]:
+        """One step of the optimizer. Returns its rate and its loss.
+
+        Raises ValueError when no gradient was finite for many steps.
+        """
+        settings, step = self.settings, self.record.step
+        batches = [self.plan[step * settings.accumulation + part] for part in range(settings.accumulation)]
+        count, total = sum(map(len, batches)), 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for part, indices in enumerate(batches):
+            loss = self.batch_loss(indices, generator_of(settings.seed, STEP, step, part)).sum() / count
+            loss.backward()
+            total += float(loss.detach())
+        rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup, settings.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm or math.inf)
+        if math.isfinite(float(norm)):
+            self.optimizer.step()
+            self.skipped = 0
+        else:
+            self.count_skipped()
+        self.record.step += 1
+        self.record.losses.append(total)
+        if self.average is not None:
+            self.average.update(self.parameters, self.record.step)
+        return rate, total
+
+    def count_skipped(self) -> None:
+        self.skipped += 1
+        if self.skipped > MOST_SKIPPED:
+            raise ValueError(
+                f"No gradient was finite for {self.skipped} steps: lower learning_rate, and go on from the last save."
+            )
+
+    def batch_loss(self, indices: list[int], generator: torch.Generator) -> Tensor:
+        """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator."""
+        settings, samples = self.settings, [self.data.samples[index] for index in indices]
+        captions = drop_captions(
+            [sample.caption() for sample in samples], self.null, settings.caption_dropout, settings.null_mask, generator
+        )
+        sigma = sample_sigma(generator, len(samples), settings.time_sampling, self.predict.shift)
+        return self.loss_of(samples, captions, sigma, generator)
+
+    def loss_of(self, samples, captions, sigma: Tensor, generator: torch.Generator) -> Tensor:
+        x0 = self.predict.scaled(torch.stack([sample.latent() for sample in samples]))
+        noise = torch.randn(x0.shape, generator=generator)
+        inputs = (x0, *batch_captions(captions), sigma, noise)
+        return flow_loss(self.predict, *(part.to(self.predict.device) for part in inputs))
+
+    @torch.no_grad()
+    def measure_fixed(self) -> None:
+        """Records the loss of the first pictures at fixed noises, level by level: comparable from step to step."""
+        samples, row = self.data.samples[:FIXED_SAMPLES], []
+        for place, level in enumerate(FIXED_LEVELS):
+            losses = [
+                self.loss_of([one], [one.caption()], torch.tensor([level]), generator_of(0, FIXED, place, index))
+                for index, one in enumerate(samples)
+            ]
+            row.append(float(torch.cat(losses).mean()))
+        self.record.fixed.append((self.record.step, row))
+
+    def sample(self, preview: Preview) -> Tensor:
+        """Raw latents of the preview's prompts. Decoding may take the model's place on the device: see `reload`."""
+        return generate(self.predict, preview, self.settings.seed)
+
+    def reload(self) -> None:
+        """Brings the model back onto the device after other models were there."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+
+    def lora_tensors(self) -> dict[str, Tensor]:
+        """The LoRA so far in diffusers' layout; of the averaged weights where there are."""
+        return self.adapters.file_tensors(self.average.values if self.average else self.parameters)
+
+    def metadata(self) -> dict[str, str]:
+        """Header of a LoRA's file: PEFT's configuration, and what the training was."""
+        options = self.data.options
+        told = {"base_model": self.base, "shift": self.predict.shift, "step": self.record.step}
+        told |= {"instruction": self.data.instruction, "trigger_word": options.trigger_word, "size": options.size}
+        told |= {
+            name: value for name, value in asdict(self.settings).items() if name not in ("save_every", "sample_every")
+        }
+        return self.adapters.file_metadata() | {"modelspec.architecture": ARCHITECTURE, RECORD: json.dumps(told)}
+
+    def save(self) -> None:
+        """The state, then the LoRA, each whole or not at all."""
+        tensors = {ADAPTER + name: value for name, value in self.parameters.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.parameters)
+        if self.average is not None:
+            tensors |= {EMA + name: value for name, value in self.average.values.items()}
+        save_state(tensors, asdict(self.record) | {"settings": asdict(self.settings)}, self.files.state)
+        save_whole(self.lora_tensors(), self.files.lora, self.metadata())
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def train(
+    patcher: Any,
+    data: EncodedSet,
+    settings: Settings,
+    files: RunFiles,
+    tell: Callable[["Trainer", Report], None],
+    resume: bool = False,
+    preview: Preview | None = None,
+    base: str = "",
+) -> tuple[dict[str, Tensor], Record]:
+    """Trains a LoRA, saves it, and returns it in diffusers' layout with the record of its run.
+
+    resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
+    Raises ValueError for a model, a set or settings that cannot be trained with.
+    """
+    with training_mode():
+        trainer = Trainer(patcher, data, settings, files, base)
+        if resume:
+            trainer.resume()
+        trainer.run(lambda report: tell(trainer, report), preview)
+        return {name: value.detach().cpu() for name, value in trainer.lora_tensors().items()}, trainer.record
