@@ -157,6 +157,24 @@ SCENES = {
         },
         width=280,
     ),
+    "SanaNativeTrainingSet": Scene(
+        after=[(0, "SanaNativeEncodeTrainingSet", "training_set"), (1, "PreviewAny", "source")], width=300
+    ),
+    "SanaNativeEncodeTrainingSet": Scene(
+        {"training_set": ("SanaNativeTrainingSet", 0), "vae": VAE, "clip": CLIP},
+        [(0, "SanaNativeTrainLora", "encoded_set")],
+        width=280,
+    ),
+    "SanaNativeTrainLora": Scene(
+        {
+            "model": MODEL,
+            "encoded_set": ("SanaNativeEncodeTrainingSet", 0),
+            "sample_positive": ("SanaNativeGemmaEncode", 0),
+            "vae": VAE,
+        },
+        [(0, "LoraModelLoader", "lora"), (2, "PreviewImage", "images"), (3, "PreviewImage", "images")],
+        width=300,
+    ),
 }
 # Empty, but there: the page frames nodes whose file is missing.
 FOLDERS = {
