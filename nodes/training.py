@@ -57,7 +57,8 @@ class SanaNativeTrainingSet(io.ComfyNode):
                     max=4096,
                     step=RATIO,
                     optional=True,
-                    tooltip="Side in pixels of the square that the model was trained on: 512, 1024, 2048 or 4096.",
+                    tooltip="Side in pixels of the square that the model was trained on: 512, 1024, 2048 or 4096; "
+                    "256 for the demo.",
                 ),
                 io.Boolean.Input(
                     "bins",
@@ -198,7 +199,10 @@ class SanaNativeTrainLora(io.ComfyNode):
             "trained.",
             search_aliases=["sana train", "train lora", "dreambooth", "fine-tune"],
             inputs=[
-                io.Model.Input("model", tooltip="From SANA Model Loader, in bfloat16 or float32. It stays as it is."),
+                io.Model.Input(
+                    "model",
+                    tooltip="SANA or SANA-1.5 from SANA Model Loader, in bfloat16 or float32. It stays as it is.",
+                ),
                 EncodedPictures.Input("encoded_set", tooltip="From SANA Encode Training Set."),
                 io.String.Input(
                     "name", default="sana_lora", tooltip="Name of the file; a number follows for each run."

@@ -169,11 +169,9 @@ SCENES = {
         {
             "model": MODEL,
             "encoded_set": ("SanaNativeEncodeTrainingSet", 0),
-            "sample_positive": ("SanaNativeGemmaEncode", 0),
-            "vae": VAE,
         },
-        [(0, "LoraModelLoader", "lora"), (2, "PreviewImage", "images"), (3, "PreviewImage", "images")],
-        width=300,
+        [(0, "LoraModelLoader", "lora"), (3, "PreviewImage", "images")],
+        width=260,
     ),
 }
 # Empty, but there: the page frames nodes whose file is missing.

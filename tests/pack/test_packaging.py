@@ -113,7 +113,9 @@ def test_archive_holds_the_pack_and_nothing_else(archive):
     assert TOP <= found <= TOP | MAY_BE_THERE
     assert found & {"workflows", "example_workflows"}
     assert not [name for name in names if name.startswith("demo/") and name.endswith(".py")]
-    assert not [name for name in names if re.search(r"(^|/)(tests?|benchmarks|train|screenshots|__pycache__|\.)", name)]
+    assert not [
+        name for name in names if re.search(r"(^|/)(tests?|benchmarks|train/|screenshots|__pycache__|\.)", name)
+    ]
 
 
 def test_archive_brings_of_the_command_only_what_nodes_need(tmp_path):
