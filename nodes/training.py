@@ -47,6 +47,7 @@ class SanaNativeTrainingSet(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
+                    optional=True,
                     tooltip="Folder with the pictures: a full path, or a name below ComfyUI's input folder. A "
                     "subfolder 5_name has its pictures five times in an epoch.",
                 ),
@@ -95,12 +96,12 @@ class SanaNativeTrainingSet(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_) -> list:
+    def fingerprint_inputs(cls, folder: str = "", **_) -> list:
         return listing(folder)
 
     @classmethod
-    def execute(cls, folder: str, **options) -> io.NodeOutput:
-        found = read_folder(resolve_folder(folder), SetOptions(**options))
+    def execute(cls, folder="", size=1024, bins=True, flip=False, trigger_word="", default_caption="") -> io.NodeOutput:
+        found = read_folder(resolve_folder(folder), SetOptions(size, bins, flip, trigger_word, default_caption))
         show(list(found.notices))
         return io.NodeOutput(found, found.describe())
 
@@ -205,7 +206,10 @@ class SanaNativeTrainLora(io.ComfyNode):
                 ),
                 EncodedPictures.Input("encoded_set", tooltip="From SANA Encode Training Set."),
                 io.String.Input(
-                    "name", default="sana_lora", tooltip="Name of the file; a number follows for each run."
+                    "name",
+                    default="sana_lora",
+                    optional=True,
+                    tooltip="Name of the file; a number follows for each run.",
                 ),
                 io.Combo.Input(
                     "resume",
@@ -233,13 +237,43 @@ class SanaNativeTrainLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, encoded_set, name, resume=NEW, sample_positive=None, sample_negative=None, vae=None, **settings
+        cls,
+        model,
+        encoded_set,
+        name="sana_lora",
+        resume=NEW,
+        steps=DEFAULTS.steps,
+        learning_rate=DEFAULTS.learning_rate,
+        rank=DEFAULTS.rank,
+        alpha=DEFAULTS.alpha,
+        layers=DEFAULTS.layers,
+        batch_size=DEFAULTS.batch_size,
+        accumulation=DEFAULTS.accumulation,
+        seed=DEFAULTS.seed,
+        save_every=DEFAULTS.save_every,
+        sample_every=DEFAULTS.sample_every,
+        schedule=DEFAULTS.schedule,
+        warmup=DEFAULTS.warmup,
+        time_sampling=DEFAULTS.time_sampling,
+        caption_dropout=DEFAULTS.caption_dropout,
+        null_mask=DEFAULTS.null_mask,
+        ema=DEFAULTS.ema,
+        clip_norm=DEFAULTS.clip_norm,
+        weight_decay=DEFAULTS.weight_decay,
+        checkpointing=DEFAULTS.checkpointing,
+        sample_positive=None,
+        sample_negative=None,
+        vae=None,
     ) -> io.NodeOutput:
+        settings = Settings(
+            steps, batch_size, accumulation, learning_rate, schedule, warmup, rank, alpha, layers,
+            time_sampling, caption_dropout, null_mask, ema, clip_norm, weight_decay,
+            checkpointing, seed, save_every, sample_every,
+        )  # fmt: skip
         files = run_files(name, resume)
         preview = preview_of(encoded_set, sample_positive, sample_negative) if vae is not None else None
         watch = Watch(vae)
-        base, settings = name_of(model), Settings(**settings)
-        lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, base)
+        lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
         samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
         plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
         return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)

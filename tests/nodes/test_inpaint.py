@@ -233,7 +233,7 @@ def test_odd_sizes_come_back_at_their_size_and_exact_outside(sides):
     done, _, _ = inpaint("sprint", image, mask, sides=sides)
     beyond = feather_outwards(mask, 24) == 0
     assert done.shape == image.shape and torch.equal(done[beyond], image[beyond])
-    assert (done - image)[mask > 0].abs().mean() > 1e-3
+    assert (done - image)[mask > 0].abs().mean() > 2e-4  # of the demo's 0 to 1: generated anew
 
 
 def test_on_1000_px_the_latent_has_the_mask_of_that_cell_alone():

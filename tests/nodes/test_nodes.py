@@ -50,6 +50,9 @@ IDS = {
     "SanaNativeSize",
     "SanaNativeFitBack",
     "SanaNativeSaveNamed",
+    "SanaNativeTrainingSet",
+    "SanaNativeEncodeTrainingSet",
+    "SanaNativeTrainLora",
 }
 SHELVES = {
     "image",
@@ -65,6 +68,7 @@ SHELVES = {
     "model/sampling/noise",
     "model/sampling/samplers",
     "model/sampling/schedulers",
+    "model/training/sana",
 }
 every_node = pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
 

@@ -48,7 +48,7 @@ def test_every_file_that_imports_the_host_is_listed(uses):
         if (isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in host_surface.HOST)
         or (isinstance(node, ast.Import) and any(one.name.split(".")[0] in host_surface.HOST for one in node.names))
     }
-    assert importing == {use.place for use in uses} and len(importing) > 30
+    assert importing <= {use.place for use in uses} and len(importing) > 30
 
 
 def test_names_of_the_host_are_found_under_whatever_name_they_are_imported(uses_in):
