@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import comfy.sd
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from .masks import (
     center_crop,
     enlarge,
     fit_mask,
+    grown,
     pad_by_reflection,
     pad_mask,
 )
@@ -58,25 +60,28 @@ def inpaint_target(
     """Lay a picture (B, H, W, C) and its mask (M, H, W) on whole cells, with `sides` added to be generated.
 
     Args:
+        rule, grow: as of `cell_mask`; cells with added pixels are masked by any rule.
         fit: "pad" mirrors the picture at the right and bottom up to the next multiple of a cell; "crop" cuts it evenly
-            down to one, and the mask does not touch what is cut.
+            down to one, and the mask does not touch what is cut. With added pixels it is padded.
 
     Raises:
         ValueError: if nothing is masked, a cropped picture has no cell, or the batches do not fit.
     """
-    fitted, canvas = fit_mask(mask, image), pad_by_reflection(image[..., :3], sides)
-    fitted = pad_mask(fitted, sides)
+    painted, canvas = fit_mask(mask, image), pad_by_reflection(image[..., :3], sides)
+    fitted, added = pad_mask(painted, sides), pad_mask(torch.zeros_like(painted[:1]), sides)
     batch_size({"image": image, "mask": fitted})
-    if fit == CROP:
+    pixels, covered = canvas, fitted
+    if fit == CROP and sides == Sides():  # of added pixels the composite would leave the mirror image where it is cut
         pixels, covered = center_crop(canvas, cell), center_crop(fitted, cell)
+        added = center_crop(added, cell)
         if 0 in pixels.shape:
             raise ValueError(
                 f"The image is smaller than a cell of {cell} px, so nothing is left of it: set sides to pad."
             )
-    else:
-        height, width = canvas.shape[1:3]
-        pixels, covered = pad_by_reflection(canvas, Sides(right=-width % cell, bottom=-height % cell)), fitted
-    cells = cell_mask(covered, cell, rule, grow)
+    height, width = pixels.shape[1:3]
+    pixels = pad_by_reflection(pixels, Sides(right=-width % cell, bottom=-height % cell))
+    # No rule leaves out what is added, however little of a cell it is.
+    cells = grown(torch.maximum(cell_mask(covered, cell, rule), cell_mask(added, cell)), grow)
     if not cells.any():
         raise ValueError(
             f"No cell of {cell} x {cell} px is masked, so nothing would be generated: mask a part of the image, set "

@@ -68,7 +68,12 @@ def cell_mask(mask: Tensor, cell: int, rule: str = ANY, grow: int = 0) -> Tensor
         there = F.pad(torch.ones_like(mask[:1, None]), edges)
         mean = F.avg_pool2d(padded, cell) / F.avg_pool2d(there, cell)
         cells = (mean >= 0.5).to(mask) if rule == HALF else mean.clamp(0, 1)
-    return F.max_pool2d(cells, 2 * grow + 1, stride=1, padding=grow)[:, 0] if grow else cells[:, 0]
+    return grown(cells[:, 0], grow)
+
+
+def grown(cells: Tensor, grow: int) -> Tensor:
+    """Cells (B, h, w) with as many around the masked ones."""
+    return F.max_pool2d(cells, 2 * grow + 1, stride=1, padding=grow) if grow else cells
 
 
 def enlarge(cells: Tensor, cell: int) -> Tensor:
