@@ -19,6 +19,7 @@ from .masks import (
     grown,
     pad_by_reflection,
     pad_mask,
+    rgb,
 )
 
 PAD, CROP = SIDES = ("pad", "crop")
@@ -43,8 +44,10 @@ def cell_of(vae: comfy.sd.VAE) -> int:
     """Pixels a side of a cell of its latents: 32 of DC-AE, 8 of PixArt's and Lumina-Next's VAE.
 
     Raises:
-        ValueError: for the VAE of videos or of sound.
+        ValueError: for the VAE of videos or of sound, and without one.
     """
+    if vae is None:
+        raise ValueError("There is no VAE to encode with: connect that of SANA DC-AE Loader or Load VAE.")
     ratio = vae.spacial_compression_encode() if vae.latent_dim == 2 else None
     if not isinstance(ratio, int):
         raise ValueError(
@@ -67,7 +70,8 @@ def inpaint_target(
     Raises:
         ValueError: if nothing is masked, a cropped picture has no cell, or the batches do not fit.
     """
-    painted, canvas = fit_mask(mask, image), pad_by_reflection(image[..., :3], sides)
+    image = rgb(image)
+    painted, canvas = fit_mask(mask, image), pad_by_reflection(image, sides)
     fitted, added = pad_mask(painted, sides), pad_mask(torch.zeros_like(painted[:1]), sides)
     batch_size({"image": image, "mask": fitted})
     pixels, covered = canvas, fitted

@@ -333,6 +333,12 @@ def test_the_vae_of_videos_is_refused():
         call(OURS["InpaintLatent"], OtherVAE(8, latent_dim=3), torch.rand(1, 32, 32, 3), torch.ones(1, 32, 32))
 
 
+def test_a_missing_vae_is_named():
+    """A checkpoint without one gives the host's loader nothing to link."""
+    with pytest.raises(ValueError, match="There is no VAE to encode with: connect that of SANA DC-AE Loader"):
+        call(OURS["InpaintLatent"], None, torch.rand(1, 32, 32, 3), torch.ones(1, 32, 32))
+
+
 def test_pixels_preserve_the_image_that_interpolated_latents_lose():
     image = first_image()
     latent = call(OURS["DCAEEncode"], vae(), image)[0]
