@@ -133,6 +133,7 @@ def upscale_latent(
         larger = vae.encode(images.movedim(1, -1))
     scaled = {key: value for key, value in latent.items() if key != "noise_mask"} | {"samples": larger}
     if (mask := latent.get("noise_mask")) is not None:
-        cells = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size, mode="nearest-exact")
+        # Every cell that the mask touches: sampled at the cells' centers, a small one would be lost.
+        cells = F.adaptive_max_pool2d(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size)
         scaled["noise_mask"] = enlarge(cells[:, 0], cell)
     return scaled
