@@ -127,6 +127,11 @@ def upscale_latent(
     if method == LATENT:
         larger = F.interpolate(samples.float(), size, mode="bilinear", antialias=True).to(samples)
     else:
+        if samples.shape[1] != getattr(vae, "latent_channels", samples.shape[1]):
+            raise ValueError(
+                f"This latent has {samples.shape[1]} channels where this VAE decodes {vae.latent_channels}: connect "
+                "the VAE of the model that made the latent."
+            )
         images = vae.decode(samples).movedim(-1, 1)
         pixels = tuple(cell * side for side in size)
         images = F.interpolate(images.float(), pixels, mode="bicubic", antialias=True).clamp(0, 1)

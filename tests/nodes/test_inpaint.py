@@ -377,6 +377,16 @@ def test_megapixels_keep_the_shape():
     assert upscaled_size(24, 32, 32, 1.5) == (36, 48)
 
 
+@pytest.mark.parametrize(("channels", "decodes"), [(32, 4), (4, 32)])
+def test_the_latent_of_another_model_is_not_decoded(channels, decodes):
+    vae = bench.vae() if decodes == 32 else OtherVAE(8)
+    vae.latent_channels = decodes
+    with pytest.raises(
+        ValueError, match=f"This latent has {channels} channels where this VAE decodes {decodes}: connect"
+    ):
+        call(OURS["UpscaleLatent"], vae, {"samples": torch.zeros(1, channels, 4, 4)})
+
+
 def test_the_latent_of_a_video_is_refused():
     with pytest.raises(ValueError, match="This latent has 5 dimensions, but an image's has 4"):
         call(OURS["UpscaleLatent"], bench.vae(), {"samples": torch.zeros(1, 32, 2, 3, 3)})
