@@ -110,7 +110,9 @@ class SanaNativeSaveNamed(io.ComfyNode):
     ) -> io.NodeOutput:
         target = Target(only(folder), only(format), only(quality), only(skip_existing), metadata_of_graph(cls.hidden))
         pictures = name_pictures(images, name, prompt, seed)
-        files = [target.save(*picture) for picture in pictures] or [target.find(one) for one in name]
+        # The first of a batch last: where it is, all are, as is_saved takes it.
+        saved = {one[1]: target.save(*one) for one in sorted(pictures, key=lambda one: one[1].endswith("_0"))}
+        files = [saved[one[1]] for one in pictures] or [target.find(one) for one in name]
         paths = [os.path.join(target.place, file["filename"]) for file in files]
         return io.NodeOutput("\n".join(paths), ui={"images": files})
 
