@@ -34,6 +34,7 @@ RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
 PREVIEW_SIDE = 512
 DEFAULTS = Settings()
 DEFAULT_NAME = "sana_lora"
+LOST = Counter()  # how often a training found a file of the cache missing
 STOPPED = Counter()  # how often a run of a name, None for any, was stopped; a name that is linked is None to the host
 
 
@@ -131,6 +132,11 @@ class SanaNativeEncodeTrainingSet(io.ComfyNode):
             ],
             outputs=[EncodedPictures.Output(display_name="encoded_set", tooltip="For SANA Train LoRA.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> int:
+        """Changes when a file of the cache was found missing, so that Run encodes again."""
+        return LOST[FOLDER]
 
     @classmethod
     def execute(cls, training_set, vae, clip, instruction: bool = True) -> io.NodeOutput:
@@ -282,7 +288,11 @@ class SanaNativeTrainLora(io.ComfyNode):
         files = run_files(name, resume)
         preview = preview_of(encoded_set, sample_positive, sample_negative) if vae is not None else None
         watch = Watch(vae)
-        lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
+        try:
+            lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
+        except FileNotFoundError:  # a file of the cache
+            LOST[FOLDER] += 1
+            raise
         if record.step < steps:
             STOPPED.update([name, None])
         elif watch.bar is None:

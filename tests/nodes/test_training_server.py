@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,23 @@ def test_run_after_a_stop_begins_a_new_run_where_that_is_chosen(server):
     stop_at(server, graph("anew"), 2)
     server.run(graph("anew"), timeout=120)
     assert step_of(lora_of(server, "anew_00001")) < 20 and step_of(lora_of(server, "anew_00002")) == 20
-    server.run(graph("anew"), timeout=120)
-    assert not lora_of(server, "anew_00003").exists(), "a finished run is the host's cached result"
+
+
+def test_run_encodes_again_what_was_removed_from_the_cache_or_damaged_there(server):
+    server.run(graph("cache", steps=1), timeout=120)
+    latents = sorted((server.base_directory / "output" / "sana_training" / "cache").glob("latent*"))
+    latents[0].write_bytes(latents[0].read_bytes()[:100])
+    prompt = graph("cache", steps=2)
+    with pytest.raises(ServerError, match="latent.+ was damaged, and is not in the cache any more: run SANA Encode"):
+        server.run(prompt, timeout=120)
+    server.run(prompt, timeout=120)
+    for path in latents:
+        path.unlink()
+    prompt = graph("cache", steps=3)
+    with suppress(ServerError):  # not where the host, short of memory, dropped the encoded set from its own cache
+        server.run(prompt, timeout=120)
+    server.run(prompt, timeout=120)
+    assert step_of(lora_of(server, "cache_00003")) == 3
 
 
 def test_a_run_without_a_step_left_says_so(server):
