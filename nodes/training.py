@@ -288,15 +288,7 @@ class SanaNativeTrainLora(io.ComfyNode):
         files = run_files(name, resume)
         preview = preview_of(encoded_set, sample_positive, sample_negative) if vae is not None else None
         watch = Watch(vae)
-        try:
-            lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
-        except FileNotFoundError:  # a file of the cache
-            LOST[FOLDER] += 1
-            raise
-        if record.step < steps:
-            STOPPED.update([name, None])
-        elif watch.bar is None:
-            show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
+        lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
         samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
         plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
         return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)
@@ -324,6 +316,23 @@ class Watch:
             f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
             f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}"
         )
+
+
+def train_noted(name: str, model, data, settings: Settings, files: RunFiles, watch: Watch, resume: bool, preview):
+    """`train`, which notes for the host's next Run that the run was stopped, or that a file of the cache was missing.
+
+    Says it where the run had no step left. Raises what `train` raises.
+    """
+    try:
+        lora, record = train(model, data, settings, files, watch, resume, preview, name_of(model))
+    except FileNotFoundError:  # a file of the cache
+        LOST[FOLDER] += 1
+        raise
+    if record.step < settings.steps:
+        STOPPED.update([name, None])
+    elif watch.bar is None:
+        show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
+    return lora, record
 
 
 def write_on_node(text: str) -> None:
