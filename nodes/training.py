@@ -285,13 +285,20 @@ class SanaNativeTrainLora(io.ComfyNode):
             time_sampling, caption_dropout, null_mask, ema, clip_norm, weight_decay,
             checkpointing, seed, save_every, sample_every,
         )  # fmt: skip
-        files = run_files(name, resume)
-        preview = preview_of(encoded_set, sample_positive, sample_negative) if vae is not None else None
-        watch = Watch(vae)
-        lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
-        samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
-        plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
-        return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)
+        return train_lora(model, encoded_set, settings, name, resume, sample_positive, sample_negative, vae)
+
+
+def train_lora(
+    model, encoded_set, settings: Settings, name: str, resume: str, positive, negative, vae
+) -> io.NodeOutput:
+    """Trains, shows it on the node, and gives the node's outputs."""
+    files = run_files(name, resume)
+    preview = preview_of(encoded_set, positive, negative) if vae is not None else None
+    watch = Watch(vae)
+    lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
+    samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
+    plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
+    return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)
 
 
 class Watch:

@@ -30,7 +30,7 @@ class PerturbedAttention:
 
     Called by the host after classifier-free guidance. blocks: their numbers; none means the family's own block.
     adaptive: what the scale loses a timestep below 1000. start, end: noise levels between which it acts; of a flow its
-    sigma, of other models timestep / 1000.
+    sigma, of other models timestep / 1000. Raises ValueError for a start below the end.
     """
 
     scale: float
@@ -38,6 +38,13 @@ class PerturbedAttention:
     adaptive: float = 0.0
     start: float = 1.0
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.start < self.end:
+            raise ValueError(
+                f"SANA PAG begins at sigma_start {self.start:g} and ends at sigma_end {self.end:g}, but noise falls "
+                "along a run, so no step would be guided: make sigma_start the larger one."
+            )
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         scale = self.scale_at(self.level_of(args["model"].model_sampling, args["sigma"]))

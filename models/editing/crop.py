@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import TOUCHED, batch_size, composite, fit_mask
+from .masks import TOUCHED, batch_size, composite, fit_mask, rgb
 
 STEP = 32  # sides of the enlarged part in pixels are multiples of it, whole cells of every VAE
 NARROWEST = 2  # a part is at most so many times as long as wide, which models were trained on
@@ -42,10 +42,12 @@ def crop_to_mask(image: Tensor, mask: Tensor | None, size: int, context: int = 6
     Raises:
         ValueError: if a mask is empty, or the batches do not fit.
     """
+    image = rgb(image)
     fitted = fit_mask(mask, image)
     count = batch_size({"image": image, "mask": fitted})
-    images, masks = image[..., :3].expand(count, -1, -1, -1), fitted.expand(count, -1, -1)
-    boxes = [_masked_box(one) for one in masks]
+    boxes = [_masked_box(one, number, len(fitted)) for number, one in enumerate(fitted, 1)]
+    boxes = boxes if len(boxes) == count else boxes * count
+    images, masks = image.expand(count, -1, -1, -1), fitted.expand(count, -1, -1)
     limits = images.shape[1:3]
     sides = [max(box[axis][1] - box[axis][0] for box in boxes) + 2 * context for axis in (0, 1)]
     sides = [max(side, math.ceil(max(sides) / NARROWEST)) for side in sides]
@@ -71,7 +73,7 @@ def stitch(crop: Crop, parts: Tensor, feather: int = 24) -> Tensor:
     single = len(crop.places) == 1
     originals, masks = crop.original.expand(count, -1, -1, -1), crop.mask.expand(count, -1, -1)
     whole = Crop(originals, masks, crop.places * (count if single else 1), crop.height, crop.width, crop.context)
-    small = resize(parts[..., :3].to(originals), (crop.height, crop.width)).expand(count, -1, -1, -1)
+    small = resize(rgb(parts).to(originals), (crop.height, crop.width)).expand(count, -1, -1, -1)
     merged = composite(whole.cut(originals), small, whole.cut(masks), min(feather, crop.context))
     stitched = originals.clone()
     for image, part, (top, left) in zip(stitched, merged, whole.places, strict=True):
@@ -85,11 +87,12 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return scaled.clamp(0, 1).movedim(1, -1)
 
 
-def _masked_box(mask: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and one after the last of the masked rows, and of the columns."""
+def _masked_box(mask: Tensor, number: int, count: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and one after the last of the masked rows, and of the columns. number: of the mask among `count`."""
     inside = mask > TOUCHED
     if not inside.any():
-        raise ValueError("The mask is empty, so there is no part to cut out: mask a part of the image.")
+        where = "" if count == 1 else f" with mask {number} of {count}"
+        raise ValueError(f"The mask is empty, so there is no part to cut out{where}: mask a part of the image.")
     found = []
     for axis in (1, 0):
         lines = inside.any(dim=axis).nonzero()

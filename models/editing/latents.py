@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import comfy.sd
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,8 +16,10 @@ from .masks import (
     center_crop,
     enlarge,
     fit_mask,
+    grown,
     pad_by_reflection,
     pad_mask,
+    rgb,
 )
 
 PAD, CROP = SIDES = ("pad", "crop")
@@ -41,8 +44,10 @@ def cell_of(vae: comfy.sd.VAE) -> int:
     """Pixels a side of a cell of its latents: 32 of DC-AE, 8 of PixArt's and Lumina-Next's VAE.
 
     Raises:
-        ValueError: for the VAE of videos or of sound.
+        ValueError: for the VAE of videos or of sound, and without one.
     """
+    if vae is None:
+        raise ValueError("There is no VAE to encode with: connect that of SANA DC-AE Loader or Load VAE.")
     ratio = vae.spacial_compression_encode() if vae.latent_dim == 2 else None
     if not isinstance(ratio, int):
         raise ValueError(
@@ -58,25 +63,29 @@ def inpaint_target(
     """Lay a picture (B, H, W, C) and its mask (M, H, W) on whole cells, with `sides` added to be generated.
 
     Args:
+        rule, grow: as of `cell_mask`; cells with added pixels are masked by any rule.
         fit: "pad" mirrors the picture at the right and bottom up to the next multiple of a cell; "crop" cuts it evenly
-            down to one, and the mask does not touch what is cut.
+            down to one, and the mask does not touch what is cut. With added pixels it is padded.
 
     Raises:
         ValueError: if nothing is masked, a cropped picture has no cell, or the batches do not fit.
     """
-    fitted, canvas = fit_mask(mask, image), pad_by_reflection(image[..., :3], sides)
-    fitted = pad_mask(fitted, sides)
+    image = rgb(image)
+    painted, canvas = fit_mask(mask, image), pad_by_reflection(image, sides)
+    fitted, added = pad_mask(painted, sides), pad_mask(torch.zeros_like(painted[:1]), sides)
     batch_size({"image": image, "mask": fitted})
-    if fit == CROP:
+    pixels, covered = canvas, fitted
+    if fit == CROP and sides == Sides():  # of added pixels the composite would leave the mirror image where it is cut
         pixels, covered = center_crop(canvas, cell), center_crop(fitted, cell)
+        added = center_crop(added, cell)
         if 0 in pixels.shape:
             raise ValueError(
                 f"The image is smaller than a cell of {cell} px, so nothing is left of it: set sides to pad."
             )
-    else:
-        height, width = canvas.shape[1:3]
-        pixels, covered = pad_by_reflection(canvas, Sides(right=-width % cell, bottom=-height % cell)), fitted
-    cells = cell_mask(covered, cell, rule, grow)
+    height, width = pixels.shape[1:3]
+    pixels = pad_by_reflection(pixels, Sides(right=-width % cell, bottom=-height % cell))
+    # No rule leaves out what is added, however little of a cell it is.
+    cells = grown(torch.maximum(cell_mask(covered, cell, rule), cell_mask(added, cell)), grow)
     if not cells.any():
         raise ValueError(
             f"No cell of {cell} x {cell} px is masked, so nothing would be generated: mask a part of the image, set "
@@ -118,12 +127,18 @@ def upscale_latent(
     if method == LATENT:
         larger = F.interpolate(samples.float(), size, mode="bilinear", antialias=True).to(samples)
     else:
+        if samples.shape[1] != getattr(vae, "latent_channels", samples.shape[1]):
+            raise ValueError(
+                f"This latent has {samples.shape[1]} channels where this VAE decodes {vae.latent_channels}: connect "
+                "the VAE of the model that made the latent."
+            )
         images = vae.decode(samples).movedim(-1, 1)
         pixels = tuple(cell * side for side in size)
         images = F.interpolate(images.float(), pixels, mode="bicubic", antialias=True).clamp(0, 1)
         larger = vae.encode(images.movedim(1, -1))
     scaled = {key: value for key, value in latent.items() if key != "noise_mask"} | {"samples": larger}
     if (mask := latent.get("noise_mask")) is not None:
-        cells = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size, mode="nearest-exact")
+        # Every cell that the mask touches: sampled at the cells' centers, a small one would be lost.
+        cells = F.adaptive_max_pool2d(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size)
         scaled["noise_mask"] = enlarge(cells[:, 0], cell)
     return scaled

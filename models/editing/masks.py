@@ -37,6 +37,19 @@ def pad_mask(mask: Tensor, sides: Sides) -> Tensor:
     return F.pad(mask, (sides.left, sides.right, sides.top, sides.bottom), value=1.0)
 
 
+def rgb(images: Tensor, name: str = "image") -> Tensor:
+    """(B, H, W, 3) of images with alpha or with one channel, which is a gray picture. Raises ValueError for others."""
+    if 0 in images.shape:
+        raise ValueError(f"The {name} holds nothing, its shape is {tuple(images.shape)}: check the node that made it.")
+    channels = images.shape[-1] if images.ndim == 4 else 0
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            f"The {name} is of shape {tuple(images.shape)}, but (images, height, width, 3) is expected: convert it to "
+            "RGB first."
+        )
+    return images.expand(*images.shape[:3], 3) if channels == 1 else images[..., :3]
+
+
 def fit_mask(mask: Tensor | None, images: Tensor) -> Tensor:
     """The mask (M, h, w) or (h, w) at the size of the pictures (B, H, W, C); zeros where there is none.
 
@@ -68,7 +81,12 @@ def cell_mask(mask: Tensor, cell: int, rule: str = ANY, grow: int = 0) -> Tensor
         there = F.pad(torch.ones_like(mask[:1, None]), edges)
         mean = F.avg_pool2d(padded, cell) / F.avg_pool2d(there, cell)
         cells = (mean >= 0.5).to(mask) if rule == HALF else mean.clamp(0, 1)
-    return F.max_pool2d(cells, 2 * grow + 1, stride=1, padding=grow)[:, 0] if grow else cells[:, 0]
+    return grown(cells[:, 0], grow)
+
+
+def grown(cells: Tensor, grow: int) -> Tensor:
+    """Cells (B, h, w) with as many around the masked ones."""
+    return F.max_pool2d(cells, 2 * grow + 1, stride=1, padding=grow) if grow else cells
 
 
 def enlarge(cells: Tensor, cell: int) -> Tensor:
@@ -96,15 +114,16 @@ def composite(original: Tensor, result: Tensor, mask: Tensor, feather: int = 24)
     """The result over the original: bit-equal to the original outside the mask and its feather.
 
     Args:
-        original: (B, H, W, C), of which the first three channels are used.
+        original: (B, H, W, C), see `rgb`.
         result: As `original`, or larger at its right and bottom, or smaller and then centered, by less than a cell.
-        mask: (B, H, W) of what was to be generated. Each of the three may hold one for all.
+        mask: (B, H, W) or (H, W) of what was to be generated. Each of the three may hold one for all.
         feather: Pixels over which the result fades into the original, outside the mask.
 
     Raises:
         ValueError: for sizes or batches that do not belong together.
     """
-    original, result, mask = original[..., :3], result[..., :3].to(original), mask.to(original)
+    original, result = rgb(original, "original"), rgb(result, "result").to(original)
+    mask = mask.reshape(-1, *mask.shape[-2:]).to(original)
     size = mask.shape[-2:]
     if original.shape[1:3] != size:
         raise ValueError(

@@ -23,7 +23,7 @@ from ..files.quantized import make_movable
 from ..runtime.cpu.linear_ops import TextOperations
 from ..runtime.precision import FLOAT8
 from ..runtime.progress import tracked
-from ..runtime.prompt_weights import encode_weighted, read_weights, unescape, weights_of_pieces
+from ..runtime.prompt_weights import encode_weighted, read_weights, unescape, unread_weights, weights_of_pieces
 from ..runtime.weight_fingerprint import WeightFingerprint, read_version, with_version
 from ..runtime.zero_padding import ZERO_PADDED
 from ..runtime.precision import require_finite_states
@@ -372,8 +372,11 @@ def prompt_notices(
     texts = (("Prompt", prompt, before), ("Negative prompt", negative_prompt, ""))
     found = []
     for name, text, own in texts:
-        text, _ = read_weights(clip, text, lower_case, weights)
-        found += [f"{name}: {sentence}" for sentence in clip.tokenizer.notices(text, own, lower_case)]
+        text, read = read_weights(clip, text, lower_case, weights, negative=name != "Prompt")
+        unread = [] if read is None else unread_weights(text)
+        for sentence in unread:  # the others are logged where a text is tokenized
+            logger.warning("SANA: %s", sentence)
+        found += [f"{name}: {sentence}" for sentence in [*clip.tokenizer.notices(text, own, lower_case), *unread]]
     return found
 
 

@@ -14,14 +14,24 @@ from .text_conds import TOKEN_WEIGHTS
 
 LEAST, MOST = 1e-3, 100.0  # weights beyond are taken for these
 NUMBER = re.compile(r"(?P<before>.) ?: ?(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)) ?$", re.DOTALL)
+EXCERPT = 60  # characters of a text in a notice
 LONGEST_NUMBER = 32  # characters before a closing bracket that are read
+# What looks like a weight and is none: with full-width signs or a decimal comma, or without its closing bracket.
+UNREAD = re.compile(
+    r"""
+    (?<!\\) [(\uff08] [^()\uff08\uff09]*?
+    [^\d\s\\(\uff08] [ ]? [:\uff1a] [ ]? [+-]? \d* [.,]? \d+
+    (?: [ ]? [)\uff09] | (?! [\w.,]* [\w.] ) (?= [^()\uff08\uff09]* $ ) )
+    """,
+    re.VERBOSE,
+)
 
 
-def parse_weights(text: str) -> tuple[str, list[float]]:
+def parse_weights(text: str, negative: bool = False) -> tuple[str, list[float]]:
     """The text without its weights and without spaces around it, and the weight of each of its characters.
 
-    A backslash before a bracket stays, for `unescape`. The inner of two weights counts. Raises ValueError for a
-    negative weight.
+    A backslash before a bracket stays, for `unescape`. The inner of two weights counts. negative: whether it is the
+    negative prompt. Raises ValueError for a negative weight.
     """
     weights, removed = [1.0] * len(text), set()
     for start, end in matching_brackets(text):
@@ -33,7 +43,8 @@ def parse_weights(text: str) -> tuple[str, list[float]]:
         if weight < 0:
             raise ValueError(
                 f"The prompt gives {text[start + 1 : stop]!r} the weight {weight:g}, but a weight is how many times it "
-                "counts: write a number from 0 to 100, or move it into the negative prompt."
+                f"counts: write a number from 0 to 100, or move it into the {'positive' if negative else 'negative'} "
+                "prompt."
             )
         weights[start + 1 : stop] = [min(max(weight, LEAST), MOST)] * (stop - start - 1)
         removed |= {start, *range(stop, end + 1)}
@@ -57,6 +68,18 @@ def matching_brackets(text: str) -> list[tuple[int, int]]:
 def is_ratio(found: re.Match) -> bool:
     """Whether a number after a colon ends a ratio or a time, as in 16:9, and no weight."""
     return found["before"].isspace() or (found["before"].isdigit() and found["number"].isdigit())
+
+
+def unread_weights(text: str) -> list[str]:
+    """A sentence on the first thing in a text without its weights that was meant as one."""
+    found = UNREAD.search(text)
+    if found is None:
+        return []
+    excerpt = found[0] if len(found[0]) <= EXCERPT else f"{found[0][:EXCERPT]}..."
+    return [
+        f'"{excerpt}" is read as plain text: write a weight as in (red:1.4), with plain signs, a decimal point and its '
+        "closing bracket."
+    ]
 
 
 def unescape(text: str, weights: Sequence[float]) -> tuple[str, list[float]]:
@@ -96,21 +119,23 @@ def weights_of_pieces(
     return out
 
 
-def read_weights(clip, text: str, lower_case: bool, weights: bool) -> tuple[str, list[float]]:
-    """The text to tokenize, and the weights of its characters; none where they are not read here, as T5 reads its own.
+def read_weights(
+    clip, text: str, lower_case: bool, weights: bool, negative: bool = False
+) -> tuple[str, list[float] | None]:
+    """The text to tokenize, and the weights of its characters; None where they are not read here, as T5 reads its own.
 
-    Raises ValueError for a negative weight.
+    negative: whether it is the negative prompt. Raises ValueError for a negative weight.
     """
     if not weights or not hasattr(clip.tokenizer, "token_weights"):
-        return text, []
-    return parse_weights(clip.tokenizer.clean(text, lower_case))
+        return text, None
+    return parse_weights(clip.tokenizer.clean(text, lower_case), negative)
 
 
 def encode_weighted(clip, text: str, instruction: str, lower_case: bool, weights: bool) -> list:
     """Host conditioning of a text, with TOKEN_WEIGHTS where it has any and they are asked for."""
     text, of_characters = read_weights(clip, text, lower_case, weights)
     cond = clip.encode_from_tokens_scheduled(clip.tokenize(text, instruction=instruction, lower_case=lower_case))
-    if set(of_characters) <= {1.0}:
+    if set(of_characters or ()) <= {1.0}:
         return cond
     own = clip.tokenizer.token_weights(text, of_characters, instruction)
     return [[states, extra | {TOKEN_WEIGHTS: own}] for states, extra in cond]

@@ -9,6 +9,7 @@ import latent_preview
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from sana_native.models.runtime.zero_padding import ZERO_PADDED
 from sana_native.tests.support import workbench as bench
 
 
@@ -131,9 +132,10 @@ def test_a_conditioning_without_text_is_refused():
     assert one_sentence(error)
 
 
-def test_concatenated_conditionings_are_refused():
+def test_concatenated_conditionings_of_an_encoder_that_does_not_zero_its_padding_are_refused():
     positive, negative = bench.encoded()
-    joined = bench.call("ConditioningConcat", positive, positive)[0]
+    unmarked = [[context, {key: extra[key] for key in extra if key != ZERO_PADDED}] for context, extra in positive]
+    joined = bench.call("ConditioningConcat", unmarked, unmarked)[0]
     with pytest.raises(
         ValueError, match="has 600 text positions but a mask for 300, .* use Conditioning .Combine."
     ) as error:

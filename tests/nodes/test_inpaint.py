@@ -333,6 +333,12 @@ def test_the_vae_of_videos_is_refused():
         call(OURS["InpaintLatent"], OtherVAE(8, latent_dim=3), torch.rand(1, 32, 32, 3), torch.ones(1, 32, 32))
 
 
+def test_a_missing_vae_is_named():
+    """A checkpoint without one gives the host's loader nothing to link."""
+    with pytest.raises(ValueError, match="There is no VAE to encode with: connect that of SANA DC-AE Loader"):
+        call(OURS["InpaintLatent"], None, torch.rand(1, 32, 32, 3), torch.ones(1, 32, 32))
+
+
 def test_pixels_preserve_the_image_that_interpolated_latents_lose():
     image = first_image()
     latent = call(OURS["DCAEEncode"], vae(), image)[0]
@@ -352,9 +358,33 @@ def test_sides_are_whole_cells_and_a_mask_goes_along(method):
     assert result["noise_mask"][0, 0, 0] == 1 and result["noise_mask"][0, 100:, 100:].abs().max() == 0
 
 
+@pytest.mark.parametrize(
+    "place", [(slice(0, 32), slice(0, 32)), (slice(96, 128), slice(96, 128)), (slice(0, 256), slice(3, 6))]
+)
+@pytest.mark.parametrize("factor", [0.25, 0.5, 0.75, 1.3, 2.0])
+def test_a_small_mask_is_not_lost_in_scaling(place, factor):
+    latent = bench.clean_latent(256, 256) | {"noise_mask": spot(place=place)}
+    result = call(OURS["UpscaleLatent"], bench.vae(), latent, factor, 0.0, "latent")[0]
+    size = result["noise_mask"].shape[-1]
+    rows, columns = ((int(side.start * size / 256), -int(-side.stop * size // 256)) for side in place)
+    touched = result["noise_mask"][0, rows[0] : rows[1], columns[0] : columns[1]]
+    assert touched.numel() and bool((touched == 1).all())
+    assert int(result["noise_mask"].sum()) <= (rows[1] - rows[0] + 64) * (columns[1] - columns[0] + 64)
+
+
 def test_megapixels_keep_the_shape():
     assert upscaled_size(24, 32, 32, 2.0, 4.0) == (55, 74)
     assert upscaled_size(24, 32, 32, 1.5) == (36, 48)
+
+
+@pytest.mark.parametrize(("channels", "decodes"), [(32, 4), (4, 32)])
+def test_the_latent_of_another_model_is_not_decoded(channels, decodes):
+    vae = bench.vae() if decodes == 32 else OtherVAE(8)
+    vae.latent_channels = decodes
+    with pytest.raises(
+        ValueError, match=f"This latent has {channels} channels where this VAE decodes {decodes}: connect"
+    ):
+        call(OURS["UpscaleLatent"], vae, {"samples": torch.zeros(1, channels, 4, 4)})
 
 
 def test_the_latent_of_a_video_is_refused():

@@ -110,6 +110,11 @@ def test_other_blocks_are_refused(text):
         parse_blocks(text, 20)
 
 
+def test_a_range_that_no_step_falls_in_is_refused():
+    with pytest.raises(ValueError, match=r"begins at sigma_start 0.3 and ends at sigma_end 0.7, .* the larger one"):
+        guided(bench.model("sana"), sigma_start=0.3, sigma_end=0.7)
+
+
 def test_a_network_whose_attention_is_not_patched_is_refused_by_name():
     with pytest.raises(
         ValueError, match="SANA PAG changes the attention of SANA and PixArt, but this model is a Lumina"

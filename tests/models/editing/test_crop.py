@@ -78,6 +78,21 @@ def test_an_empty_mask_is_refused():
         crop_to_mask(smooth(), torch.zeros(1, 64, 64), 512)
 
 
+def test_an_empty_mask_of_a_batch_is_named():
+    masks = torch.cat([torch.ones(2, 300, 400), torch.zeros(1, 300, 400)])
+    with pytest.raises(ValueError, match="The mask is empty, so there is no part to cut out with mask 3 of 3: mask"):
+        crop_to_mask(smooth(), masks, 512)
+
+
+def test_a_gray_picture_of_one_channel_comes_back_in_three():
+    gray = smooth()[..., :1]
+    crop, part, _ = crop_to_mask(gray, spot(300, 400, slice(140, 160), slice(200, 230)), 512)
+    done = stitch(crop, torch.zeros_like(part)[..., :1], 0)
+    expected = gray.expand(-1, -1, -1, 3).clone()
+    expected[:, 140:160, 200:230] = 0
+    assert part.shape[-1] == 3 and torch.equal(done, expected)
+
+
 def test_results_of_another_batch_are_refused():
     crop, part, _ = crop_to_mask(smooth().repeat(2, 1, 1, 1), torch.ones(1, 300, 400), 512)
     with pytest.raises(ValueError, match="2 of original, 3 of image: connect one for all"):

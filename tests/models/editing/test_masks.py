@@ -12,6 +12,7 @@ from sana_native.models.editing.masks import (
     fit_mask,
     pad_by_reflection,
     pad_mask,
+    rgb,
 )
 
 
@@ -165,3 +166,28 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_alpha_is_left_out():
     original = torch.cat([picture(32, 32, 1), torch.ones(1, 32, 32, 1)], dim=-1)
     assert composite(original, original, torch.ones(1, 32, 32)).shape == (1, 32, 32, 3)
+
+
+def test_a_mask_without_batch_is_one_mask():
+    """Not as many as it has rows."""
+    original, result, mask = picture(64, 96), picture(64, 96, 1), stroke(64, 96, slice(8, 16), slice(8, 16))
+    done = composite(original, result, mask, 0)
+    assert torch.equal(composite(original, result, mask[0], 0), done) and len(done) == 1
+    assert torch.equal(composite(original, result, mask[None], 0), done)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((2, 8, 8, 1), 1), ((2, 8, 8, 4), 3), ((2, 8, 8, 3), 3)])
+def test_images_of_one_or_four_channels_become_rgb(shape, channels):
+    images = torch.rand(shape)
+    assert torch.equal(rgb(images), images[..., :channels].expand(2, 8, 8, 3))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (1, 8, 8, 2), (1, 3, 8, 8)])
+def test_what_is_no_image_is_refused(shape):
+    with pytest.raises(ValueError, match=r"The result is of shape .*, but \(images, height, width, 3\) is expected:"):
+        rgb(torch.rand(shape), "result")
+
+
+def test_a_batch_without_images_is_refused():
+    with pytest.raises(ValueError, match="The image holds nothing, its shape is .*: check the node that made it"):
+        rgb(torch.rand(0, 8, 8, 3))

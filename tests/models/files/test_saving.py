@@ -74,7 +74,7 @@ def network_of(model: str, loaded) -> torch.nn.Module:
 # Root mean square error of a prediction in units of the wide one's, or of the text's states, and at most. Measured:
 # int8 0.029, 0.033 and 0.007; fp8 0.078, 0.087 and 0.029; nvfp4 0.195, 0.199 and 0.067; w4a4 0.353, 0.342 and 0.075.
 # Text computed in bfloat16, where the processor is fast at it, adds its own rounding: 0.013 with int8.
-BOUNDS = {"int8": (0.05, 0.05, 0.02), "fp8": (0.13, 0.14, 0.05), "nvfp4": (0.3, 0.3, 0.11), "w4a4": (0.55, 0.55, 0.12)}
+BOUNDS = {"int8": (0.05, 0.06, 0.02), "fp8": (0.13, 0.17, 0.05), "nvfp4": (0.3, 0.36, 0.11), "w4a4": (0.55, 0.6, 0.12)}
 SMALL = 1e-3  # no format is so exact: a smaller error would mean that nothing was quantized
 
 

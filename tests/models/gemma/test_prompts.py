@@ -204,6 +204,12 @@ def test_weights_are_read_as_text_with_a_notice(text, caplog, on_node):
     assert on_node[1] == [] and "SANA:" not in caplog.text
 
 
+def test_an_unread_weight_is_told_on_the_node_and_once_in_the_log(caplog, on_node):
+    bench.call(bench.OURS["GemmaEncode"], bench.clip(), "a (red:1.2, cat", "a cat", "on", "", False, True)
+    assert [sentence[:32] for sentence in on_node[0]] == ['Prompt: "(red:1.2" is read as pl']
+    assert caplog.text.count("is read as plain text") == 1
+
+
 def test_without_its_weights_a_prompt_that_fits_is_not_cut(on_node):
     text = "a" + " (cat:1.2)" * 60
     for weights in (False, True):

@@ -1,8 +1,10 @@
 """Weights are read out of a prompt as the host's nodes read them, and reach the tokens that they were written for."""
 
+import time
+
 import pytest
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
-from sana_native.models.runtime.prompt_weights import parse_weights, unescape, weights_of_pieces
+from sana_native.models.runtime.prompt_weights import parse_weights, unescape, unread_weights, weights_of_pieces
 from sana_native.tests.support import workbench as bench
 
 
@@ -66,6 +68,42 @@ def test_weights_have_limits():
 def test_a_negative_weight_is_refused(text):
     with pytest.raises(ValueError, match=r"gives 'red' the weight -.*, but a weight is how many .* negative prompt\."):
         parse_weights(text)
+
+
+def test_a_negative_weight_in_the_negative_prompt_is_not_sent_there():
+    with pytest.raises(ValueError, match=r"gives 'red' the weight -1, .* into the positive prompt\."):
+        parse_weights("a (red:-1)", negative=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("\uff08红\uff1a1.4\uff09的猫", "\uff08红\uff1a1.4\uff09"),
+        ("(红\uff1a1.4) (a:2)", "(红\uff1a1.4)"),
+        ("a (red:1,4) cat", "(red:1,4)"),
+        ("(red:1.2, a cat", "(red:1.2"),
+        ("a cat (red:1.2", "(red:1.2"),
+    ],
+)
+def test_what_was_meant_as_a_weight_gets_a_notice(text, found):
+    (sentence,) = unread_weights(parse_weights(text)[0])
+    assert sentence.startswith(f'"{found}" is read as plain text: write a weight as in (red:1.4), with plain signs')
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a cat", "(red:1.2)", "((red))", "(16:9)", "\uff0816\uff1a9\uff09", "(at 12:30)", "cat:1.2", r"\(a:1.2\)",
+     "(:1.2)", "(scene: 3, cars)", "time: 3 :(", "(v:2x zoom", "(see 2:1 ratio"],
+)  # fmt: skip
+def test_other_text_gets_none(text):
+    assert unread_weights(parse_weights(text)[0]) == []
+
+
+@pytest.mark.parametrize("text", ["(a:1" * 20000, "(a" + ":1" * 20000, "(a:" + "1.," * 20000])
+def test_very_long_texts_take_no_time(text):
+    start = time.monotonic()
+    unread_weights(text)
+    assert time.monotonic() - start < 2
 
 
 def test_spaces_at_the_ends_are_dropped_with_their_weights():
