@@ -111,7 +111,9 @@ def tell(found: Survey) -> None:
     """Shows what is left out. Raises ValueError where nothing is left."""
     sentences = found.sentences()
     if not found.total:
-        raise ValueError("There is no prompt in this part of the file. " + " ".join(sentences[:3]))
+        cure = "write one a line, or set start and count to 0 for the whole file."
+        reason = ". " + " ".join(sentences[:3]) if sentences else f": {cure}"
+        raise ValueError(f"There is no prompt in this part of the file{reason}")
     if not found.chosen:
         sentences.append(f"All {found.total} images are there already: delete those to generate again.")
     show(sentences)

@@ -140,7 +140,7 @@ def next_path(folder: str, prefix: str, preset: str = "") -> str:
 
 def check_prefix(folder: str, prefix: str) -> None:
     """Raises ValueError for a prefix that no file can have, or that leads out of the folder the loaders list."""
-    if "\0" in prefix or prefix.encode("utf-8", "ignore").decode() != prefix:
+    if any(sign < " " for sign in prefix) or prefix.encode("utf-8", "ignore").decode() != prefix:
         raise ValueError(f"filename_prefix {shown(prefix)} holds a character that no file name can have: retype it.")
     if max(len(name.encode()) for name in prefix.split("/")) > NAME_LENGTH:
         raise ValueError(

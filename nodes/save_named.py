@@ -100,6 +100,7 @@ class SanaNativeSaveNamed(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, name, folder=FOLDER, format="png", skip_existing=True, **_) -> list[str]:
+        require_names(name)
         existing = all(is_saved(one, only(folder), only(format)) for one in name)
         return [] if existing and only(skip_existing) else ["images"]
 
@@ -109,9 +110,17 @@ class SanaNativeSaveNamed(io.ComfyNode):
     ) -> io.NodeOutput:
         target = Target(only(folder), only(format), only(quality), only(skip_existing), metadata_of_graph(cls.hidden))
         pictures = name_pictures(images, name, prompt, seed)
-        files = [target.save(*picture) for picture in pictures] or [target.find(one) for one in name]
+        # The first of a batch last: where it is, all are, as is_saved takes it.
+        saved = {one[1]: target.save(*one) for one in sorted(pictures, key=lambda one: one[1].endswith("_0"))}
+        files = [saved[one[1]] for one in pictures] or [target.find(one) for one in name]
         paths = [os.path.join(target.place, file["filename"]) for file in files]
         return io.NodeOutput("\n".join(paths), ui={"images": files})
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raises ValueError for an empty name, under which every graph's images would be the same file."""
+    if not all(name.strip() for name in names):
+        raise ValueError("An image has no name: write one in name, or link the name of SANA Prompts From File.")
 
 
 def only(value):

@@ -9,6 +9,7 @@ from ..models.sana.resolution import bin_sides, exact_sides, scaled_sides
 
 EXACT = "exact"
 COVER, CONTAIN = "cover", "contain"
+LARGE, MOSTLY_CROPPED = 2**26, 4  # pixels of a scaled image; how many times those that are wanted
 
 
 def side_input(name: str, tooltip: str) -> io.Int.Input:
@@ -88,8 +89,17 @@ class SanaNativeFitBack(io.ComfyNode):
 
 
 def fit_back(image: Tensor, width: int, height: int, cover: bool, method: str) -> Tensor:
-    """(B, H, W, C) scaled to cover (width, height) and cropped in its center, or to fit inside it."""
+    """(B, H, W, C) scaled to cover (width, height) and cropped in its center, or to fit inside it.
+
+    Raises ValueError for a shape so far from the image's that most of a huge image would be cropped off again.
+    """
     scaled = scaled_sides(image.shape[2], image.shape[1], (width, height), cover)
+    if scaled[0] * scaled[1] > max(LARGE, MOSTLY_CROPPED * width * height):
+        raise ValueError(
+            f"{width} x {height} px is too far from the shape of the image, {image.shape[2]} x {image.shape[1]} px, "
+            f"which would be scaled to {scaled[0]} x {scaled[1]} px and cropped: set fit to contain, or correct the "
+            "size."
+        )
     if scaled != (image.shape[2], image.shape[1]):
         image = resize(image.movedim(-1, 1), *scaled, method).movedim(1, -1)
     if not cover:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 
 import comfy.utils
 import folder_paths
@@ -13,14 +14,14 @@ from comfy_execution.utils import get_executing_context
 from ..models.sana.resolution import RATIO
 from ..training.adapters import PRESETS
 from ..training.captions import NULL_MASKS, Caption
-from ..training.dataset import SetOptions, read_folder
+from ..training.dataset import SetOptions, caption_path, find_pictures, read_folder
 from ..training.encode import encode_set
 from ..training.loss import TIME_SAMPLINGS
 from ..training.optimizer import SCHEDULES
 from ..training.plot import as_image, as_tensor, draw_losses
 from ..training.preview import Preview
 from ..training.trainer import FIXED_LEVELS, RunFiles, Settings, train
-from .files import BUNDLED_PICTURES
+from .files import BUNDLED_PICTURES, FOLDER_MARK
 from .host_server import running_server
 from .warnings import show
 
@@ -32,6 +33,9 @@ STATE = "state.safetensors"
 RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
 PREVIEW_SIDE = 512
 DEFAULTS = Settings()
+DEFAULT_NAME = "sana_lora"
+LOST = Counter()  # how often a training found a file of the cache missing
+STOPPED = Counter()  # how often a run of a name, None for any, was stopped; a name that is linked is None to the host
 
 
 class SanaNativeTrainingSet(io.ComfyNode):
@@ -130,6 +134,11 @@ class SanaNativeEncodeTrainingSet(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_) -> int:
+        """Changes when a file of the cache was found missing, so that Run encodes again."""
+        return LOST[FOLDER]
+
+    @classmethod
     def execute(cls, training_set, vae, clip, instruction: bool = True) -> io.NodeOutput:
         bar = comfy.utils.ProgressBar(2 * len(training_set.samples) + 1)
         cache = os.path.join(output_folder(), "cache")
@@ -207,7 +216,7 @@ class SanaNativeTrainLora(io.ComfyNode):
                 EncodedPictures.Input("encoded_set", tooltip="From SANA Encode Training Set."),
                 io.String.Input(
                     "name",
-                    default="sana_lora",
+                    default=DEFAULT_NAME,
                     optional=True,
                     tooltip="Name of the file; a number follows for each run.",
                 ),
@@ -236,11 +245,17 @@ class SanaNativeTrainLora(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name=DEFAULT_NAME, resume=NEW, **_) -> list:
+        """Changes when a run of the name was stopped, so that the host does not give its result again for a press of
+        Run, and when another run became the last."""
+        return [STOPPED[name], run_files(name, resume).state if resume == LATEST else ""]
+
+    @classmethod
     def execute(
         cls,
         model,
         encoded_set,
-        name="sana_lora",
+        name=DEFAULT_NAME,
         resume=NEW,
         steps=DEFAULTS.steps,
         learning_rate=DEFAULTS.learning_rate,
@@ -280,7 +295,7 @@ def train_lora(
     files = run_files(name, resume)
     preview = preview_of(encoded_set, positive, negative) if vae is not None else None
     watch = Watch(vae)
-    lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
+    lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
     samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
     plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
     return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)
@@ -310,6 +325,23 @@ class Watch:
         )
 
 
+def train_noted(name: str, model, data, settings: Settings, files: RunFiles, watch: Watch, resume: bool, preview):
+    """`train`, which notes for the host's next Run that the run was stopped, or that a file of the cache was missing.
+
+    Says it where the run had no step left. Raises what `train` raises.
+    """
+    try:
+        lora, record = train(model, data, settings, files, watch, resume, preview, name_of(model))
+    except FileNotFoundError:  # a file of the cache
+        LOST[FOLDER] += 1
+        raise
+    if record.step < settings.steps:
+        STOPPED.update([name, None])
+    elif watch.bar is None:
+        show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
+    return lora, record
+
+
 def write_on_node(text: str) -> None:
     """Live text on the node that runs, where somebody watches."""
     server, context = running_server(), get_executing_context()
@@ -321,17 +353,22 @@ def resolve_folder(folder: str) -> str:
     """A full path, a folder below ComfyUI's input folder, or the bundled pictures. Raises ValueError for none."""
     if not folder.strip():
         raise ValueError("No folder was entered: enter the folder with the pictures and their .txt files.")
-    if folder in BUNDLED_PICTURES:
-        return BUNDLED_PICTURES[folder]
-    return os.path.join(folder_paths.get_input_directory(), os.path.expanduser(folder.strip()))
+    folder = folder.strip().strip('"')  # Windows copies a path with quotes around it
+    path = os.path.join(folder_paths.get_input_directory(), os.path.expanduser(folder))
+    bundled = BUNDLED_PICTURES.get(folder.rstrip("/\\") + FOLDER_MARK)
+    return bundled if bundled and not os.path.isdir(path) else path
 
 
 def listing(folder: str) -> list[tuple[str, float, int]]:
-    """Names, times and sizes of a folder's files, so that the host reads it again after a change."""
-    if not folder.strip():
+    """Names, times and sizes of a set's pictures and captions, so that the host reads it again after a change.
+
+    Of no other file, so that a folder entered by mistake, such as /, is not walked through.
+    """
+    if not folder.strip() or not os.path.isdir(path := resolve_folder(folder)):
         return []
-    paths = sorted(os.path.join(root, name) for root, _, names in os.walk(resolve_folder(folder)) for name in names)
-    return [(path, os.path.getmtime(path), os.path.getsize(path)) for path in paths]
+    pictures = [picture for picture, _ in find_pictures(path)]
+    files = [one for picture in pictures for one in (picture, caption_path(picture)) if os.path.isfile(one)]
+    return [(file, os.path.getmtime(file), os.path.getsize(file)) for file in files]
 
 
 def output_folder() -> str:

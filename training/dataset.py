@@ -6,15 +6,21 @@ A subfolder named `<n>_<name>` has its pictures n times in an epoch, as kohya's 
 import hashlib
 import os
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from PIL import Image
+
+from ..models.sana.resolution import RATIO
 from .buckets import Size, target_size
 from .pictures import NOTEWORTHY_CROP, cropped_part, enlargement, read_picture
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_ENLARGEMENT = 2.0
 REPEATS = re.compile(r"(\d+)_.+")
+# What Pillow raises for a damaged file; an image of more than 179 million pixels is none that it opens.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,10 @@ def read_folder(folder: str, options: SetOptions) -> TrainingSet:
     Raises FileNotFoundError for a folder that is not there, and ValueError with every problem of its files in one
     message.
     """
+    if options.size % RATIO:
+        raise ValueError(
+            f"size {options.size} is no multiple of {RATIO}: enter the side of the square the model was trained on."
+        )
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is no folder: enter the folder with the pictures and their .txt files.")
     samples, problems, notices, first_of = [], [], [], {}
@@ -67,7 +77,7 @@ def read_folder(folder: str, options: SetOptions) -> TrainingSet:
         name = os.path.relpath(path, folder)
         try:
             sample, found, told = read_sample(path, repeats, options)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's faults
+        except UNREADABLE as error:
             problems.append(f"{name}: cannot be read ({error})")
             continue
         twin = first_of.setdefault(sample.digest, name)
@@ -113,9 +123,13 @@ def read_sample(path: str, repeats: int, options: SetOptions) -> tuple[Sample, l
     return Sample(path, caption, size, repeats, digest), problems + ([fault] if fault else []), notices
 
 
+def caption_path(picture: str) -> str:
+    return os.path.splitext(picture)[0] + ".txt"
+
+
 def read_caption(path: str, options: SetOptions) -> tuple[str, str | None]:
     """The caption beside a picture with the trigger word before it, and what is wrong with it or None."""
-    text, fault = os.path.splitext(path)[0] + ".txt", None
+    text, fault = caption_path(path), None
     caption = ""
     if os.path.isfile(text):
         try:

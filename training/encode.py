@@ -11,6 +11,7 @@ from typing import Any
 
 import comfy.model_management
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,10 +55,17 @@ class EncodedSet:
 
 
 def load_part(path: str) -> dict[str, Tensor]:
-    """Tensors of a file of the cache. Raises FileNotFoundError when it was removed."""
+    """Tensors of a file of the cache. Raises FileNotFoundError when it was removed; a damaged one is removed here, so
+    that it is encoded again."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not in the cache any more: run SANA Encode Training Set again.")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        os.remove(path)
+        raise FileNotFoundError(
+            f"{path} was damaged, and is not in the cache any more: run SANA Encode Training Set again."
+        ) from error
 
 
 def load_caption(path: str) -> Caption:

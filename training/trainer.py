@@ -96,6 +96,9 @@ class Trainer:
     def __init__(self, patcher: Any, data: EncodedSet, settings: Settings, files: RunFiles, base: str = ""):
         if not data.samples:
             raise ValueError("The training set is empty: put pictures into its folder.")
+        for name in ("learning_rate", "alpha"):
+            if not getattr(settings, name):
+                raise ValueError(f"Nothing is learned with {name} 0: enter {getattr(Settings, name):g}, as usual.")
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.patcher = copy_for_training(patcher)
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)

@@ -230,6 +230,22 @@ def test_a_file_without_prompts_is_one_sentence(server, place):
         server.run(graph(write(server, "none.txt", "--ar 1:1\n# a remark\n"), place.name), timeout=60)
 
 
+@pytest.mark.parametrize(("text", "start"), [("", 0), ("# a remark\n\n", 0), (LINES[0], 50)])
+def test_a_part_without_a_line_names_the_cure(server, place, text, start):
+    with pytest.raises(ServerError, match="file: write one a line, or set start and count to 0 for the whole file."):
+        server.run(graph(write(server, "part.txt", text), place.name, start=start), timeout=60)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_image_without_a_name_is_refused_before_it_is_generated(server, place, name):
+    """All graphs without one would share a file, and only the first image would be generated."""
+    prompt = graph(write(server, "unnamed.txt", LINES[0]), place.name)
+    prompt["save"]["inputs"]["name"] = name
+    with pytest.raises(ServerError, match="An image has no name: write one in name, or link the name of SANA Prompts"):
+        server.run(prompt, timeout=60)
+    assert not place.exists()
+
+
 def test_the_packs_own_files_are_in_the_list_after_the_users(server):
     write(server, "mine.CSV", "prompt\na")
     files = choices(server.object_info()["SanaNativePromptsFromFile"]["input"]["required"]["file"])

@@ -302,6 +302,25 @@ def test_a_stopped_write_leaves_nothing_under_the_name(output, monkeypatch):
     assert not [path for path in output.rglob("*") if path.is_file()]
 
 
+def test_a_batch_that_was_stopped_in_the_middle_is_asked_for_again(output, monkeypatch):
+    """Disk full at the second of three files: the batch must not count as saved by what was written."""
+    replace, written = save_named.os.replace, []
+
+    def full_at_second(part, path):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        replace(part, path)
+
+    monkeypatch.setattr(save_named.os, "replace", full_at_second)
+    batch = torch.rand(3, 32, 32, 3)
+    with pytest.raises(OSError, match="No space left on device"):
+        save([batch], ["a"])
+    assert OURS["SaveNamed"].check_lazy_status(["a"]) == ["images"]
+    paths, _ = save([batch], ["a"])
+    assert [Path(path).stem for path in paths] == ["a_0", "a_1", "a_2"] == sorted(p.stem for p in output.rglob("*.png"))
+
+
 def test_the_graph_is_in_the_file_as_the_hosts_save_nodes_write_it(output, monkeypatch):
     hidden = SimpleNamespace(prompt={"1": {}}, extra_pnginfo={"workflow": {"nodes": []}})
     monkeypatch.setattr(OURS["SaveNamed"], "hidden", hidden)
@@ -331,6 +350,14 @@ def test_an_image_comes_back_at_the_size_that_was_asked_for(method, wanted, gene
     assert 0 <= covered.min() and covered.max() <= 1
     if wanted == generated:
         assert torch.equal(covered, image) and torch.equal(contained, image)
+
+
+def test_a_shape_that_would_need_a_huge_image_to_crop_from_is_refused():
+    image = torch.zeros(1, 96, 64, 3)
+    with pytest.raises(ValueError, match="16384 x 1 px is too far from the shape of the image, 64 x 96 px"):
+        call(OURS["FitBack"], image, 16384, 1, "cover")
+    assert call(OURS["FitBack"], image, 1, 3000, "contain")[0].shape == (1, 1, 1, 3)
+    assert call(OURS["FitBack"], image, 1000, 1, "cover")[0].shape == (1, 1, 1000, 3)
 
 
 def test_what_stands_out_is_cropped_on_both_sides():

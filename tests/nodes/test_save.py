@@ -187,6 +187,7 @@ def test_nothing_is_written_when_one_of_two_is_refused(output):
         ("a/../../x", "leads out of .+/clip, whose files"),
         ("link/x", "leads out of .+/clip, whose files"),
         ("a\0b", r"filename_prefix a\?b holds a character that no file name can have: retype it"),
+        ("a\nb", r"filename_prefix a.b holds a character that no file name can have: retype it"),
         ("\ud800", r"filename_prefix \? holds a character that no file name can have"),
         ("x" * 300, "filename_prefix x+…x+ is too long: use at most 200 bytes between two slashes"),
         ("sub/" + "z" * 300 + "/q", "is too long"),

@@ -1,11 +1,13 @@
 """The training nodes as the executor runs them: folder -> set -> encoded set -> LoRA, plot and pictures."""
 
+import os
 from pathlib import Path
 
 import folder_paths
 import pytest
 import torch
 from comfy_execution.graph import ExecutionBlocker
+from sana_native.nodes.training import listing, resolve_folder
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.support.workbench import OURS, call
 from sana_native.tests.training.conftest import write_picture
@@ -57,6 +59,35 @@ def test_runs_count_up_and_the_last_is_gone_on_with(folders):
     )
     assert path.endswith("cat_00002.safetensors") and len(loss["loss"]) == 3
     assert isinstance(samples, ExecutionBlocker)
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize("name", ["learning_rate", "alpha"])
+def test_settings_with_which_nothing_is_learned_are_refused(name):
+    with pytest.raises(ValueError, match=f"Nothing is learned with {name} 0: enter .+, as usual."):
+        call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **SHORT | {name: 0.0})
+
+
+def test_a_folder_is_found_with_quotes_and_the_bundled_one_without_its_slash(folders):
+    cats = folders / "input" / "cats"
+    for written in (f'"{cats}"', "cats/", " cats\n"):
+        assert Path(resolve_folder(written)) == cats
+    for written in ("sana-native-demo-pictures", "sana-native-demo-pictures/"):
+        assert len(call(OURS["TrainingSet"], folder=written, size=256)[0].samples) == 10
+
+
+def test_only_the_files_of_the_set_tell_of_a_change(folders):
+    """A folder entered by mistake, such as the root, must not be walked through before it is refused."""
+    cats = folders / "input" / "cats"
+    before = listing("cats")
+    assert [os.path.basename(path) for path, *_ in before] == [f"{i}.{end}" for i in range(3) for end in ("png", "txt")]
+    (cats / "deep").mkdir()
+    write_picture(cats / "deep" / "9.png", 9)
+    assert listing("cats") == before and listing("no such folder") == []
+    (cats / "1.txt").write_text("another caption", encoding="utf-8")
+    write_picture(cats / "5_more" / "9.png", 9)
+    after = listing("cats")
+    assert after != before and len(after) == 8
 
 
 @pytest.mark.usefixtures("folders")

@@ -10,12 +10,14 @@ from sana_native.training.dataset import SetOptions, read_folder
 from sana_native.training.pictures import fit_picture, read_picture
 
 
-def test_every_problem_is_told_in_one_message(tmp_path):
+def test_every_problem_is_told_in_one_message(tmp_path, monkeypatch):
     write_picture(tmp_path / "good.png", 1)
     (tmp_path / "twin.png").write_bytes((tmp_path / "good.png").read_bytes())
     (tmp_path / "twin.txt").write_text("a cat")
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
     write_picture(tmp_path / "small.png", 2, (20, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    write_picture(tmp_path / "vast.png", 6, (200, 200))
     write_picture(tmp_path / "bare.png", 3, caption=None)
     write_picture(tmp_path / "empty.png", 4, caption=" \n")
     write_picture(tmp_path / "latin.png", 5).with_suffix(".txt").write_bytes("Zoë".encode("latin-1"))
@@ -24,6 +26,7 @@ def test_every_problem_is_told_in_one_message(tmp_path):
     message = str(error.value)
     for line in (
         "twin.png: the same picture as good.png", "torn.png: cannot be read", "small.png: too small, 20 x 20 px",
+        "vast.png: cannot be read (Image size (40000 pixels) exceeds limit",
         "bare.png: no bare.txt", "empty.png: empty.txt is empty", "latin.png: latin.txt is not UTF-8",
     ):  # fmt: skip
         assert line in message
@@ -37,6 +40,12 @@ def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path, make, message):
         folder.mkdir()
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         read_folder(str(folder), SetOptions())
+
+
+def test_a_size_that_no_latent_has_is_refused(tmp_path):
+    write_picture(tmp_path / "good.png", 1)
+    with pytest.raises(ValueError, match="size 100 is no multiple of 32: enter the side of the square"):
+        read_folder(str(tmp_path), SetOptions(size=100))
 
 
 def test_captions_get_the_trigger_word_once_and_missing_ones_the_default(tmp_path):
