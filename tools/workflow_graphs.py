@@ -769,11 +769,11 @@ def pixart_text_to_image(model: dict, vae_file: dict, remark: str, **sampling: f
 def pixart_refined() -> Graph:
     """SDXL's refiner goes on from Sigma's latent, which has SDXL's format, so nothing is decoded between the two."""
     width = 209
-    transformer, t5 = pixart_loaders(PIXART_SIGMA, 285)
-    refiner = Node("CheckpointLoaderSimple", {"ckpt_name": SDXL_REFINER["name"]}, models=[SDXL_REFINER], width=285)
+    transformer, t5 = pixart_loaders(PIXART_SIGMA, 281)
+    refiner = Node("CheckpointLoaderSimple", {"ckpt_name": SDXL_REFINER["name"]}, models=[SDXL_REFINER], width=281)
     written = Node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", width=width)
-    text, latent = encode(t5, written, "For PixArt", width), empty(1024)
-    positive = Node("CLIPTextEncode", {"clip": refiner[1], "text": written}, title="For the refiner", width=width)
+    text, latent = encode(t5, written, "For PixArt", 213), empty(1024)
+    positive = Node("CLIPTextEncode", {"clip": refiner[1], "text": written}, title="For the refiner", width=213)
     negative = Node("CLIPTextEncode", {"clip": refiner[1], "text": ""}, title="Negative, for the refiner")
     drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5, width=width)
     links = {"model": refiner[0], "positive": positive, "negative": negative, "latent_image": drawn}
