@@ -63,6 +63,8 @@ _LISTEN = """(kinds) => {
     }
     app.api.addEventListener("b_preview_with_metadata", (event) => seen.previews.push(event.detail));
 }"""
+_CARDS = "[data-testid^=template-workflow-]"
+CARD_TRIES = 100
 _DROP = """([name, content, kind]) => {
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
     const data = new DataTransfer();
@@ -269,13 +271,25 @@ class Tab:
             self.command("Comfy.BrowseTemplates")
             self.templates.wait_for()
         self.page.get_by_role("dialog").get_by_text(folder, exact=True).first.click()
-        self.page.locator("[data-testid^=template-workflow-]").first.wait_for()
+        self.page.locator(_CARDS).first.wait_for()
+
+    def template_card(self, name: str) -> Locator:
+        """A template in the open dialog, scrolled to: newer pages make cards only as one scrolls."""
+        card, cards = self.page.get_by_test_id(f"template-workflow-{name}"), self.page.locator(_CARDS)
+        for _ in range(CARD_TRIES):
+            if card.count():
+                break
+            cards.last.scroll_into_view_if_needed()
+            self.page.mouse.wheel(0, 300)  # the pointer is on the dialog's list of packs or on the cards
+            self.page.wait_for_timeout(100)
+        card.scroll_into_view_if_needed()
+        return card
 
     def open_template(self, folder: str, name: str) -> None:
         """Open one template of a pack, as a click in the dialog does."""
         self.open_templates(folder)
         self._mark_graph()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.template_card(name).click()
         self.templates.wait_for(state="detached")
         self._wait_for_graph()
 

@@ -31,14 +31,12 @@ def test_the_dialog_shows_every_template_with_its_thumbnail(open_tab):
     tab.page.on("response", lambda answer: served.append(answer.url) if answer.ok else None)
     tab.open_templates(PACK)
     for name, path in TEMPLATES.items():
-        card = tab.page.get_by_test_id(f"template-workflow-{name}")
-        card.scroll_into_view_if_needed()
+        card = tab.template_card(name)
         if path.with_suffix(".jpg").is_file():
             image = card.locator("img").first.element_handle()
             tab.wait_for("(image) => image.complete && image.naturalWidth > 0", image)
             # Without a picture of its own a card shows one of the host's.
             assert any(url.endswith(f"/workflow_templates/{PACK}/{name}.jpg") for url in served), name
-    tab.page.get_by_test_id(f"template-workflow-{next(iter(TEMPLATES))}").scroll_into_view_if_needed()
     assert len(TEMPLATES) >= 4
 
 
