@@ -92,6 +92,14 @@ def test_sana_lora_loader_reads_every_trainer_and_pefts_alpha(trainer, model, tm
     assert_applied(model, before, {})
 
 
+def test_half_of_a_lora_is_refused_by_the_key_that_is_left(model, tmp_path):
+    path = file_of("diffusers", factors(model), tmp_path)
+    halves = {key: value for key, value in safetensors.torch.load_file(path).items() if "lora_A" in key}
+    safetensors.torch.save_file(halves, path)
+    with pytest.raises(ValueError, match=r"has transformer\..*lora_A.weight without its counterpart: save it again"):
+        load_lora(model, path, 1.0)
+
+
 def test_the_stock_lora_node_finds_the_fused_layers(model, tmp_path):
     pairs, before = factors(model), changed_weights(model)
     lora = safetensors.torch.load_file(file_of("diffusers", pairs, tmp_path))
