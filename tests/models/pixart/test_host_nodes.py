@@ -174,6 +174,14 @@ def test_a_hook_lora_acts_as_the_stock_loader_s_where_it_is_set(model, tmp_path,
     assert torch.equal(sampled(model), plain)
 
 
+def test_the_stock_node_refuses_factors_of_two_ranks(model, tmp_path, monkeypatch):
+    pairs = {"transformer_blocks.0.attn1.to_q": (torch.ones(RANK, 144), torch.ones(144, 2 * RANK))}
+    name = Path(file_of("diffusers", pairs, tmp_path)).name
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    with pytest.raises(ValueError, match="^The factors of this LoRA do not fit each other in what it adds to blocks.0"):
+        bench.call("LoraLoaderModelOnly", model, name, 1.0)
+
+
 def test_a_hook_lora_of_another_size_is_refused(model, tmp_path, monkeypatch):
     narrow = {"proj_out": (torch.ones(RANK, 8), torch.ones(8, RANK))}
     name = Path(file_of("diffusers", narrow, tmp_path)).name
