@@ -73,7 +73,7 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
             size=tuple(latent_image.shape[-2:]),
             is_consistency=is_consistency(guider.model_patcher.get_model_object("model_sampling")),
             has_image=has_image(latent_image, denoise_mask),
-            is_empty=not latent_image.any() and bool(noise.any()),
+            is_empty=is_new_image(noise, latent_image),
         )
         show(pixart_checks.check_run(settings))
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
@@ -82,8 +82,9 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
 def watch_lumina_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     if isinstance(sampler, comfy.samplers.KSAMPLER):  # not a training
         model_options = run.class_obj.model_options
-        lumina_checks.require_run(model_options, sampler_name(sampler.sampler_function), sigmas)
-        found = lumina_checks.check_run(model_options, sigmas, has_image(latent_image, denoise_mask))
+        name, is_empty = sampler_name(sampler.sampler_function), is_new_image(noise, latent_image)
+        lumina_checks.require_run(model_options, name, sigmas)
+        found = lumina_checks.check_run(model_options, name, sigmas, has_image(latent_image, denoise_mask), is_empty)
         watch = PassWatch(found, lumina_guidance.check_patches)
         options = model_options.setdefault("transformer_options", {})  # of this run alone
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
@@ -129,6 +130,11 @@ def check_controls(guider, config) -> list[str]:
 def has_image(latent_image, denoise_mask) -> bool:
     """Whether a run gets an image, of which no mask keeps a part whatever the noise."""
     return denoise_mask is None and bool(latent_image.any())
+
+
+def is_new_image(noise, latent_image) -> bool:
+    """Whether a run makes an image out of noise that it adds to an empty latent."""
+    return not latent_image.any() and bool(noise.any())
 
 
 class PassWatch:

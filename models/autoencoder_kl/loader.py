@@ -20,12 +20,13 @@ from ..runtime.precision import Precision, Request, dc_ae_precision
 KL_KEYS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
 KL_MARKS = ("decoder.mid.block_1.conv1.weight", "decoder.mid_block.resnets.0.conv1.weight")
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-CHANNELS = 4
+CHANNELS, RATIO = 4, 8
+EMPTY_CURE = "check the node that made it, such as one that takes images from a batch"
 SCALES = {0.18215: "Stable Diffusion 1's, for PixArt-alpha", 0.13025: "SDXL's, for PixArt-Sigma"}
 
 
 class KLVAE(comfy.sd.VAE):
-    """The host's VAE, which refuses another model's latent before its convolutions do."""
+    """The host's VAE, which refuses another model's latent, and what is empty or too small, before its layers do."""
 
     def decode(self, samples_in: Tensor, *args, **kwargs) -> Tensor:
         check_latent(samples_in)
@@ -35,13 +36,36 @@ class KLVAE(comfy.sd.VAE):
         check_latent(samples)
         return super().decode_tiled(samples, *args, **kwargs)
 
+    def encode(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
+        check_image(pixel_samples)
+        return super().encode(pixel_samples, *args, **kwargs)
+
+    def encode_tiled(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
+        check_image(pixel_samples)
+        return super().encode_tiled(pixel_samples, *args, **kwargs)
+
 
 def check_latent(samples: Tensor) -> None:
-    """Raises ValueError for a latent that is not of this autoencoder."""
+    """Raises ValueError for a latent that is not of this autoencoder, or holds nothing."""
     if samples.ndim >= 2 and samples.shape[1] != CHANNELS:
         raise ValueError(
             f"This latent has {samples.shape[1]} channels where AutoencoderKL decodes {CHANNELS}: it comes from "
             "another model, so use that model's VAE, for SANA a DC-AE."
+        )
+    if 0 in samples.shape:
+        raise ValueError(f"This latent holds nothing, its shape is {tuple(samples.shape)}: {EMPTY_CURE}.")
+
+
+def check_image(pixels: Tensor) -> None:
+    """Raises ValueError for a batch (B, H, W, C) without an image, or one of images smaller than a latent cell."""
+    if pixels.ndim != 4:  # the host's own case
+        return
+    if not len(pixels):
+        raise ValueError(f"This batch holds no image, its shape is {tuple(pixels.shape)}: {EMPTY_CURE}.")
+    height, width = pixels.shape[1:3]
+    if min(height, width) < RATIO:
+        raise ValueError(
+            f"This image is {width} x {height} px; AutoencoderKL needs at least {RATIO} px a side: scale it up."
         )
 
 

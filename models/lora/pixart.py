@@ -93,6 +93,13 @@ def apply_pixart_lora(
             f"{name} ({layout}) is for another size of PixArt, as this model's layers have {own[0]} x {own[1]} values: "
             "use it with the model it was trained on."
         )
+    named = {stem: parts for stem, parts in keys.stems.items() if underscored(stem) in known}
+    halves = [next(iter(parts.values())) for parts in named.values() if not is_complete(parts)]
+    if not fitting and halves:
+        raise ValueError(
+            f"{name} ({layout}) has {halves[0]} without its counterpart: save it again from the trainer, or download "
+            "it again."
+        )
     if not fitting:
         raise ValueError(
             f"None of the {len(wanted)} keys of {name} ({layout}, such as {wanted[0]}) names a layer of this PixArt "

@@ -46,6 +46,11 @@ def drop_misfits(
     change, own = change_shape(adapters[key]), matrix_shape(weights[key])
     layer = layer_of(key if isinstance(key, str) else key[0])
     told = f"it changes {layer} by {change[0]} x {change[1]} values where this model has {own[0]} x {own[1]}"
+    if len(misfits) == len(adapters) and change == own:  # factors of two ranks
+        raise ValueError(
+            f"The factors of this LoRA do not fit each other in what it adds to {layer}: save it again from the "
+            "trainer, or download it again."
+        )
     if len(misfits) == len(adapters):
         raise ValueError(f"This LoRA is for another size of {kind}: {told}: use it with the size it was trained on.")
     logger.warning("SANA: %d of %d layers of a LoRA are left over: %s", len(misfits), len(adapters), told)

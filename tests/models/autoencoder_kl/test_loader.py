@@ -47,6 +47,18 @@ def test_a_latent_of_sana_is_refused_in_one_sentence(path, node):
         bench.call(node, vae=load_model("vae", path), samples={"samples": torch.zeros(1, 32, 4, 4)}, **tiles)
 
 
+@pytest.mark.parametrize("tiled", ["", "Tiled"])
+def test_what_is_empty_or_smaller_than_a_cell_is_refused_in_one_sentence(tiled, path):
+    vae, tiles = load_model("vae", path), {"tile_size": 512, "overlap": 64} if tiled else {}
+    for shape in ((0, 4, 8, 8), (1, 4, 0, 8)):
+        with pytest.raises(ValueError, match=r"^This latent holds nothing, its shape is \(.*\): check the node that"):
+            bench.call(f"VAEDecode{tiled}", vae=vae, samples={"samples": torch.zeros(shape)}, **tiles)
+    with pytest.raises(ValueError, match=r"^This image is 64 x 7 px; AutoencoderKL needs at least 8 px a side: scale"):
+        bench.call(f"VAEEncode{tiled}", pixels=torch.zeros(1, 7, 64, 3), vae=vae, **tiles)
+    with pytest.raises(ValueError, match=r"^This batch holds no image, its shape is \(0, 64, 64, 3\): check the node"):
+        bench.call(f"VAEEncode{tiled}", pixels=torch.zeros(0, 64, 64, 3), vae=vae, **tiles)
+
+
 def test_tiles_decode_the_whole_image(path):
     """By the host's blending, which DC-AE's exact tiles are not: a tile sees less of the image than the whole does."""
     vae = load_model("vae", path)

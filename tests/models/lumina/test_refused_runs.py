@@ -94,3 +94,38 @@ def test_self_attention_guidance_is_refused(model, conds):
 def test_freeu_is_refused_where_it_is_applied(node, model):
     with pytest.raises(ValueError, match="FreeU scales the skip connections of a UNet, .* bypass that node"):
         bench.call(node, model, 1.1, 1.2, 0.9, 0.2)
+
+
+def with_solver(model, conds, sampler: str, scheduler: str, steps: int = 4, latent=None, denoise: float = 1.0) -> None:
+    latent = latent or zeros(1, 4, 8, 8)
+    bench.call("KSampler", model, SEED, steps, 4.0, sampler, scheduler, *conds, latent, denoise)
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "sana_scm"])
+def test_a_sampler_for_distilled_models_gets_a_warning(sampler, model, conds, caplog):
+    with_solver(model, conds, sampler, "sana_flow_euler")
+    assert f"Choose the sampler euler: {sampler} is for distilled models, which Lumina-Next is not." in caplog.text
+    caplog.clear()
+    with_solver(model, conds, sampler, "sana_flow_euler", steps=1)
+    assert "for distilled models" not in caplog.text
+
+
+def test_a_new_image_that_does_not_begin_at_pure_noise_gets_a_warning(model, conds, caplog):
+    with_solver(model, conds, "euler", "ddim_uniform")
+    assert "Choose the scheduler sana_flow_euler, denoise 1: a new image begins at noise level 1, not 0." in caplog.text
+    caplog.clear()
+    with_solver(model, conds, "euler", "ddim_uniform", latent={"samples": torch.ones(1, 4, 8, 8)})
+    assert "a new image begins" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        *(("euler", name) for name in ("sana_flow_euler", "sana_lumina", "normal", "simple", "beta", "karras")),
+        ("sana_midpoint", "sana_lumina"),
+    ],
+)
+@pytest.mark.parametrize("steps", [4, 20])
+def test_fit_samplers_and_schedulers_get_no_warning(steps, sampler, scheduler, model, conds, caplog):
+    with_solver(model, conds, sampler, scheduler, steps)
+    assert "SANA: Choose" not in caplog.text

@@ -92,6 +92,14 @@ def test_sana_lora_loader_reads_every_trainer_and_pefts_alpha(trainer, model, tm
     assert_applied(model, before, {})
 
 
+def test_half_of_a_lora_is_refused_by_the_key_that_is_left(model, tmp_path):
+    path = file_of("diffusers", factors(model), tmp_path)
+    halves = {key: value for key, value in safetensors.torch.load_file(path).items() if "lora_A" in key}
+    safetensors.torch.save_file(halves, path)
+    with pytest.raises(ValueError, match=r"has transformer\..*lora_A.weight without its counterpart: save it again"):
+        load_lora(model, path, 1.0)
+
+
 def test_the_stock_lora_node_finds_the_fused_layers(model, tmp_path):
     pairs, before = factors(model), changed_weights(model)
     lora = safetensors.torch.load_file(file_of("diffusers", pairs, tmp_path))
@@ -164,6 +172,14 @@ def test_a_hook_lora_acts_as_the_stock_loader_s_where_it_is_set(model, tmp_path,
     assert bench.relative(everywhere, sampled(loaded)) < 1e-5
     assert bench.relative(sampled(model, positive), everywhere) > 1e-2  # the negative is without it here
     assert torch.equal(sampled(model), plain)
+
+
+def test_the_stock_node_refuses_factors_of_two_ranks(model, tmp_path, monkeypatch):
+    pairs = {"transformer_blocks.0.attn1.to_q": (torch.ones(RANK, 144), torch.ones(144, 2 * RANK))}
+    name = Path(file_of("diffusers", pairs, tmp_path)).name
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    with pytest.raises(ValueError, match="^The factors of this LoRA do not fit each other in what it adds to blocks.0"):
+        bench.call("LoraLoaderModelOnly", model, name, 1.0)
 
 
 def test_a_hook_lora_of_another_size_is_refused(model, tmp_path, monkeypatch):
