@@ -342,10 +342,10 @@ def image_to_image() -> Graph:
 def with_controlnet() -> Graph:
     """NVIDIA's one file for both loaders, the host's own apply node."""
     width = 210
-    transformer, gemma, vae = loaders(SANA_CONTROLNET, 280)
-    start = Node("LoadImage", {"image": "example.png"}, title="Drawing", width=width)
+    transformer, gemma, vae = loaders(SANA_CONTROLNET, 266)
+    start = Node("LoadImage", {"image": "example.png"}, title="Drawing", width=224)
     lines = Node("SanaNativeScribble", {"image": start})
-    text, latent = encode(gemma, "a lighthouse on a cliff at dusk, oil painting", width=width), empty(1024)
+    text, latent = encode(gemma, "a lighthouse on a cliff at dusk, oil painting", width=213), empty(1024)
     name = f"{SANA_CONTROLNET['directory']}/{SANA_CONTROLNET['name']}"
     control = Node("SanaNativeControlNetLoader", {"control_net_name": name}, width=width)
     links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
