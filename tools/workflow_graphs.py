@@ -724,8 +724,8 @@ def lumina_2k() -> Graph:
         ),
         lumina_note(
             "Generates at 2048 px, twice the trained side, as the authors do: flow shift 4, the midpoint solver on "
-            "their grid (each step runs the model twice), and positions scaled by their time-aware rule. For 1024 px change "
-            "the size only."
+            "their grid (each step runs the model twice), and positions scaled by their time-aware rule. For 1024 px "
+            "change the size only."
         ),
     )
 
