@@ -164,8 +164,8 @@ def graphs() -> dict[str, Graph]:
             PIXART_LCM,
             SD1_VAE,
             "PixArt-alpha distilled to 4 steps. Keep cfg at 1: it was distilled without guidance, so the negative "
-            "prompt does not act. Prompts up to 120 tokens. Whatever you call the file, leave LCM in its name: nothing "
-            "else tells that it is distilled.",
+            "prompt does not act. Prompts up to 120 tokens. Leave LCM in any file name: only that tells it is "
+            "distilled.",
             steps=4,
             cfg=1.0,
         ),
