@@ -31,7 +31,7 @@ train-demo: ## train the demo models from scratch (hours)
 prepare: ## fetch ComfyUI and its environment only
 	@exec $(RUN)
 
-test: ## the tests, a few minutes on two cores
+test: ## the tests, ten minutes on two cores
 	@exec $(RUN) --extra test -- -m pytest
 
 # Chromium or Chrome must be installed; every test leaves a screenshot in output/browser. FRONTEND=1.58.1 takes that
