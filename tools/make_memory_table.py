@@ -117,7 +117,7 @@ At 2048 px and above the autoencoder decides: its nodes decode in tiles, with th
 
 ## What a preset costs (measured)
 
-On the demo's model, on CPU cores; `benchmarks/results/quantization.md` has the commands. The demo is small (3.9 M
+On the first demo family, on CPU cores; `benchmarks/results/quantization.md` has the commands. The demo is small (3.9 M
 parameters) and loses more than the released models should: take the order from here.
 
 {measured}
