@@ -83,11 +83,14 @@ def step_of(path: Path) -> int:
 
 
 def stop_at(server: ComfyServer, prompt: dict, step: int) -> Result:
-    """Runs the prompt, and cancels it after a step of the training; the host tells of a few steps only."""
+    """Runs the prompt, and cancels it after a step of the training; the host tells of a few steps only.
+
+    Loading the model's copy has a progress of its own on the same node, with another total.
+    """
     asked = []
 
-    def stop_once(node: str, done: int, _: int) -> None:
-        if node == "train" and done >= step and not asked:
+    def stop_once(node: str, done: int, total: int) -> None:
+        if node == "train" and total == prompt["train"]["inputs"]["steps"] and done >= step and not asked:
             asked.append(done)
             server.interrupt()
 
