@@ -121,12 +121,12 @@ class GraphCache:
 
         forward: computes from nothing but these inputs, the network and options. options: of the host and other nodes.
         """
+        if self.weights is not None and not self.weights.matches(network):
+            self.clear()
         reason = find_obstacle(network, inputs, options or {}, self.recorder.device_type)
         if reason is not None:
             self.tell(reason)
             return forward(**inputs)
-        if self.weights is not None and not self.weights.matches(network):
-            self.clear()
         signature = signature_of(inputs)
         if signature in self.recordings:
             self.recordings.move_to_end(signature)

@@ -215,11 +215,13 @@ def test_a_pass_for_gradients_runs_as_usual(network, caplog):
         runs_as_usual(network, caplog, "gradients are wanted", torch.randn(2, 4))
 
 
-def test_weights_that_are_elsewhere_run_as_usual(network):
+def test_weights_that_the_host_has_taken_off_the_device_free_the_graphs_and_run_as_usual(network, recorder, caplog):
     x = warmed(network)
     network.second.to("meta")
-    reason = cuda_graph.find_obstacle(network, {"x": x}, {}, "cpu")
-    assert reason == "not all of its weights are on the device"
+    with caplog.at_level(logging.INFO):
+        found = network.graphs.run(network, lambda x: x + 1, {"x": x})
+    assert torch.equal(found, x + 1) and "not all of its weights are on the device" in caplog.text
+    assert not network.graphs.recordings and recorder.released == 1
 
 
 def test_quantized_weights_run_as_usual(network, monkeypatch, caplog):
