@@ -115,9 +115,12 @@ w4a4 and fp8 fit where nvfp4 and int8 do.
 END = """
 At 2048 px and above the autoencoder decides: its nodes decode in tiles, with the result of the whole.
 
+`cuda_graphs` of the loaders (off by default) wants the part whole on the card, and holds the memory of one more step
+or decode until it is unloaded.
+
 ## What a preset costs (measured)
 
-On the first demo family, on CPU cores; `benchmarks/results/quantization.md` has the commands. The demo is small (3.9 M
+On the demo that ships, on CPU cores; `benchmarks/results/quantization.md` has the commands. The demo is small (3.9 M
 parameters) and loses more than the released models should: take the order from here.
 
 {measured}
