@@ -28,6 +28,16 @@ VAE_CURE = (
 )
 
 
+def require_own_control(control: dict | None) -> None:
+    """Raises ValueError for residuals of another family's ControlNet: PixArt's are tokens at the input of a block."""
+    for part, residuals in (control or {}).items():
+        if any(each is not None and (part != "input" or each.ndim != 3) for each in residuals):
+            raise ValueError(
+                "This ControlNet is of another family and has no effect on PixArt: bypass its Apply node, or load "
+                "PixArt's with SANA ControlNet Loader."
+            )
+
+
 class PixArtModel(comfy.model_base.PixArt):
     """PixArt-alpha and PixArt-Sigma.
 
@@ -81,8 +91,7 @@ class PixArtModel(comfy.model_base.PixArt):
             )
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-        if any(residual is not None for part in (control or {}).values() for residual in part):
-            raise ValueError("A ControlNet has no effect on PixArt in this version: bypass its Apply node.")
+        require_own_control(control)
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
