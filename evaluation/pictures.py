@@ -38,18 +38,22 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Mean structural similarity of (H, W, C) in [0, 1], over the windows that lie inside.
+    """Mean structural similarity of (H, W, C) in [0, 1], over a window at every pixel, mirrored at the edges.
 
-    Raises: ValueError for a picture smaller than the window.
+    Raises: ValueError for a picture smaller than half a window.
     """
-    if min(a.shape[:2]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of {WINDOW} px or more, and this one is {a.shape[1]} x {a.shape[0]} px.")
-    places = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    half = WINDOW // 2
+    if min(a.shape[:2]) <= half:
+        raise ValueError(
+            f"SSIM needs sides of more than {half} px, and this picture is {a.shape[1]} x {a.shape[0]} px."
+        )
+    places = torch.arange(-half, half + 1, dtype=torch.float64)
     line = torch.exp(-places.square() / (2 * SIGMA**2))
     line = line / line.sum()
 
     def blurred(x: Tensor) -> Tensor:  # (C, H, W)
-        x = torch.nn.functional.conv2d(x[:, None], line[None, None, :, None])
+        x = torch.nn.functional.pad(x[:, None], (half,) * 4, mode="reflect")
+        x = torch.nn.functional.conv2d(x, line[None, None, :, None])
         return torch.nn.functional.conv2d(x, line[None, None, None])[:, 0]
 
     x, y = (one.double().cpu().movedim(-1, 0) for one in (a, b))
