@@ -1,8 +1,8 @@
 """The Inception v3 of FID and KID: pictures -> features (B, 2048), with a file that users bring.
 
 Source: Szegedy et al., arXiv 1512.00567, with the poolings of the TensorFlow graph of 2015, whose averages leave out
-the padding and whose last block takes the maximum. Keys are those of pytorch-fid's file; pictures are resized as clean-fid
-does. Checked against both.
+the padding and whose last block takes the maximum. Keys are those of pytorch-fid's file; pictures are resized as
+clean-fid does. Checked against both.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """An XY grid picture: what steps, solver, number format, quantization or guidance change, with times and scores.
 
-    make compare [WORKFLOW=demo] [X=KSampler.steps=4,8,20] [Y=KSampler.cfg=1,4.5] [PROMPTS=8] [SEEDS=1] [BEST=20]
+    make compare [WORKFLOW=demo] [X=KSampler.steps=4,8,20] [Y=KSampler.cfg=1,4.5] [PROMPTS=12] [SEEDS=1] [BEST=20]
         [CLIP=clip-vit-large-patch14.safetensors] [MODELS=folder] [OUT=output/compare.png]
 
 X and Y are axes: a node by its title or class, an input, and values. Inputs that change together are joined with +, as
@@ -75,7 +75,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="", help="where to write the picture; .json and .md come beside it")
     parser.add_argument("--base", default="", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    for name, value in {"workflow": "demo", "prompts": "8", "seeds": "1", "out": "output/compare.png"}.items():
+    for name, value in {"workflow": "demo", "prompts": "12", "seeds": "1", "out": "output/compare.png"}.items():
         setattr(given, name, getattr(given, name) or value)
     if not given.seeds.isdecimal() or not int(given.seeds):
         raise PlanError(f"SEEDS={given.seeds} is no number of pictures; give 1 or more.")
@@ -161,7 +161,7 @@ def clip_scorer(clip: str, subjects: list[Subject]):
     from sana_native.evaluation.embed import embed_images, embed_texts
     from sana_native.evaluation.metrics import clip_scores
 
-    from .clip_files import load_clip, load_clip_vision
+    from .evaluation_files import load_clip, load_clip_vision
 
     texts, vision = embed_texts(load_clip(clip), [one.prompt for one in subjects]), load_clip_vision(clip)
     return "clip", lambda pictures: clip_scores(
@@ -224,7 +224,7 @@ def compare(given: argparse.Namespace) -> None:
     out = Path(given.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     if given.clip:
-        from .clip_files import require_clip
+        from .evaluation_files import require_clip
 
         require_clip(given.clip)
     extra = ["--models-directory", str(Path(given.models).resolve())] if given.models else []
@@ -236,7 +236,8 @@ def compare(given: argparse.Namespace) -> None:
     title = f"{'SANA demo model' if demo else Path(given.workflow).stem}: {subjects_text(subjects)}"
     notes = [
         f'Shown: "{subjects[0].prompt}", seed {subjects[0].seed}. Seconds: sampling and decoding, median.',
-        f"Framed: {reference.x} {reference.y}, which dB and SSIM compare with. In brackets: 95 % intervals.",
+        f"Framed: {reference.x} {reference.y}, which dB and SSIM compare with."
+        + (" In brackets: 95 % intervals." if len(subjects) >= 10 else " Too few pictures for intervals."),
     ]
     picture_of(rows, best, title, notes).save(out)
     cells = [{"x": cell.x, "y": cell.y} | cell.numbers | {"count": len(cell.pictures)} for row in rows for cell in row]

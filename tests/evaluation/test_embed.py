@@ -1,6 +1,6 @@
 """Embeddings of the host's CLIP equal transformers' on the same small random weights."""
 
-import comfy.clip_vision
+import comfy.clip_model
 import comfy.sd
 import comfy.sd1_clip
 import numpy as np
@@ -8,48 +8,25 @@ import pytest
 import torch
 from sana_native.evaluation.embed import embed_images, embed_texts
 from sana_native.evaluation.metrics import clip_scores
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
+from sana_native.tests.support.clips import END, KIND, SIDE, VISION, WIDTH, host_text, host_vision, random_clip
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-WIDTH, SIDE, END = 32, 28, 49407
-VISION = {"hidden_size": WIDTH, "image_size": SIDE, "intermediate_size": 64, "num_attention_heads": 4,
-          "num_hidden_layers": 2, "patch_size": 14, "projection_dim": WIDTH, "hidden_act": "quick_gelu"}  # fmt: skip
-KIND = {"num_channels": 3, "model_type": "clip_vision_model"}
-TEXT = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 TEXTS = ["a red cat", "(two:1.5) dogs, on a table", "", "a very long text about nothing in particular " * 20]
 
 
 @pytest.fixture(scope="module")
 def reference() -> CLIPModel:
-    torch.manual_seed(3)
-    text = CLIPTextConfig(**TEXT, projection_dim=WIDTH, eos_token_id=END, bos_token_id=END - 1, pad_token_id=END)
-    config = CLIPConfig(projection_dim=WIDTH, text_config=text.to_dict(), vision_config=VISION)
-    model = CLIPModel(config).eval()
-    for value in model.parameters():
-        torch.nn.init.normal_(value, std=0.1)
-    return model
+    return random_clip()
 
 
 @pytest.fixture
 def vision(reference):
-    model = comfy.clip_vision.ClipVisionModel(VISION | KIND)
-    model.model.float()  # the host would compute in float16
-    missing, _ = model.load_sd(dict(reference.state_dict()))
-    assert not missing
-    return model
-
-
-def load_text(state: dict) -> comfy.sd.CLIP:
-    class Target:
-        params = {}
-        clip, tokenizer = comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer
-
-    options = {"clip_l_model_config": TEXT, "dtype": torch.float32}
-    return comfy.sd.CLIP(Target, state_dict=[state], model_options=options)
+    return host_vision(reference.state_dict())
 
 
 @pytest.fixture
 def clip(reference):
-    return load_text(dict(reference.state_dict()))
+    return host_text(reference.state_dict())
 
 
 def test_images_are_embedded_as_by_transformers(reference, vision):
@@ -62,8 +39,6 @@ def test_images_are_embedded_as_by_transformers(reference, vision):
 
 
 def test_texts_are_embedded_as_by_transformers(reference, clip):
-    import comfy
-
     folder = f"{comfy.sd1_clip.__file__.rpartition('/')[0]}/sd1_tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     tokens = tokenizer(TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")

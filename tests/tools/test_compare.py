@@ -175,7 +175,7 @@ def test_cells_are_measured_against_the_best_and_by_what_they_show(judged):
     assert 0 < worse["ssim"]["value"] < 1 and not worse["equal"] and "psnr" not in best
 
 
-def test_the_grid_and_the_table_show_what_was_found(judged, tmp_path):
+def test_the_grid_and_the_table_show_what_was_found(judged):
     worse, best = judged[0]
     assert lines_of(worse)[0] == "0.60 s" and "SSIM" in lines_of(worse)[1] and lines_of(best)[1] == "right 100%"
     sheet = picture_of(judged, (0, 1), "Demo", ["a note"])
