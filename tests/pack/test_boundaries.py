@@ -67,6 +67,9 @@ PURE = {
     "models/runtime/precision.py",
     "samplers/schedules.py",
     "scale/rows.py",
+    "evaluation/intervals.py",
+    "evaluation/metrics.py",
+    "evaluation/pictures.py",
 }
 TESTS_WITHOUT_A_ROOM = {"pack", "docs", "browser", "full_size", "support"}
 HOST = {
