@@ -63,6 +63,7 @@ PURE = {
     "models/files/saved_config.py",
     "models/runtime/precision.py",
     "samplers/schedules.py",
+    "scale/formats.py",
     "scale/rows.py",
 }
 TESTS_WITHOUT_A_ROOM = {"pack", "docs", "browser", "full_size", "support"}
