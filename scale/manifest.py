@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from .rows import BadRow, Row
@@ -52,6 +52,9 @@ class Record:
     device: str = ""
     started: float = 0.0
 
+    def line(self) -> str:
+        return json.dumps(vars(self), ensure_ascii=False)
+
 
 @dataclass
 class Shard:
@@ -91,12 +94,12 @@ class Part:
     """Records of a shard: what earlier runs left, and what this one adds; written whole at each save."""
 
     def __init__(self, store: Store, shard: Shard, known: Iterable[int]):
-        """known: first indexes of the parts that are there, in which the shard's rows may have records."""
+        """known: first indexes of the parts in which the shard's rows may have records; not all need to be there."""
         self.store, self.name = store, part_name(shard.first)
         self.records: dict[int, Record] = {}
         wanted = {row.index for row in shard.rows}
         for first in sorted(known):
-            for record in read_part(store, part_name(first)):
+            for record in read_part(store, part_name(first)) if store.exists(part_name(first)) else ():
                 old = self.records.get(record.index)
                 if record.index in wanted and (old is None or _counts_more(record, old)):
                     self.records[record.index] = record
@@ -108,7 +111,7 @@ class Part:
 
     def save(self) -> None:
         if self.unsaved:
-            lines = [json.dumps(asdict(self.records[index]), ensure_ascii=False) for index in sorted(self.records)]
+            lines = [self.records[index].line() for index in sorted(self.records)]
             self.store.put(self.name, ("\n".join(lines) + "\n").encode())
             self.unsaved = 0
 
