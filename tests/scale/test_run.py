@@ -2,9 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from sana_native.tests.support.scale_bench import (
     ROOT,
     Bench,
@@ -15,6 +19,7 @@ from sana_native.tests.support.scale_bench import (
     statuses,
     wait_until,
 )
+from sana_native.tools.host import prepare_base
 from sana_native.tools.scale_environment import scale_python
 
 pytestmark = [
@@ -132,3 +137,28 @@ def test_ray_draws_the_same_bytes_and_replaces_killed_actors(bench, tmp_path):
     drawn, alone = pictures(out), pictures(local)
     equal = [name for name in alone if drawn.get(name) == alone[name]]
     assert len(equal) >= 16 and "images/" in equal[0]
+
+
+def test_a_batch_is_its_rows_alone_but_for_rounding(tmp_path):
+    """Of the demo model, with the pack's own nodes and the graph that comes with the command; in webp for its node."""
+    base = prepare_base(tmp_path / "base", pack_name="sana-native")
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a red apple on a blue background\na banana --seed 7\na rocket\n", encoding="utf-8")
+    command = [
+        sys.executable, str(ROOT / "scale"), "run", "--workflow", str(ROOT / "scale" / "demo_batch.json"),
+        "--prompts", str(prompts), "--set", "Prompts.prompts={prompts}", "--set", "Seeds.seeds={seeds}",
+        "--set", "Latent.batch_size={count}", "--set", "Schedule.steps=2", "--cpu", "--base", str(base),
+        "--comfyui", str(HOST), "--python", sys.executable, "--format", "webp", "--quality", "100",
+    ]  # fmt: skip
+    found = {}
+    for batch, expected in (("3", [1, 2, 2]), ("1", [1, 1, 1])):  # the first row runs alone before all others
+        out = tmp_path / batch
+        own = [*command, "--out", str(out), "--batch", batch]
+        done = subprocess.run(own, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        records = [json.loads(line) for line in (out / "manifest" / "000000000000.jsonl").open("rb")]
+        assert [(record["seed"], record["batch"]) for record in records] == list(zip([0, 7, 2], expected))
+        found[batch] = [np.array(Image.open(out / record["files"][0])).astype(int) for record in records]
+    for together, alone in zip(found["3"], found["1"], strict=True):
+        assert together.shape == (256, 256, 3) and np.abs(together - alone).mean() < 1
+    assert np.abs(found["1"][0] - found["1"][1]).max() > 50
