@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .engine import Engine, HandOut, shard_rows
 from .graph import Options, Template, read_workflow
-from .manifest import DONE, Shard, file_digest, join_job, model_files, part_firsts, shards
+from .manifest import DONE, Shard, compare_job, file_digest, join_job, model_files, part_firsts, shards
 from .progress import Progress, say
 from .rows import BadRow, Row, read_rows
 from .store import LocalStore, Store, open_store
@@ -46,6 +46,11 @@ class Settings:
     force_new_graph: bool
     nvlabs_tags: bool
     models: Path
+
+    def parts(self) -> dict[str, object]:
+        """What decides on the pictures, as far as the command alone tells."""
+        rows = file_digest(self.prompts) + ("+nvlabs_tags" if self.nvlabs_tags else "")
+        return {"rows": rows, "options": asdict(self.options)}
 
     def rows(self) -> Iterator[Row | BadRow]:
         return read_rows(self.prompts, self.nvlabs_tags)
@@ -95,6 +100,8 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
     survey = Survey.of(settings.rows())
     survey.tell(settings.prompts.name)
     store = open_store(settings.out)
+    if not settings.force_new_graph:
+        compare_job(store, settings.parts())  # before a server starts, which takes its time
     with locked(store), stop_on_signals() as stop:
         if isinstance(store, LocalStore):
             store.clear_parts()
@@ -117,10 +124,8 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     for name in template.unused(survey.samples.values()):
         say(f"Ignored: rows give {name}, and no --set takes {{{name}}}.")
     version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
-    parts = {
+    parts = settings.parts() | {
         "workflow": template.digest(),
-        "rows": file_digest(settings.prompts) + ("+nvlabs_tags" if settings.nvlabs_tags else ""),
-        "options": asdict(settings.options),
         "models": model_files(template.prompt, settings.models),
         "versions": {"comfyui": engine.describe()["comfyui"], "sana-native": version[1] if version else ""},
     }

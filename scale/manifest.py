@@ -205,25 +205,27 @@ class JobError(ValueError):
     """The store holds another job; the message is one sentence with the cure."""
 
 
-def join_job(store: Store, parts: dict[str, object], force: bool = False) -> str:
-    """Writes the job's fingerprint into a new store, or compares it with the one that is there.
+def compare_job(store: Store, parts: dict[str, object]) -> None:
+    """Compares parts of a job with those of the one in the store, if any. Raises: JobError with what differs."""
+    if not store.exists(JOB):
+        return
+    try:
+        found = json.loads(store.get(JOB))
+        old, name = found["parts"], found["fingerprint"]
+    except (ValueError, KeyError) as error:
+        raise JobError(f"{store.url}/{JOB} is no description of a job: choose another folder.") from error
+    changed = [part for part in sorted(parts) if parts[part] != old.get(part)]
+    if changed:
+        raise JobError(
+            f"{store.url} holds the job {name}, and {' and '.join(changed)} changed since. Choose another folder, "
+            "or go on with --force-new-graph."
+        )
 
-    parts: what decides on the pictures, by name. Raises: JobError naming what differs.
-    """
+
+def join_job(store: Store, parts: dict[str, object], force: bool = False) -> str:
+    """Writes a job into the store and returns its fingerprint; parts: what decides on pictures. Raises: JobError."""
+    if not force:
+        compare_job(store, parts)
     own = fingerprint(parts)
-    if store.exists(JOB):
-        try:
-            found = json.loads(store.get(JOB))
-            old = found["parts"]
-        except (ValueError, KeyError) as error:
-            raise JobError(f"{store.url}/{JOB} is no description of a job: choose another folder.") from error
-        if found["fingerprint"] == own:
-            return own
-        changed = [name for name in sorted(parts | old) if parts.get(name) != old.get(name)]
-        if not force:
-            raise JobError(
-                f"{store.url} holds the job {found['fingerprint']}, and this one is {own}: {' and '.join(changed)} "
-                f"changed. Choose another folder, or go on with --force-new-graph."
-            )
     store.put(JOB, json.dumps({"fingerprint": own, "parts": parts}, indent=1, ensure_ascii=False).encode())
     return own

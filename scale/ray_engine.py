@@ -41,11 +41,14 @@ class Actor:
         return self.worker.describe()
 
     def run_shard(self, job: Job, shard: Shard, known: list[int]) -> list[Outcome]:
-        """Outcomes of the rows that ran; counts alone travel, never pictures."""
+        """Outcomes of the rows that ran; counts alone travel, never pictures. Ends between rows when it is canceled."""
+        import ray
+
+        canceled = ray.get_runtime_context().is_canceled
         if self.worker.job != job:
             self.worker.take_job(job)
         outcomes: list[Outcome] = []
-        self.worker.run_shard(shard, known, lambda record: outcomes.append(Outcome.of(record)))
+        self.worker.run_shard(shard, known, lambda record: outcomes.append(Outcome.of(record)), canceled)
         return outcomes
 
 
@@ -142,6 +145,8 @@ class _Run:
                 self._fill()
             elif deadline is None:
                 deadline = time.monotonic() + STOP_SECONDS
+                for reference in self.flying:
+                    self.ray.cancel(reference)
             if not self.flying and (self.stop.is_set() or not self._waits()):
                 break
             if deadline and time.monotonic() > deadline:
@@ -187,7 +192,7 @@ class _Run:
             self._take(reference)
 
     def _take(self, reference) -> None:
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
         number, shard = self.flying.pop(reference)
         queue = self.queues.get(number, deque())
@@ -198,6 +203,8 @@ class _Run:
             for outcome in self.ray.get(reference):
                 self.progress.add(outcome)
             self.failed_starts[number] = 0
+        except TaskCancelledError:
+            pass  # the run stops, and what ran is recorded
         except RayTaskError as error:
             if not isinstance(error.cause, WorkerError):
                 raise

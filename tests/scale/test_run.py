@@ -70,7 +70,7 @@ def test_every_failure_is_recorded_and_stops_no_other_row(bench, tmp_path):
     assert code == 0 and "0 of 9 rows: none yet" in text, text
     bench.write("bad.jsonl", [*rows, {"prompt": "one more"}])
     code, text = bench.run(prompts, out, *options)
-    assert code == 1 and "rows changed. Choose another folder, or go on with --force-new-graph" in text
+    assert code == 1 and "rows changed since. Choose another folder" in text
     assert before == {name: (out / name).stat().st_mtime_ns for name in pictures(out)}
 
 

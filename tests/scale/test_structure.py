@@ -1,8 +1,11 @@
 """The command's own gates: it runs where neither torch nor the host is installed, and its files stay readable."""
 
 import ast
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from sana_native.tools.structure import ROOT, imports_of, lines_of, longest_functions
@@ -56,3 +59,17 @@ def test_its_help_and_its_refusals_need_no_host(tmp_path):
         1,
         "w.json holds no workflow: save one in ComfyUI, or export it for the API.\n",
     )
+
+
+def test_a_detached_run_outlives_its_command_and_writes_a_log(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat")
+    (tmp_path / "w.json").write_text("[]")
+    job = [sys.executable, "-I", str(ROOT / "scale"), "run", "--out", str(tmp_path / "out"), "--workflow", "w.json"]
+    job += ["--prompts", "p.txt", "--comfyui", str(ROOT / "none"), "--detach"]
+    told = subprocess.run(job, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    pid, log = re.match(r"Runs on as process (\d+), its log is (.+); to stop it: kill \1\n", told).groups()
+    deadline = time.monotonic() + 60
+    while not Path(log).read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "holds no ComfyUI" in Path(log).read_text() and int(pid)
