@@ -128,8 +128,8 @@ class LocalEngine:
             while taken is not None and not stop.is_set():
                 worker.run_shard(*taken, lambda record: progress.add(Outcome.of(record)), stop.is_set)
                 taken = hand_out.take()
-        except WorkerError as error:
-            self._errors.append(str(error))
+        except Exception as error:  # noqa: BLE001  (whatever it was, the shard must not be lost)
+            self._errors.append(str(error) if isinstance(error, WorkerError) else repr(error))
             hand_out.give_back(taken[0])
         finally:
             if number in self._running:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from .engine import STOP_SECONDS, HandOut, server_environment
@@ -23,6 +23,7 @@ from .worker import HostSettings, Job, Worker, WorkerError
 
 IN_FLIGHT = 2  # shards of an actor: one runs, the next is there already
 WAVE, WAVE_SECONDS = 50, 1.0  # actors that start at once, to spare the models' disk
+CALL_SECONDS = 1.0  # between calls to an actor that starts again
 FAILED_STARTS = 3  # in a row, after which an actor is given up
 SHIPPED = ("scale", "tools", "models/sana/resolution.py")  # of the pack, to every machine
 
@@ -124,16 +125,20 @@ class RayEngine:
 
 
 class _Run:
-    """Shards in flight: which actor has which, and what happens to them when it ends."""
+    """Shards in flight: which actor has which, and what happens to them when it ends.
+
+    An actor gets shards once it has answered, so that one that starts again is not taken for one that a row ended.
+    """
 
     def __init__(self, engine: RayEngine, job: Job, hand_out: HandOut, progress: Progress, stop: threading.Event):
         self.engine, self.ray, self.job = engine, engine.ray, job
         self.hand_out, self.progress, self.stop = hand_out, progress, stop
         self.job_reference = self.ray.put(job)
         self.flying: dict[object, tuple[int, Shard]] = {}
-        self.queues: dict[int, deque] = {}
-        self.failed_starts: dict[int, int] = {}
-        self.not_before: dict[int, float] = {}
+        self.queues: dict[int, deque] = {}  # of actors that answered
+        self.calls: dict[object, int] = {}  # to those that have not
+        self.call_again: dict[int, float] = {}
+        self.failed_starts: Counter = Counter()
         self.last_error = ""
         self._wave = 0.0
 
@@ -157,24 +162,28 @@ class _Run:
             raise WorkerError(self.last_error)
 
     def _start_wave(self) -> None:
-        """Starts the next actors, and counts those in that take shards."""
-        started = len(self.engine.actors)
-        if started < self.engine.workers and time.monotonic() >= self._wave:
+        """Starts the next actors, and calls those that are to answer."""
+        started, now = len(self.engine.actors), time.monotonic()
+        if started < self.engine.workers and now >= self._wave:
             self.engine.start_actors(min(started + WAVE, self.engine.workers))
-            self._wave = time.monotonic() + WAVE_SECONDS
-        for number in self.engine.actors:
-            if self.failed_starts.get(number, 0) < FAILED_STARTS:
-                self.queues.setdefault(number, deque())
+            self._wave = now + WAVE_SECONDS
+        called = set(self.calls.values())
+        for number, actor in self.engine.actors.items():
+            given_up = self.failed_starts[number] >= FAILED_STARTS
+            if number in self.queues or number in called or given_up or now < self.call_again.get(number, 0.0):
+                continue
+            self.calls[actor.describe.remote()] = number
 
     def _waits(self) -> bool:
-        """Whether shards wait for an actor that starts again."""
-        return self.hand_out.has_returned and bool(self.queues)
+        """Whether shards wait for an actor that starts."""
+        left = any(self.failed_starts[number] < FAILED_STARTS for number in self.engine.actors)
+        return left and (self.hand_out.has_returned or not self.queues)
 
     def _fill(self) -> None:
         """Gives every actor its next shards, a first one to each before a second."""
         for depth in range(IN_FLIGHT):
             for number, queue in self.queues.items():
-                if len(queue) > depth or time.monotonic() < self.not_before.get(number, 0.0):
+                if len(queue) > depth:
                     continue
                 taken = self.hand_out.take()
                 if taken is None:
@@ -184,30 +193,47 @@ class _Run:
                 queue.append(reference)
 
     def _collect(self) -> None:
-        if not self.flying:
+        waiting = [*self.flying, *self.calls]
+        if not waiting:
             time.sleep(0.2)
             return
-        ready, _ = self.ray.wait(list(self.flying), num_returns=1, timeout=0.5)
+        ready, _ = self.ray.wait(waiting, num_returns=1, timeout=0.5)
         for reference in ready:
-            self._take(reference)
+            if reference in self.calls:
+                self._take_answer(reference)
+            else:
+                self._take_shard(reference)
 
-    def _take(self, reference) -> None:
+    def _take_answer(self, reference) -> None:
+        from ray.exceptions import ActorUnavailableError, RayActorError
+
+        number = self.calls.pop(reference)
+        try:
+            self.ray.get(reference)
+            self.queues[number] = deque()
+            self.failed_starts[number] = 0
+        except RayActorError as error:
+            self.call_again[number] = time.monotonic() + CALL_SECONDS
+            self.last_error = reason_of(error)
+            self.failed_starts[number] += not isinstance(error, ActorUnavailableError)
+
+    def _take_shard(self, reference) -> None:
         from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
         number, shard = self.flying.pop(reference)
         queue = self.queues.get(number, deque())
-        was_running = bool(queue) and queue[0] is reference
+        was_running = bool(queue) and queue[0] == reference
         with contextlib.suppress(ValueError):
             queue.remove(reference)
         try:
             for outcome in self.ray.get(reference):
                 self.progress.add(outcome)
-            self.failed_starts[number] = 0
         except TaskCancelledError:
             pass  # the run stops, and what ran is recorded
         except RayTaskError as error:
             if not isinstance(error.cause, WorkerError):
                 raise
+            self.failed_starts[number] = FAILED_STARTS  # its server does not start, or the store takes nothing
             self._lose(number, shard, False, str(error.cause))
         except RayActorError as error:
             self._lose(number, shard, was_running, reason_of(error))
@@ -215,10 +241,8 @@ class _Run:
     def _lose(self, number: int, shard: Shard, was_running: bool, reason: str) -> None:
         """Puts a shard back; one that ended several workers in halves, until the row is found that does."""
         self.last_error = reason
-        self.not_before[number] = time.monotonic() + 1.0
-        self.failed_starts[number] = self.failed_starts.get(number, 0) + (not was_running)
-        if self.failed_starts[number] >= FAILED_STARTS * IN_FLIGHT:
-            self.queues.pop(number, None)
+        for other in self.queues.pop(number, ()):
+            self.hand_out.give_back(self.flying.pop(other)[1])
         shard.losses += was_running
         if shard.losses <= self.job.retries:
             self.hand_out.give_back(shard)

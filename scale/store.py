@@ -92,7 +92,13 @@ class ArrowStore:
         return str(self.root / name)
 
     def exists(self, name: str) -> bool:
-        return self.files.get_file_info(self._path(name)).is_file
+        return self._look(self._path(name)).is_file
+
+    def _look(self, what):
+        try:
+            return self.files.get_file_info(what)
+        except OSError as error:
+            raise StoreError(f"{self.url} cannot be read ({_reason(error)}).") from error
 
     def get(self, name: str) -> bytes:
         try:
@@ -116,7 +122,7 @@ class ArrowStore:
     def names(self, folder: str) -> list[str]:
         from pyarrow.fs import FileSelector
 
-        found = self.files.get_file_info(FileSelector(self._path(folder), allow_not_found=True))
+        found = self._look(FileSelector(self._path(folder), allow_not_found=True))
         return sorted(one.base_name for one in found if one.is_file)
 
 

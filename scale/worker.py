@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 
@@ -33,6 +34,7 @@ from .manifest import DONE, FAILED, KILLED, REFUSED, SETTLED, TIMEOUT, UNREADABL
 from .rows import BadRow, Row
 from .store import StoreError, open_store
 
+T = TypeVar("T")
 SAVE_ROWS, SAVE_SECONDS = 64, 30.0  # after which a shard's records are written
 GRACE = 30.0  # seconds for an interrupted prompt to end
 STORE_TRIES, START_TRIES = 3, 3
@@ -105,7 +107,7 @@ class Worker:
             try:
                 self.server.start()
                 break
-            except ServerError as error:
+            except (ServerError, OSError) as error:
                 if attempt == START_TRIES - 1 or self.ending:
                     raise WorkerError(str(error)) from error
         (self.folder / "server.pid").write_text(str(self.server.pid), encoding="utf-8")
@@ -142,7 +144,7 @@ class Worker:
         known: first indexes of parts that may hold records of its rows. stopping: asked between rows. Raises:
         WorkerError.
         """
-        part = Part(self.store, shard, known)
+        part = _persist(lambda: Part(self.store, shard, known))
         open_rows = [row for row in shard.rows if self._is_open(row, part)]
         for row in open_rows:
             if isinstance(row, BadRow):
@@ -224,6 +226,8 @@ class Worker:
                 deaths += 1
                 if deaths > self.job.retries:
                     return outcome.end(KILLED, error)
+            except (ValueError, KeyError) as error:
+                return outcome.end(FAILED, f"The host's answer could not be read: {error!r}")
 
     def _take(self, rows: list[Row], result: Result, outcome: Outcome) -> Outcome:
         """The files that a run saved, those of each row together."""
@@ -291,11 +295,11 @@ def picture_name(name: str, number: int, suffix: str) -> str:
     return f"more/{shelf}/{name}_{number}{suffix}" if number else f"images/{shelf}/{name}{suffix}"
 
 
-def _persist(put: Callable[[], None]) -> None:
-    """Writes, again after a while where the store fails. Raises: WorkerError."""
+def _persist(work: Callable[[], T]) -> T:
+    """Reads or writes, again after a while where the store fails. Raises: WorkerError."""
     for attempt in range(STORE_TRIES):
         try:
-            return put()
+            return work()
         except StoreError as error:
             if attempt == STORE_TRIES - 1:
                 raise WorkerError(str(error)) from error

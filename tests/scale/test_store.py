@@ -1,33 +1,31 @@
 """Stores: a file is there whole or not at all, in a folder and through pyarrow's file systems."""
 
 import os
+import subprocess
 import sys
 
 import pytest
 from sana_native.scale import store as stores
 from sana_native.scale.store import LocalStore, StoreError, open_store
+from sana_native.tests.support import store_behaviour
+from sana_native.tools.scale_environment import scale_python
 
 
-@pytest.fixture(params=["folder", "arrow", "fsspec"])
-def store(request, tmp_path):
-    if request.param == "folder":
-        return open_store(str(tmp_path / "a folder"))
-    fs = pytest.importorskip("pyarrow.fs")
-    if request.param == "arrow":
-        return stores.ArrowStore(fs._MockFileSystem(), "bucket/job", "mock://bucket/job")
-    pytest.importorskip("fsspec")
-    return open_store(f"memory://bucket-{os.getpid()}-{tmp_path.name}/job")
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_keeps_files_and_a_job(tmp_path, scheme):
+    store = open_store(scheme + str(tmp_path / "a folder"))
+    store_behaviour.check(store)
+    store_behaviour.check_job(store)
+    assert isinstance(store, LocalStore) and not os.listdir(tmp_path / "a folder" / stores.PARTS)
 
 
-def test_what_is_put_is_there_under_its_name_and_over_an_older_one(store):
-    assert store.names("images") == [] and not store.exists("images/abc/é.png")
-    store.put("images/abc/é.png", b"one")
-    store.put("images/abc/é.png", b"two")
-    store.put("images/abc/b.png", b"")
-    assert store.exists("images/abc/é.png") and store.get("images/abc/é.png") == b"two"
-    assert store.names("images/abc") == ["b.png", "é.png"] and store.names("images") == []
-    with pytest.raises(StoreError, match="x cannot be read"):
-        store.get("images/x")
+@pytest.mark.heavy
+def test_a_file_system_of_pyarrow_keeps_them_too():
+    """In the command's own environment: pyarrow's mock of one, and fsspec's in memory."""
+    program = (store_behaviour.__file__, str(stores.Path(stores.__file__).parents[1]))
+    addresses = ("mock://bucket/job", "memory://bucket/job")
+    done = subprocess.run([str(scale_python()), *program, *addresses], capture_output=True, text=True, check=False)
+    assert done.stdout == "".join(f"{address}: as it should be\n" for address in addresses), done.stderr
 
 
 def test_a_file_that_cannot_be_renamed_leaves_the_old_one_and_no_rest(tmp_path, monkeypatch):
@@ -43,10 +41,15 @@ def test_a_file_that_cannot_be_renamed_leaves_the_old_one_and_no_rest(tmp_path, 
     assert store.get("a") == b"old" and not os.listdir(tmp_path / stores.PARTS)
 
 
-def test_an_address_that_nothing_knows_is_refused_in_a_sentence(monkeypatch):
-    pytest.importorskip("pyarrow")
-    with pytest.raises(StoreError, match=r"nonsense://x cannot be opened \("):
-        open_store("nonsense://x")
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+    store = LocalStore(tmp_path)
+    store.put("a", b"whole")
+    (tmp_path / stores.PARTS / "b").write_bytes(b"ha")
+    store.clear_parts()
+    assert sorted(os.listdir(tmp_path)) == ["a"]
+
+
+def test_an_address_without_pyarrow_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(StoreError, match="needs pyarrow: install it"):
+    with pytest.raises(StoreError, match=r"s3://bucket needs pyarrow: install it into this environment, or give a"):
         open_store("s3://bucket")
