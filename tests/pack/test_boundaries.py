@@ -66,6 +66,7 @@ PURE = {
     "models/files/saved_config.py",
     "models/runtime/precision.py",
     "samplers/schedules.py",
+    "scale/formats.py",
     "scale/rows.py",
     "evaluation/intervals.py",
     "evaluation/metrics.py",
