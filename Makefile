@@ -4,11 +4,12 @@ PYTHON ?= python3
 RUN = $(PYTHON) -m tools.host
 # The shell sees these exactly as typed, with quotes and dollar signs.
 DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
-$(foreach name,$(DEMO),$(eval override $(name) := $$(value $(name))))
-export $(DEMO)
+JUDGE = WORKFLOW X Y PROMPTS SEEDS BEST CLIP MODELS PICTURES METRICS REFERENCE INCEPTION
+$(foreach name,$(DEMO) $(JUDGE),$(eval override $(name) := $$(value $(name))))
+export $(DEMO) $(JUDGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery train-demo test test-browser test-heavy bench bench-gpu gpu-kit screenshots lint clean prepare
+.PHONY: help demo compare evaluate gallery train-demo test test-browser test-heavy bench bench-gpu gpu-kit screenshots lint clean prepare
 
 # The targets are those with a remark behind their name, in the order of this file.
 help: ## this list
@@ -20,6 +21,16 @@ help: ## this list
 demo: ## generate an image with the demo model: PROMPT= MODEL= SEED= STEPS= CFG= SIZE= OUT=
 	@exec $(RUN) -- -m tools.demo --prompt "$$PROMPT" --model "$$MODEL" --steps "$$STEPS" --seed "$$SEED" --cfg "$$CFG" \
 		--size "$$SIZE" --out "$$OUT"
+
+# tools/compare.py says how axes are written.
+compare: ## a grid picture of settings, with times and scores: X= Y= WORKFLOW= PROMPTS= SEEDS= BEST= CLIP= MODELS= OUT=
+	@exec $(RUN) --extra demo -- -m tools.compare --workflow "$$WORKFLOW" --x "$$X" --y "$$Y" --prompts "$$PROMPTS" \
+		--seeds "$$SEEDS" --best "$$BEST" --clip "$$CLIP" --models "$$MODELS" --out "$$OUT"
+
+# docs/evaluation.md says what each number means and needs.
+evaluate: ## scores of a folder of images: PICTURES= METRICS=clip,cmmd,fid PROMPTS= REFERENCE= CLIP= INCEPTION= OUT=
+	@exec $(RUN) -- -m tools.evaluate --pictures "$$PICTURES" --metrics "$$METRICS" --prompts "$$PROMPTS" \
+		--reference "$$REFERENCE" --clip "$$CLIP" --inception "$$INCEPTION" --out "$$OUT"
 
 # docs/gallery.jpg, gallery.md and solvers.jpg: held-out prompts, and the solvers and steps beside one another.
 gallery: ## generate docs/gallery.jpg and docs/solvers.jpg again

@@ -6,6 +6,7 @@ from ..models.dc_ae.previews import MEMORY
 from ..samplers.registration import register
 from .conditioning import SanaNativeBlendPrompts, SanaNativeGemmaEncode
 from .control import SanaNativeControlNetLoader, SanaNativeScribble
+from .evaluation import SanaNativeClipScore, SanaNativeGrid, SanaNativePictureDifference
 from .files import add_output_controlnets, tiny_decoder_path
 from .guidance import SanaNativeCFGZeroStar, SanaNativeNAG, SanaNativePAG
 from .inpaint import (
@@ -67,6 +68,9 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeSize,
     SanaNativeFitBack,
     SanaNativeSaveNamed,
+    SanaNativeClipScore,
+    SanaNativePictureDifference,
+    SanaNativeGrid,
     SanaNativeTrainingSet,
     SanaNativeEncodeTrainingSet,
     SanaNativeTrainLora,

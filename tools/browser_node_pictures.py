@@ -148,6 +148,23 @@ SCENES = {
         {"width": 1280, "height": 960},
         width=240,
     ),
+    "SanaNativeClipScore": Scene(
+        {"images": ("SanaNativeDCAEDecode", 0), "clip_vision": ("CLIPVisionLoader", 0), "clip": ("CLIPLoader", 0)},
+        [(1, "PreviewAny", "source")],
+        {"text": "a ginger cat asleep on a stack of old books"},
+        width=300,
+    ),
+    "SanaNativePictureDifference": Scene(
+        {"image": ("SanaNativeDCAEDecode", 0), "other": ("LoadImage", 0)},
+        [(2, "SaveImage", "images"), (3, "PreviewAny", "source")],
+        width=280,
+    ),
+    "SanaNativeGrid": Scene(
+        {"images": ("SanaNativeDCAEDecode", 0)},
+        [(0, "SaveImage", "images")],
+        {"labels": "4 steps\n8 steps\n20 steps", "title": "Flow-DPM"},
+        width=300,
+    ),
     "SanaNativeSaveNamed": Scene(
         {
             "images": ("SanaNativeDCAEDecode", 0),

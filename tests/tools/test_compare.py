@@ -1,0 +1,196 @@
+"""Comparisons: axes are read and put into graphs, cells are measured, and the grid shows what was found."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from sana_native.tools import compare
+from sana_native.tools.compare import Drawn, judge, lines_of, picture_of, read_arguments, table_of
+from sana_native.tools.compare_plan import (
+    ROOT,
+    Axis,
+    PlanError,
+    Subject,
+    best_place,
+    demo_subjects,
+    put,
+    put_subject,
+    read_axis,
+    read_graph,
+    read_subjects,
+)
+
+STEPS = Axis("KSampler", ("steps",), (("4",), ("8",)))
+
+
+@pytest.fixture
+def graph() -> dict:
+    return {
+        "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["9", 0]}, "_meta": {"title": "Prompt"}},
+        "2": {
+            "class_type": "KSampler",
+            "inputs": {"seed": 0, "steps": 20, "cfg": 4.5, "sampler_name": "a", "scheduler": "b", "positive": ["1", 0]},
+        },
+        "3": {"class_type": "SanaNativeGemmaEncode", "inputs": {"prompt": "other", "lower_case": False}},
+    }
+
+
+def test_an_axis_is_a_node_an_input_and_values():
+    assert read_axis("KSampler.steps=4, 8") == STEPS
+    assert STEPS.names == ["steps 4", "steps 8"]
+    together = read_axis("SANA Model Loader.a+b=x+1,y+2")
+    assert together == Axis("SANA Model Loader", ("a", "b"), (("x", "1"), ("y", "2")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps=4", '"steps=4" is no axis; write a node, an input and values, such as KSampler.steps=4,8,20'),
+        ("KSampler.steps", "is no axis"),
+        ("KSampler.steps=", "is no axis"),
+        ("KSampler.a+b=1,2+3", '"1" has 1 values for 2 inputs'),
+    ],
+)
+def test_what_is_no_axis_is_refused(text, message):
+    with pytest.raises(PlanError, match=message.replace("+", r"\+").replace(".", r"\.")):
+        read_axis(text)
+
+
+def test_values_take_the_type_that_the_graph_has(graph):
+    changed = put(graph, read_axis("KSampler.steps+cfg+sampler_name=8+5+euler"), ("8", "5", "euler"))
+    inputs = changed["2"]["inputs"]
+    assert (inputs["steps"], inputs["cfg"], inputs["sampler_name"]) == (8, 5.0, "euler")
+    assert type(inputs["cfg"]) is float and graph["2"]["inputs"]["steps"] == 20
+    assert (
+        put(graph, read_axis("SanaNativeGemmaEncode.lower_case=true"), ("true",))["3"]["inputs"]["lower_case"] is True
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("KSampler.step=4", "KSampler has no input step; it has seed, steps"),
+        ("Sampler.steps=4", "0 nodes are called Sampler"),
+        ("KSampler.steps=many", '"many" is no number, where the graph has 20'),
+        ("KSampler.positive=4", "is for an input that another node gives"),
+        ("SanaNativeGemmaEncode.lower_case=maybe", '"maybe" is neither true nor false'),
+    ],
+)
+def test_what_does_not_fit_the_graph_is_refused(graph, text, message):
+    axis = read_axis(text)
+    with pytest.raises(PlanError, match=message):
+        put(graph, axis, axis.values[0])
+
+
+def test_prompt_and_seed_go_to_the_nodes_that_hold_them(graph):
+    changed = put_subject(graph, Subject("a red cat", 7))
+    assert changed["1"]["inputs"]["text"] == "a red cat" and changed["2"]["inputs"]["seed"] == 7
+    assert changed["3"]["inputs"]["prompt"] == "other" and graph["2"]["inputs"]["seed"] == 0
+    with pytest.raises(PlanError, match='one node titled "Prompt" with the prompt, and a seed'):
+        put_subject({}, Subject("a", 1))
+
+
+def test_the_demos_prompts_are_held_out_and_the_same_each_time():
+    found = demo_subjects(5)
+    assert [len(one.caption.items) for one in found] == [1, 2, 1, 2, 1]
+    assert found == demo_subjects(5) and len({one.seed for one in found}) == 5
+
+
+def test_prompts_come_from_a_file_with_seeds_of_their_own(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat --seed 9\na dog\n", encoding="utf-8")
+    found = read_subjects(str(tmp_path / "p.txt"), 2, demo=False)
+    assert [(one.prompt, one.seed) for one in found] == [("a cat", 9), ("a cat", 1009), ("a dog", 1), ("a dog", 1001)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4", "PROMPTS=4 is for the demo model"),
+        ("none.txt", "PROMPTS=none.txt: .*No such file"),
+        ("a.exe", "no prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(text, message):
+    with pytest.raises(PlanError, match=message):
+        read_subjects(text, 1, demo=False)
+
+
+def test_the_cell_that_others_are_compared_with_can_be_chosen():
+    solver = read_axis("KSampler.sampler_name=dpm,euler")
+    assert best_place("", STEPS, solver) == (0, 1)
+    assert best_place("4", STEPS, None) == (0, 0) and best_place("4|euler", STEPS, solver) == (1, 0)
+    with pytest.raises(PlanError, match='BEST=5: "5" is none of X\'s values, 4, 8'):
+        best_place("5", STEPS, solver)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.jpg"], "does not end in .png"),
+        (["--seeds", "0"], "SEEDS=0 is no number"),
+        (["--models", "/nowhere"], "MODELS=/nowhere is no folder"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_starts(arguments, message):
+    with pytest.raises(PlanError, match=message):
+        read_arguments(arguments)
+
+
+def test_a_graph_that_is_none_is_named(tmp_path):
+    with pytest.raises(PlanError, match="cannot be read .* give WORKFLOW= a saved workflow, or demo"):
+        read_graph(str(tmp_path / "no.json"))
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    with pytest.raises(PlanError, match="is no JSON"):
+        read_graph(str(tmp_path / "bad.json"))
+
+
+def cells() -> list[list[Drawn]]:
+    """Two cells of the demo's own renderings: the second one's first picture is another one's."""
+    from sana_native.demo.train.data import THING_NAMES, Item, Scene, load_sprites, render
+    from torchvision.transforms.functional import to_pil_image
+
+    sprites = load_sprites()
+    scenes = [Scene("blue", (Item(thing, "big", "center"),)) for thing in THING_NAMES[:2]]
+    right, wrong = (to_pil_image(render(scene, sprites)) for scene in scenes)
+    return [[Drawn("steps 4", "", [wrong, right], [0.5, 0.7]), Drawn("steps 8", "", [right, right], [1.0, 1.2])]]
+
+
+@pytest.fixture
+def judged() -> list[list[Drawn]]:
+    from sana_native.demo.train.captions import Caption
+    from sana_native.demo.train.data import THING_NAMES
+
+    caption = Caption("", "blue", ((THING_NAMES[0], "big", "center"),))
+    rows = cells()
+    judge(rows, (0, 1), [Subject("", 1, caption), Subject("", 2, caption)], "")
+    return rows
+
+
+def test_cells_are_measured_against_the_best_and_by_what_they_show(judged):
+    worse, best = (cell.numbers for cell in judged[0])
+    assert worse["seconds"] == pytest.approx(0.6) and best["seconds"] == pytest.approx(1.1)
+    assert worse["right"]["value"] == 0.5 and best["right"]["value"] == 1.0
+    assert 0 < worse["ssim"]["value"] < 1 and not worse["equal"] and "psnr" not in best
+
+
+def test_the_grid_and_the_table_show_what_was_found(judged):
+    worse, best = judged[0]
+    assert lines_of(worse)[0] == "0.60 s" and "SSIM" in lines_of(worse)[1] and lines_of(best)[1] == "right 100%"
+    sheet = picture_of(judged, (0, 1), "Demo", ["a note"])
+    assert isinstance(sheet, Image.Image) and sheet.width > 2 * compare.SHOWN
+    table = table_of(judged).splitlines()
+    assert table[0] == "| X | Y | s a picture | PSNR, dB | SSIM | right | N |" and len(table) == 4
+    assert "| the reference | the reference | 100% | 2 |" in table[3]
+
+
+@pytest.mark.heavy
+def test_a_comparison_of_the_demo_by_a_real_server(tmp_path):
+    out = tmp_path / "grid.png"
+    arguments = ["--x", "KSampler.steps=1,8", "--prompts", "2", "--base", str(tmp_path / "base"), "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "tools.compare", *arguments], cwd=ROOT, check=True)
+    told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    one, eight = told["cells"]
+    assert told["best"] == ["steps 8", ""] and one["psnr"]["value"] < 25 and one["seconds"] < eight["seconds"]
+    assert Image.open(out).width > 2 * compare.SHOWN and "steps 8" in out.with_suffix(".md").read_text(encoding="utf-8")

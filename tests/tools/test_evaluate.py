@@ -1,0 +1,154 @@
+"""make evaluate: numbers of a folder of pictures with intervals, as JSON and table; what is missing is named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from sana_native.tests.support.clips import host_text, host_vision, random_clip
+from sana_native.tools import evaluate, evaluation_files
+from sana_native.tools.evaluate import EvaluationError, find_pictures, prompts_of, read_arguments
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve pictures of two sizes with a text beside each, and a CLIP file that is never read."""
+    rng = np.random.default_rng(1)
+    place = tmp_path / "pictures" / "deep"
+    place.mkdir(parents=True)
+    for i in range(12):
+        size = (32, 48) if i % 2 else (32, 32)
+        Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)).save(place / f"{i:02}.png")
+        (place / f"{i:02}.txt").write_text(f"prompt {i}\n", encoding="utf-8")
+    (tmp_path / "clip.safetensors").write_bytes(b"stands in for its name and size")
+    return tmp_path
+
+
+@pytest.fixture
+def small_clip(monkeypatch) -> list[str]:
+    """A small random CLIP in place of the file's; what was loaded."""
+    state, loaded = random_clip().state_dict(), []
+
+    def load(build, name):
+        return lambda _clip: (loaded.append(name), build(state))[1]
+
+    monkeypatch.setattr(evaluation_files, "load_clip", load(host_text, "text"))
+    monkeypatch.setattr(evaluation_files, "load_clip_vision", load(host_vision, "vision"))
+    return loaded
+
+
+def run(folder, *arguments: str) -> dict:
+    given = read_arguments(
+        ["--pictures", str(folder / "pictures"), "--clip", str(folder / "clip.safetensors"),
+         "--out", str(folder / "out" / "scores.json"), *arguments]
+    )  # fmt: skip
+    evaluate.evaluate(given)
+    return json.loads((folder / "out" / "scores.json").read_text(encoding="utf-8"))["scores"]
+
+
+def test_clip_score_and_cmmd_with_intervals_and_counts(folder, small_clip):
+    scores = run(folder, "--metrics", "clip,cmmd", "--reference", str(folder / "pictures"))
+    clip, cmmd = scores["CLIP score"], scores["CMMD"]
+    assert clip["count"] == 12 and clip["low"] <= clip["value"] <= clip["high"] and clip["reference"] is None
+    assert cmmd["value"] == pytest.approx(0, abs=1e-9) and cmmd["reference"] == 12
+    assert "fewer than 500 pictures" in cmmd["note"]
+    table = (folder / "out" / "scores.md").read_text(encoding="utf-8")
+    assert (
+        table.startswith("| metric | value | 95 % interval | N | reference N | note |") and "| CMMD | 0.000 |" in table
+    )
+    assert small_clip.count("vision") == 1  # for both metrics and both folders
+
+
+def test_pictures_are_embedded_again_only_when_they_change(folder, small_clip):
+    first = run(folder)
+    assert small_clip.count("vision") == 1
+    assert run(folder) == first and small_clip.count("vision") == 1
+    picture = folder / "pictures" / "deep" / "03.png"
+    Image.new("RGB", (40, 40), "red").save(picture)
+    run(folder)
+    assert small_clip.count("vision") == 2 and len(list((folder / "out" / "scores_parts").iterdir())) == 2
+
+
+def test_psnr_and_ssim_compare_pictures_of_one_name(folder):
+    other = folder / "other"
+    other.mkdir()
+    for path in find_pictures(str(folder / "pictures"), "PICTURES"):
+        changed = np.array(Image.open(path))
+        if path.stem != "00":
+            changed[0, 0] ^= 255
+        Image.fromarray(changed).save(other / path.name)
+    scores = run(folder, "--metrics", "psnr,ssim", "--reference", str(other))
+    assert scores["PSNR, dB"]["count"] == 11 and scores["PSNR, dB"]["note"] == "without 1 pictures that are equal"
+    assert scores["SSIM"]["count"] == 12 and 0.9 < scores["SSIM"]["value"] < 1
+    (other / "05.png").unlink()
+    with pytest.raises(EvaluationError, match="05.png has no picture of its name in REFERENCE"):
+        run(folder, "--metrics", "psnr", "--reference", str(other))
+
+
+def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
+    (folder / "inception.pth").write_bytes(b"")
+    arguments = ("--metrics", "fid", "--inception", str(folder / "inception.pth"))
+    with pytest.raises(ValueError, match="FID of 12 pictures means nothing: it needs 2,048"):
+        run(folder, *arguments, "--reference", str(folder / "pictures"))
+    with pytest.raises(ValueError, match="FID of 12 pictures means nothing"):
+        run(folder, *arguments, "--reference", "moments.npz")
+
+
+def test_prompts_come_from_a_file_by_name_or_from_the_picture_itself(folder, tmp_path):
+    pictures = find_pictures(str(folder / "pictures"), "PICTURES")[:2]
+    assert prompts_of(pictures, "") == ["prompt 0", "prompt 1"]
+    (tmp_path / "p.jsonl").write_text('{"id": "00", "prompt": "a"}\n{"id": "01", "prompt": "b"}\n', encoding="utf-8")
+    assert prompts_of(pictures, str(tmp_path / "p.jsonl")) == ["a", "b"]
+    info = PngInfo()
+    info.add_text("Description", "一只猫")
+    named = tmp_path / "named.png"
+    Image.new("RGB", (8, 8)).save(named, pnginfo=info)
+    assert prompts_of([named], "") == ["一只猫"]
+
+
+def test_a_picture_without_a_prompt_is_named(tmp_path):
+    bare = tmp_path / "bare.png"
+    Image.new("RGB", (8, 8)).save(bare)
+    with pytest.raises(
+        EvaluationError, match="The prompt of .*bare.png is not known: give PROMPTS=, put bare.txt beside"
+    ):
+        prompts_of([bare], "")
+    (tmp_path / "p.txt").write_text("a cat\n", encoding="utf-8")
+    with pytest.raises(EvaluationError, match="no row of .*p.txt has the id bare"):
+        prompts_of([bare], str(tmp_path / "p.txt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pictures", "."], "clip-vit-large-patch14.safetensors is not there: clip and cmmd need .* download https"),
+        (
+            ["--pictures", ".", "--metrics", "fid", "--reference", "."],
+            "fid and kid need the Inception v3 of 2015; download",
+        ),
+        (["--pictures", ".", "--metrics", "cmmd"], "cmmd compares with pictures, and there are none; give REFERENCE="),
+        (["--pictures", ".", "--metrics", "lpips"], "METRICS=lpips: lpips is none of clip, cmmd, kid, fid, psnr, ssim"),
+        ([], "There is nothing to evaluate; give PICTURES="),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        evaluate.evaluate(read_arguments(arguments))
+
+
+def test_a_folder_without_pictures_and_a_broken_picture_are_named(tmp_path):
+    with pytest.raises(EvaluationError, match="PICTURES=.* is no folder with pictures"):
+        find_pictures(str(tmp_path), "PICTURES")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(EvaluationError, match="bad.png cannot be read as a picture"):
+        evaluate.read_picture(tmp_path / "bad.png")
+
+
+def test_moments_are_read_as_pytorch_fid_saves_them(tmp_path):
+    np.savez(tmp_path / "m.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert evaluate.read_moments(str(tmp_path / "m.npz")).covariance.shape == (3, 3)
+    np.savez(tmp_path / "n.npz", other=np.zeros(3))
+    with pytest.raises(EvaluationError, match="n.npz is no file with mu and sigma"):
+        evaluate.read_moments(str(tmp_path / "n.npz"))

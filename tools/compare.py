@@ -1,0 +1,274 @@
+"""An XY grid picture: what steps, solver, number format, quantization or guidance change, with times and scores.
+
+    make compare [WORKFLOW=demo] [X=KSampler.steps=4,8,20] [Y=KSampler.cfg=1,4.5] [PROMPTS=12] [SEEDS=1] [BEST=20]
+        [CLIP=clip-vit-large-patch14.safetensors] [MODELS=folder] [OUT=output/compare.png]
+
+X and Y are axes: a node by its title or class, an input, and values. Inputs that change together are joined with +, as
+in Y="KSampler.sampler_name+scheduler=sana_flow_dpm+sana_flow,euler+sana_flow_euler". SANA Model Loader.weight_dtype
+compares number formats, SANA Model Loader.model_name files, such as one of `tools.quantize`. A real ComfyUI generates
+every picture with the same prompts and seeds. Under each cell: seconds of sampling and decoding (median), the
+difference from the cell with the frame (BEST=), and a score: CLIP's, or for the demo model the share of pictures that
+show all that was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import signal
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .comfy_server import ComfyServer, ServerError
+from .compare_plan import (
+    Axis,
+    PlanError,
+    Subject,
+    best_place,
+    demo_graph,
+    put,
+    put_subject,
+    read_axis,
+    read_graph,
+    read_subjects,
+    subjects_text,
+)
+from .host import PRIVATE, prepare_base
+from .workflow import WorkflowError, to_api
+
+STEPS_AXIS = "KSampler.steps=4,8,14,20"
+SOLVER_AXIS = "KSampler.sampler_name+scheduler=sana_flow_dpm+sana_flow,euler+sana_flow_euler"
+TIMED = ("Sampler", "Decode")  # in the class of a node whose seconds count: loading and text are shared by all cells
+EQUAL = 100.0  # dB that stand for equal pictures in a mean, whose own are infinite
+SHOWN = 256  # px of a picture in the grid
+
+
+@dataclass
+class Drawn:
+    """A cell's pictures, one a subject, the seconds of each, and what was found of them."""
+
+    x: str
+    y: str
+    pictures: list[Image.Image] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    numbers: dict = field(default_factory=dict)
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workflow", default="", help="a saved workflow, or demo")
+    parser.add_argument("--x", default="", help=f"the columns, such as {STEPS_AXIS}")
+    parser.add_argument("--y", default="", help="the rows; the demo's default compares solvers")
+    parser.add_argument("--prompts", default="", help="a prompt file, or for the demo a number of held-out prompts")
+    parser.add_argument("--seeds", default="", help="pictures of each prompt")
+    parser.add_argument("--best", default="", help="the cell others are compared with, as 20|sana_flow_dpm")
+    parser.add_argument("--clip", default="", help="a CLIP file for scores")
+    parser.add_argument("--models", default="", help="ComfyUI's models folder, for a workflow of yours")
+    parser.add_argument("--out", default="", help="where to write the picture; .json and .md come beside it")
+    parser.add_argument("--base", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    for name, value in {"workflow": "demo", "prompts": "12", "seeds": "1", "out": "output/compare.png"}.items():
+        setattr(given, name, getattr(given, name) or value)
+    if not given.seeds.isdecimal() or not int(given.seeds):
+        raise PlanError(f"SEEDS={given.seeds} is no number of pictures; give 1 or more.")
+    if Path(given.out).suffix.lower() != ".png":
+        raise PlanError(f"OUT={given.out} does not end in .png; give such a name.")
+    if given.models and not Path(given.models).is_dir():
+        raise PlanError(f"MODELS={given.models} is no folder; give ComfyUI's models folder.")
+    return given
+
+
+def draw(server: ComfyServer, graph: dict, x: Axis, y: Axis | None, subjects: list[Subject]) -> list[list[Drawn]]:
+    """Every cell's pictures, rows of Y and columns of X."""
+    rows = []
+    for j, y_value in enumerate(y.values if y else [None]):
+        rows.append([])
+        for i, x_value in enumerate(x.values):
+            prompt = put(graph, x, x_value)
+            cell = Drawn(x.names[i], y.names[j] if y else "")
+            draw_cell(server, put(prompt, y, y_value) if y else prompt, subjects, cell)
+            say(f"{cell.x} {cell.y}: {statistics.median(cell.seconds):.2f} s a picture")
+            rows[-1].append(cell)
+    return rows
+
+
+def draw_cell(server: ComfyServer, prompt: dict, subjects: list[Subject], cell: Drawn) -> None:
+    """Fill in a cell's pictures and seconds, after one picture that does not count: it loads and warms up."""
+    server.run(put_subject(prompt, Subject(subjects[0].prompt, subjects[0].seed + 1)))
+    for subject in subjects:
+        filled = put_subject(prompt, subject)
+        result = server.run(filled)
+        if not result.images():
+            raise PlanError("The graph saved no picture; add a Save Image node.")
+        cell.pictures.append(Image.open(io.BytesIO(server.fetch_image(result.images()[-1]))).convert("RGB"))
+        timed = [node for node in result.seconds if any(word in filled[node]["class_type"] for word in TIMED)]
+        cell.seconds.append(sum(result.seconds[node] for node in timed))
+
+
+def judge(rows: list[list[Drawn]], best: tuple[int, int], subjects: list[Subject], clip: str) -> None:
+    """Fill in each cell's numbers: seconds, PSNR and SSIM to the best cell, and scores."""
+    from sana_native.evaluation.intervals import mean_of
+    from sana_native.evaluation.pictures import difference_of
+
+    reference = rows[best[0]][best[1]]
+    others = [as_tensor(picture) for picture in reference.pictures]
+    scorers = [scorer for scorer in (demo_scorer(subjects), clip_scorer(clip, subjects)) if scorer]
+    for cell in (cell for row in rows for cell in row):
+        tensors = [as_tensor(picture) for picture in cell.pictures]
+        cell.numbers["seconds"] = statistics.median(cell.seconds)
+        if cell is not reference and tensors[0].shape == others[0].shape:
+            found = [difference_of(a, b) for a, b in zip(tensors, others, strict=True)]
+            cell.numbers["equal"] = all(one.largest == 0 for one in found)
+            cell.numbers["psnr"] = asdict(mean_of([min(one.psnr, EQUAL) for one in found]))
+            cell.numbers["ssim"] = asdict(mean_of([one.ssim for one in found]))
+        for name, score in scorers:
+            cell.numbers[name] = asdict(mean_of(score(tensors)))
+
+
+def as_tensor(picture: Image.Image):
+    """(H, W, 3) in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.array(picture)).float() / 255
+
+
+def demo_scorer(subjects: list[Subject]):
+    """Name and function of the demo's judge: 1 for each picture that shows all that was asked for; None without it."""
+    if not all(one.caption for one in subjects):
+        return None
+    from sana_native.demo.judge import Judge, marks
+
+    seen = Judge()
+    return "right", lambda pictures: [
+        float(marks(one.caption, seen.look(picture.movedim(-1, 0)))["all"])
+        for one, picture in zip(subjects, pictures, strict=True)
+    ]
+
+
+def clip_scorer(clip: str, subjects: list[Subject]):
+    """Name and function of the CLIP score with a CLIP file; None without one."""
+    if not clip:
+        return None
+    import torch
+    from sana_native.evaluation.embed import embed_images, embed_texts
+    from sana_native.evaluation.metrics import clip_scores
+
+    from .evaluation_files import load_clip, load_clip_vision
+
+    texts, vision = embed_texts(load_clip(clip), [one.prompt for one in subjects]), load_clip_vision(clip)
+    return "clip", lambda pictures: clip_scores(
+        np.concatenate([embed_images(vision, torch.unsqueeze(picture, 0)) for picture in pictures]), texts
+    )
+
+
+def lines_of(cell: Drawn) -> list[str]:
+    """What stands under a cell."""
+    found = cell.numbers
+    lines = [f"{found['seconds']:.2f} s"]
+    if "psnr" in found:
+        differs = f"{found['psnr']['value']:.1f} dB, SSIM {found['ssim']['value']:.3f}"
+        lines.append("equal, bit for bit" if found["equal"] else differs)
+    if "right" in found:
+        lines.append(f"right {found['right']['value']:.0%}{interval(found['right'], '.0%')}")
+    if "clip" in found:
+        lines.append(f"CLIP {found['clip']['value']:.2f}{interval(found['clip'], '.2f')}")
+    return lines
+
+
+def interval(found: dict, form: str) -> str:
+    return "" if found["low"] is None else f" ({found['low']:{form}} to {found['high']:{form}})"
+
+
+def picture_of(rows: list[list[Drawn]], best: tuple[int, int], title: str, notes: list[str]) -> Image.Image:
+    from sana_native.evaluation.grid import Cell, draw_grid
+
+    cells = [
+        [Cell(cell.pictures[0], tuple(lines_of(cell)), (j, i) == best) for i, cell in enumerate(row)]
+        for j, row in enumerate(rows)
+    ]
+    names = [row[0].y for row in rows] if rows[0][0].y else []
+    return draw_grid(cells, [cell.x for cell in rows[0]], names, SHOWN, title, notes)
+
+
+def table_of(rows: list[list[Drawn]]) -> str:
+    """The cells as a Markdown table, each number with its 95 % interval."""
+    cells = [cell for row in rows for cell in row]
+    columns = [name for name in ("psnr", "ssim", "right", "clip") if any(name in cell.numbers for cell in cells)]
+    forms = {"psnr": ".1f", "ssim": ".4f", "right": ".0%", "clip": ".2f"}
+    heads = {"psnr": "PSNR, dB", "ssim": "SSIM", "right": "right", "clip": "CLIP score"}
+    lines = ["| " + " | ".join(["X", "Y", "s a picture", *(heads[name] for name in columns), "N"]) + " |"]
+    lines.append("|" + "---|" * (len(columns) + 4))
+    for cell in cells:
+        told = [cell.x, cell.y or "-", f"{cell.numbers['seconds']:.2f}"]
+        for name in columns:
+            found = cell.numbers.get(name)
+            told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else "the reference")
+        lines.append("| " + " | ".join([*told, str(len(cell.pictures))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def compare(given: argparse.Namespace) -> None:
+    demo = given.workflow == "demo"
+    given.x, given.y = given.x or STEPS_AXIS, given.y or (SOLVER_AXIS if demo and not given.x else "")
+    x, y = read_axis(given.x), read_axis(given.y) if given.y else None
+    best = best_place(given.best, x, y)
+    workflow, subjects = read_graph(given.workflow), read_subjects(given.prompts, int(given.seeds), demo)
+    out = Path(given.out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if given.clip:
+        from .evaluation_files import require_clip
+
+        require_clip(given.clip)
+    extra = ["--models-directory", str(Path(given.models).resolve())] if given.models else []
+    with ComfyServer(prepare_base(Path(given.base or PRIVATE / "base")), extra) as server:
+        graph = to_api(workflow, server.object_info())
+        rows = draw(server, demo_graph(graph) if demo else graph, x, y, subjects)
+    judge(rows, best, subjects, given.clip)
+    reference = rows[best[0]][best[1]]
+    title = f"{'SANA demo model' if demo else Path(given.workflow).stem}: {subjects_text(subjects)}"
+    notes = [
+        f'Shown: "{subjects[0].prompt}", seed {subjects[0].seed}. Seconds: sampling and decoding, median.',
+        f"Framed: {reference.x} {reference.y}, which dB and SSIM compare with."
+        + (" In brackets: 95 % intervals." if len(subjects) >= 10 else " Too few pictures for intervals."),
+    ]
+    picture_of(rows, best, title, notes).save(out)
+    cells = [{"x": cell.x, "y": cell.y} | cell.numbers | {"count": len(cell.pictures)} for row in rows for cell in row]
+    told = {"x": given.x, "y": given.y, "best": [reference.x, reference.y], "cells": cells}
+    out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(table_of(rows), encoding="utf-8")
+    say(f"{table_of(rows)}\n{out}, with the numbers in {out.stem}.json and {out.stem}.md")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from demo.train.pack import prepare_imports
+
+    try:
+        given = read_arguments(arguments)
+        prepare_imports()
+        compare(given)
+    except (PlanError, ServerError, WorkflowError, ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    # A polite kill must end the server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,288 @@
+"""Scores of a folder of pictures, each with its 95 % interval and N: CLIP score, CMMD, KID, FID, PSNR and SSIM.
+
+    make evaluate PICTURES=folder [METRICS=clip,cmmd,fid] [PROMPTS=file] [REFERENCE=folder] [CLIP=file] [INCEPTION=file]
+        [OUT=output/evaluation.json]
+
+clip needs the prompts: a prompt file whose ids are the pictures' names, a .txt beside each picture, or the text that
+SANA Save Named writes. cmmd, kid and fid need real pictures in REFERENCE, for fid also a .npz with mu and sigma. psnr and
+ssim compare with pictures of the same names in REFERENCE. Embeddings are stored beside the result in parts, and read
+again when the same pictures are evaluated again. docs/evaluation.md says what each number means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .evaluation_files import require_clip, require_inception
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
+# Metric -> the network that it needs.
+METRICS = {"clip": "clip", "cmmd": "clip", "kid": "inception", "fid": "inception", "psnr": None, "ssim": None}
+NEED_REFERENCE = ("cmmd", "kid", "fid", "psnr", "ssim")
+PART = 64  # pictures embedded between two files
+DESCRIPTION = "Description"  # of a PNG: the image's own prompt, as SANA Save Named writes it
+
+
+class EvaluationError(ValueError):
+    """What was asked for cannot be measured; the message is one sentence with the cure."""
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, words in (
+        ("pictures", "the folder of pictures, and the folders in it"),
+        ("metrics", f"some of {', '.join(METRICS)}; clip if left out"),
+        ("prompts", "a prompt file whose ids are the pictures' names"),
+        ("reference", "the folder to compare with, for fid also a .npz with mu and sigma"),
+        ("clip", "CLIP ViT-L/14 in one file"),
+        ("inception", "FID's Inception v3"),
+        ("out", "where to write the JSON; a .md comes beside it"),
+    ):
+        parser.add_argument(f"--{name}", default="", help=words)
+    given = parser.parse_args(arguments)
+    given.metrics = [name.strip() for name in (given.metrics or "clip").split(",") if name.strip()]
+    given.out = given.out or "output/evaluation.json"
+    unknown = [name for name in given.metrics if name not in METRICS]
+    if unknown:
+        raise EvaluationError(f"METRICS={','.join(given.metrics)}: {unknown[0]} is none of {', '.join(METRICS)}.")
+    if not given.pictures:
+        raise EvaluationError("There is nothing to evaluate; give PICTURES= a folder of pictures.")
+    without = [name for name in given.metrics if name in NEED_REFERENCE and not given.reference]
+    if without:
+        raise EvaluationError(
+            f"{without[0]} compares with pictures, and there are none; give REFERENCE= a folder of them, such as "
+            "MJHQ-30K's."
+        )
+    return given
+
+
+def find_pictures(folder: str, what: str) -> list[Path]:
+    """Every picture in a folder and the folders in it, by name.  Raises: EvaluationError for none."""
+    place = Path(folder).expanduser()
+    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in KINDS) if place.is_dir() else []
+    if not found:
+        raise EvaluationError(f"{what}={folder} is no folder with pictures ({', '.join(KINDS)}); give another one.")
+    return found
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) of 8 bits.  Raises: EvaluationError for a file that is no picture."""
+    try:
+        with Image.open(path) as file:
+            return np.array(file.convert("RGB"))
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read as a picture ({error}); mend it, or take it away.") from None
+
+
+def prompts_of(pictures: Sequence[Path], prompts: str) -> list[str]:
+    """The prompt of each picture.  Raises: EvaluationError that names the first picture without one."""
+    known = dict(read_prompts(prompts)) if prompts else {}
+    found = []
+    for path in pictures:
+        text = known.get(path.stem, known.get(path.stem.rpartition("_")[0])) if prompts else prompt_beside(path)
+        if text is None:
+            cure = (
+                f"no row of {prompts} has the id {path.stem}"
+                if prompts
+                else f"give PROMPTS=, put {path.stem}.txt beside it, or save with SANA Save Named"
+            )
+            raise EvaluationError(f"The prompt of {path} is not known: {cure}.")
+        found.append(text)
+    return found
+
+
+def prompt_beside(path: Path) -> str | None:
+    """What a .txt beside a picture says, or the picture itself."""
+    if path.with_suffix(".txt").is_file():
+        return path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
+    with Image.open(path) as file:
+        return getattr(file, "text", {}).get(DESCRIPTION)
+
+
+def read_prompts(prompts: str) -> Iterator[tuple[str, str]]:
+    """Name and prompt of each row of a prompt file.  Raises: EvaluationError for a row that cannot be read."""
+    from sana_native.scale.rows import BadRow, read_rows
+
+    try:
+        for row in read_rows(prompts):
+            if isinstance(row, BadRow):
+                raise EvaluationError(f"PROMPTS={prompts}: {row}; correct it.")
+            yield row.name, row.prompt
+    except OSError as error:
+        raise EvaluationError(f"PROMPTS={prompts}: {error}") from None
+
+
+def embedded(
+    pictures: Sequence[Path], network: str, embed: Callable[[list[np.ndarray]], np.ndarray], parts: Path
+) -> np.ndarray:
+    """Embeddings (N, D) of pictures, part by part; a part that was made of the same files before is read.
+
+    network: what names the network and its file, for the name of the part.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    found = []
+    for start in range(0, len(pictures), PART):
+        some = pictures[start : start + PART]
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in some]
+        file = parts / f"{hashlib.sha256(repr((network, stats)).encode()).hexdigest()[:24]}.npy"
+        if not file.is_file():
+            values = embed([read_picture(path) for path in some])
+            unfinished = file.with_suffix(".part")
+            with open(unfinished, "wb") as stream:
+                np.save(stream, values)
+            unfinished.replace(file)
+            say(f"{min(start + PART, len(pictures))} of {len(pictures)} pictures embedded")
+        found.append(np.load(file))
+    return np.concatenate(found)
+
+
+class Networks:
+    """The networks that the metrics need, each loaded once and only when a part is not there yet."""
+
+    def __init__(self, given: argparse.Namespace):
+        self.given, self.loaded = given, {}
+        self.parts = Path(given.out).with_suffix("").with_name(f"{Path(given.out).stem}_parts")
+
+    def embed(self, kind: str, pictures: Sequence[Path]) -> np.ndarray:
+        """kind: clip or inception."""
+        file = require_clip(self.given.clip) if kind == "clip" else require_inception(self.given.inception)
+        name = f"{kind} {file.resolve()} {file.stat().st_size}"
+        return embedded(pictures, name, self.by_clip if kind == "clip" else self.by_inception, self.parts)
+
+    def by_clip(self, pictures: list[np.ndarray]) -> np.ndarray:
+        import torch
+        from sana_native.evaluation.embed import embed_images
+
+        from .evaluation_files import load_clip_vision
+
+        vision = self.loaded.setdefault("vision", None) or load_clip_vision(self.given.clip)
+        self.loaded["vision"] = vision
+        return np.concatenate([embed_images(vision, torch.from_numpy(one)[None].float() / 255) for one in pictures])
+
+    def by_inception(self, pictures: list[np.ndarray]) -> np.ndarray:
+        from sana_native.evaluation.inception import inception_features
+
+        from .evaluation_files import load_inception
+
+        network = self.loaded.setdefault("inception", None) or load_inception(self.given.inception)
+        self.loaded["inception"] = network
+        return np.concatenate([inception_features(network, [one]) for one in pictures])
+
+    def texts(self, prompts: Sequence[str]) -> np.ndarray:
+        from sana_native.evaluation.embed import embed_texts
+
+        from .evaluation_files import load_clip
+
+        return embed_texts(load_clip(self.given.clip), prompts)
+
+
+def measure(metric: str, given: argparse.Namespace, networks: Networks):
+    """The score of a metric."""
+    from sana_native.evaluation import metrics
+    from sana_native.evaluation.report import Score
+
+    pictures = find_pictures(given.pictures, "PICTURES")
+    if metric == "clip":
+        texts = prompts_of(pictures, given.prompts)
+        return Score("CLIP score", metrics.clip_score(networks.embed("clip", pictures), networks.texts(texts)))
+    if metric in ("psnr", "ssim"):
+        return compared(metric, pictures, find_pictures(given.reference, "REFERENCE"))
+    if metric == "fid" and given.reference.endswith(".npz"):
+        metrics.require_enough_for_fid("pictures", len(pictures))
+        return Score("FID", metrics.fid(networks.embed("inception", pictures), read_moments(given.reference)), 2)
+    others = find_pictures(given.reference, "REFERENCE")
+    if metric == "fid":  # before an hour of embedding
+        metrics.require_enough_for_fid("pictures", len(pictures))
+        metrics.require_enough_for_fid("reference pictures", len(others))
+    few = min(len(pictures), len(others)) < metrics.LEAST_FOR_KID
+    note = f"fewer than {metrics.LEAST_FOR_KID} pictures: only large differences show" if few else ""
+    kind = METRICS[metric]
+    found = getattr(metrics, metric)(networks.embed(kind, pictures), networks.embed(kind, others))
+    return Score(metric.upper(), found, {"cmmd": 3, "kid": 5}.get(metric, 2), note)
+
+
+def compared(metric: str, pictures: Sequence[Path], others: Sequence[Path]):
+    """PSNR or SSIM of pictures and those of the same names.  Raises: EvaluationError for a name without its pair."""
+    import torch
+    from sana_native.evaluation import pictures as pair
+    from sana_native.evaluation.intervals import mean_of
+    from sana_native.evaluation.report import Score
+
+    known, values, equal = {path.stem: path for path in others}, [], 0
+    for path in pictures:
+        if path.stem not in known:
+            raise EvaluationError(f"{path.name} has no picture of its name in REFERENCE to be compared with.")
+        a, b = (torch.from_numpy(read_picture(one)).float() / 255 for one in (path, known[path.stem]))
+        pair.require_equal_sizes(a, b)
+        if metric == "psnr" and torch.equal(a, b):
+            equal += 1
+        else:
+            values.append(getattr(pair, metric)(a, b))
+    if not values:
+        raise EvaluationError(f"All {equal} pictures equal theirs in REFERENCE, bit for bit: there is no PSNR.")
+    note = f"without {equal} pictures that are equal" if equal else ""
+    return Score({"psnr": "PSNR, dB", "ssim": "SSIM"}[metric], mean_of(values), 2 if metric == "psnr" else 4, note)
+
+
+def read_moments(path: str):
+    """Mean and covariance as pytorch-fid and clean-fid save them.  Raises: EvaluationError."""
+    from sana_native.evaluation.metrics import Moments
+
+    try:
+        with np.load(path) as file:
+            return Moments(file["mu"], file["sigma"])
+    except (OSError, KeyError, ValueError) as error:
+        raise EvaluationError(f"REFERENCE={path} is no file with mu and sigma ({error}).") from None
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    from sana_native.evaluation.report import as_json, table
+
+    # What is missing is said before the first network runs.
+    for kind in {METRICS[name] for name in given.metrics}:
+        if kind:
+            require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
+    out = Path(given.out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    networks = Networks(given)
+    scores = [measure(name, given, networks) for name in given.metrics]
+    about = {"pictures": given.pictures, "reference": given.reference, "clip": given.clip, "inception": given.inception}
+    out.write_text(as_json(scores, **about), encoding="utf-8")
+    out.with_suffix(".md").write_text(table(scores), encoding="utf-8")
+    say(f"{table(scores)}\n{out}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        given = read_arguments(arguments)
+        from demo.train.pack import prepare_imports
+
+        prepare_imports()
+        evaluate(given)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,60 @@
+"""Files of networks that scores need: named with where they come from when they are missing, loaded by the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CLIP = "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors"
+CLIP_NAME = "clip-vit-large-patch14.safetensors"
+INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_NAME = "pt_inception-2015-12-05-6726825d.pth"
+
+
+def require_clip(clip: str) -> Path:
+    """The file, which holds both halves.  Raises: FileNotFoundError with the cure."""
+    path = Path(clip or CLIP_NAME).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: clip and cmmd need CLIP ViT-L/14 with both its halves; download {CLIP} (1.7 GB), "
+            f"save it as {CLIP_NAME}, and give its path as CLIP=."
+        )
+    return path
+
+
+def require_inception(inception: str) -> Path:
+    """Raises: FileNotFoundError with the cure."""
+    path = Path(inception or INCEPTION_NAME).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: fid and kid need the Inception v3 of 2015; download {INCEPTION} (95 MB), and give "
+            "its path as INCEPTION=."
+        )
+    return path
+
+
+def load_clip_vision(clip: str):
+    """The picture's half.  Raises: ValueError for a file that is no CLIP Vision."""
+    import comfy.clip_vision
+
+    path = require_clip(clip)
+    found = comfy.clip_vision.load(str(path))
+    if found is None:
+        raise ValueError(f"{path} holds no CLIP Vision that ComfyUI knows; take {CLIP}.")
+    return found
+
+
+def load_clip(clip: str):
+    """The text's half."""
+    import comfy.sd
+
+    return comfy.sd.load_clip([str(require_clip(clip))], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+
+
+def load_inception(inception: str):
+    """FID's network, on a GPU where there is one.  Raises: ValueError for another file."""
+    import comfy.model_management
+    import comfy.utils
+    from sana_native.evaluation.inception import build_inception
+
+    network = build_inception(comfy.utils.load_torch_file(str(require_inception(inception)), safe_load=True))
+    return network.to(comfy.model_management.get_torch_device())
