@@ -17,15 +17,16 @@ class SanaNativeControlNetLoader(io.ComfyNode):
             node_id="SanaNativeControlNetLoader",
             display_name="SANA ControlNet Loader",
             category="model/loaders",
-            description="Loads a ControlNet for SANA, for Apply ControlNet; NVIDIA's file with its base or diffusers'.",
-            search_aliases=["controlnet", "sana controlnet", "control net", "hed", "scribble", "load controlnet"],
+            description="Loads a ControlNet for SANA or PixArt-alpha, for Apply ControlNet; the authors' file with its "
+            "base or diffusers'.",
+            search_aliases=["controlnet", "sana controlnet", "pixart controlnet", "hed", "scribble", "load controlnet"],
             inputs=[
                 io.Combo.Input(
                     "control_net_name",
                     options=list_controlnets(),
                     tooltip="File in models/controlnet, or with control in its name in models/checkpoints or "
                     "models/diffusion_models, or a folder in models/diffusers, with a slash at its end. Of NVIDIA's "
-                    ".pth the ControlNet alone is read; SANA Model Loader reads the base.",
+                    "or PixArt's .pth the ControlNet alone is read; SANA Model Loader reads the base.",
                 ),
                 io.Combo.Input(
                     "wiring",
@@ -35,12 +36,12 @@ class SanaNativeControlNetLoader(io.ComfyNode):
                     optional=True,
                     tooltip="How ControlNet and model are joined. from file: NVlabs for NVIDIA's layout, diffusers for "
                     "diffusers'. Set it for weights that were converted from one to the other, which fit the wiring "
-                    "that they were trained in.",
+                    "that they were trained in. PixArt's has one wiring.",
                 ),
             ],
             outputs=[
                 io.ControlNet.Output(
-                    tooltip="The ControlNet, for Apply ControlNet with SANA's VAE; the control image is white on black."
+                    tooltip="The ControlNet, for Apply ControlNet with the model's VAE; the image is white on black."
                 )
             ],
         )

@@ -42,7 +42,8 @@ def save_controlnet(control: SanaControlNet, path: str, metadata: dict[str, str]
     """
     if not isinstance(control, SanaControlNet):
         raise ValueError(
-            f"This control_net is a {type(control).__name__} of another family: connect that of SANA ControlNet Loader."
+            f"This control_net is a {type(control).__name__} of another family: connect a SANA ControlNet of SANA "
+            "ControlNet Loader."
         )
     state_dict = tensors_of(control)
     layout = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in state_dict.items()}

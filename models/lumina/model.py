@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from ..layers import mask_bias
 from ..runtime.network_calls import call_replacement, call_wrapped, find_block_replacement
 from ..runtime.prefetch import prefetched
+from ..runtime.table_cache import TableCache
 from .config import OPTIONS_KEY, PATCH_SIZE, PIXELS_PER_TOKEN, TRAINED_SIDE, LuminaConfig, LuminaOptions
-from .rotary import rotary_table
+from .rotary import both_rotations, rotary_table
 
 NORM_EPS = 1e-5
 FINAL_NORM_EPS = 1e-6
 TRAINED_TOKENS = (TRAINED_SIDE // PIXELS_PER_TOKEN) ** 2
+MAX_TABLES = 2  # of rotations, 5 MB at 1024 px and 19 MB at 2048 px
 
 
 class HeadGate(nn.Module, CastWeightBiasOp):
@@ -190,6 +192,7 @@ class Lumina(nn.Module):
         )
         self.layers = nn.ModuleList(Block(config, operations=operations, **kw) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, operations=operations, **kw)
+        self.tables = TableCache(MAX_TABLES)
         self.pad_token = nn.Parameter(torch.empty(size, **kw))  # of batches with several sizes; carried, not used
 
     def forward(
@@ -218,7 +221,7 @@ class Lumina(nn.Module):
         grid = x.shape[-2] // PATCH_SIZE, x.shape[-1] // PATCH_SIZE
         options = transformer_options.get(OPTIONS_KEY) or LuminaOptions()
         times = 1 - timesteps
-        rope = rotary_table(times, grid, self.config.head_dim, size_scale(grid, options), options.watershed)
+        rope = rotary_table(times, self.rotations(grid, size_scale(grid, options), x.device), options.watershed)
         bias = mask_bias(attention_mask, x.dtype)
         conditioning = self.t_embedder(times, x.dtype) + self.cap_embedder(mean_of_text(context, attention_mask))
 
@@ -227,6 +230,11 @@ class Lumina(nn.Module):
         x = self._run_blocks(x, context, conditioning, rope, bias, sharpness(grid, options), transformer_options)
         x = self.final_layer(x, conditioning)
         return -unpatchify(x, grid)[:, : self.config.in_channels, :height, :width]  # the rest is a variance
+
+    def rotations(self, grid: tuple[int, int], scale: float, device: torch.device) -> Tensor:
+        """`both_rotations`, sent to the device once."""
+        key = grid, scale, device
+        return self.tables.get(key, lambda: both_rotations(grid, self.config.head_dim, scale, device))
 
     def _run_blocks(self, x, context, conditioning, rope, bias, sharp: float, transformer_options: dict) -> Tensor:
         options = transformer_options | {"total_blocks": len(self.layers), "block_type": "double"}

@@ -30,12 +30,18 @@ def rotations(grid: tuple[int, int], head_dim: int, stretch: float, base_factor:
     return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2)).float()
 
 
-def rotary_table(times: Tensor, grid: tuple[int, int], head_dim: int, scale: float, watershed: float) -> Tensor:
-    """Rotations (B, 1, H * W, head_dim / 2, 2, 2) for the host's `apply_rope1`.
+def both_rotations(grid: tuple[int, int], head_dim: int, scale: float, device: torch.device) -> Tensor:
+    """`rotations` (2, H * W, head_dim / 2, 2, 2) on the device: from the watershed on, and before it.
 
-    times: (B,) from 0, noise, to 1, the image. Before the watershed positions are divided by the scale; from it on the
-    base of the frequencies is multiplied by it. Each row of a batch may be on its own side. grid: tokens (H, W).
+    Before it positions are divided by the scale; from it on the base of the frequencies is multiplied by it.
     """
-    both = torch.stack([rotations(grid, head_dim, 1.0, scale), rotations(grid, head_dim, scale, 1.0)])
+    return torch.stack([rotations(grid, head_dim, 1.0, scale), rotations(grid, head_dim, scale, 1.0)]).to(device)
+
+
+def rotary_table(times: Tensor, both: Tensor, watershed: float) -> Tensor:
+    """Rotations (B, 1, H * W, head_dim / 2, 2, 2) for the host's `apply_rope1`, of what `both_rotations` gives.
+
+    times: (B,) from 0, noise, to 1, the image. Each row of a batch may be on its own side of the watershed.
+    """
     # Chosen by tensors: a branch on the time would break a compiled graph and could not tell rows apart.
-    return both.to(times.device)[(times < watershed).long()].unsqueeze(1)
+    return both[(times < watershed).long()].unsqueeze(1)

@@ -22,6 +22,7 @@ from ..layers import mask_bias
 from ..runtime.attention_patches import ATTN1, ATTN2, NO_PATCHES, with_block_patches
 from ..runtime.network_calls import call_replacement, call_wrapped, find_block_replacement
 from ..runtime.prefetch import prefetched
+from ..runtime.table_cache import TableCache
 from .config import HEAD_DIM, PATCH_SIZE, RATIO, PixArtConfig
 
 MIDDLE_BLOCK = 14  # what guidance by perturbed attention acts on
@@ -150,7 +151,7 @@ class PixArt(PixArtMS):
         del self.y_embedder.y_embedding  # random numbers, for training alone
         self.blocks = nn.ModuleList(PixArtBlock(config, index, **kw) for index in range(config.depth))
         self.heads = dict.fromkeys((ATTN1, ATTN2), (self.num_heads, HEAD_DIM))
-        self.axes: dict[tuple[int, torch.device], Tensor] = {}
+        self.axes = TableCache(MAX_AXES)
 
     def forward(
         self,
@@ -202,14 +203,7 @@ class PixArt(PixArtMS):
 
     def axis(self, size: int, device: torch.device) -> Tensor:
         """`encode_axis`, sent to the device once: nothing but its length, this network and the device decide it."""
-        if torch.compiler.is_compiling():  # a compiled graph would be made anew once the cache is filled
-            return encode_axis(size, self.hidden_size, self.config.span, device)
-        if (size, device) not in self.axes:
-            if len(self.axes) == MAX_AXES:
-                self.axes.clear()
-            with torch.inference_mode(False):  # training reads it too
-                self.axes[size, device] = encode_axis(size, self.hidden_size, self.config.span, device)
-        return self.axes[size, device]
+        return self.axes.get((size, device), lambda: encode_axis(size, self.hidden_size, self.config.span, device))
 
     def embed_size(self, image_size: Tensor | None, x: Tensor) -> Tensor:
         """Embedding (B, C) of the image's height, width, and height / width."""

@@ -1,5 +1,7 @@
-"""Small PixArt ControlNets with random weights, in the authors' and diffusers' names, and the paper's wiring written out
-with diffusers' blocks (PixArt-delta, arXiv 2401.05252, section 4)."""
+"""Small PixArt ControlNets with random weights, in the authors' and diffusers' names, and the paper's wiring.
+
+The wiring is that of PixArt-delta, arXiv 2401.05252, section 4, written out with diffusers' blocks.
+"""
 
 from pathlib import Path
 

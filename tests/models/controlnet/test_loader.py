@@ -236,7 +236,7 @@ def test_a_file_of_float16_training_stays_in_float16(merged, tmp_path):
 
 
 def test_another_familys_controlnet_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="This control_net is a ControlNet of another family: connect that of SANA"):
+    with pytest.raises(ValueError, match="This control_net is a ControlNet of another family: connect a SANA Con"):
         save_controlnet(comfy.controlnet.ControlNet(), str(tmp_path / "x.safetensors"))
 
 

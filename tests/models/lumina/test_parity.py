@@ -10,7 +10,7 @@ from sana_native.models.lumina.config import OPTIONS_KEY, LuminaOptions
 from sana_native.models.lumina.convert import to_network_layout
 from sana_native.models.lumina.detection import detect_lumina
 from sana_native.models.lumina.model import Lumina
-from sana_native.models.lumina.rotary import rotary_table
+from sana_native.models.lumina.rotary import both_rotations, rotary_table
 from sana_native.tests.support import layouts, tiny
 
 TOLERANCE = 2e-5  # largest difference
@@ -154,7 +154,8 @@ def test_without_gates_the_text_acts_through_its_mean_alone(reference):
 
 
 def angles(t: float, scale: float, watershed: float, token: int, grid=(8, 8)):
-    matrices = rotary_table(torch.tensor([t]), grid, 72, scale, watershed)[0, 0, token]
+    both = both_rotations(grid, 72, scale, torch.device("cpu"))
+    matrices = rotary_table(torch.tensor([t]), both, watershed)[0, 0, token]
     return torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])
 
 
