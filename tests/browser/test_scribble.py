@@ -21,11 +21,13 @@ pytestmark = [
 
 CIRCLE = [(0.5 + 0.3 * math.cos(0.2 * i), 0.5 + 0.3 * math.sin(0.2 * i)) for i in range(33)]
 DOTS = [(0.5, 0.5), (0.4, 0.5), (0.6, 0.5), (0.5, 0.4), (0.5, 0.6)]
-# Whether the node shows another picture than at the last call.
+# Whether the node shows another file than at the last call: where nothing has changed, a run gives the same again.
 _OTHER_IMAGE = """(id) => {
-    const source = document.querySelector(`[data-node-id="${id}"] img`)?.src;
-    if (!source || source === window.lastShown) return false;
-    window.lastShown = source;
+    const image = document.querySelector(`[data-node-id="${id}"] img`);
+    if (!image?.complete || !image.naturalWidth) return false;
+    const file = new URL(image.src).searchParams.get("filename");
+    if (!file || file === window.lastShown) return false;
+    window.lastShown = file;
     return true;
 }"""
 
