@@ -38,6 +38,8 @@ DEFAULT_WIDTH = 210
 PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80}
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
 LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
+# What they grow by all the same, as the page showed: 30 px, and this in Nodes 2.0. Their frame has room for it.
+PREVIEW_GROWTH = 58
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.
 ELEMENT_HEIGHT = {
     "SanaNativeGemmaLoader": 114,
@@ -318,7 +320,9 @@ def _depth(node: Node) -> int:
 
 
 def _group(number: int, group: Group, entries: list[dict], ids: dict[Node, int]) -> dict:
-    boxes = [(*entry["pos"], *entry["size"]) for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
+    framed = [entry for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
+    grown = {entry["id"]: PREVIEW_GROWTH for entry in framed if entry["type"] in LIVE_PREVIEW_HEIGHT}
+    boxes = [(*e["pos"], e["size"][0], e["size"][1] + grown.get(e["id"], 0)) for e in framed]
     left, top = min(box[0] for box in boxes) - FRAME_MARGIN, min(box[1] for box in boxes) - TITLE_HEIGHT - FRAME_TITLE
     right, bottom = max(b[0] + b[2] for b in boxes) + FRAME_MARGIN, max(b[1] + b[3] for b in boxes) + FRAME_MARGIN
     return {
