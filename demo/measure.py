@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("--things", type=int, nargs="+", default=[1, 2], help="of the prompts, for `prompts`")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
-    parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings")
+    parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()
     if args.plot and args.what not in ("wordings", "control", "solvers", "cfg"):
         parser.error("--plot draws wordings, control, and the tables of solvers and cfg, only")

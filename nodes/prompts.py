@@ -33,6 +33,10 @@ NAME_SLOT = 7  # of the output `name`
 MAX_SEED = SEEDS[1]
 
 
+def part_input(name: str, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=0, min=0, max=1_000_000_000, optional=True, tooltip=tooltip)
+
+
 def default_inputs() -> list[io.Input]:
     """What a line counts with where it gives nothing of its own."""
     return [
@@ -125,22 +129,8 @@ class SanaNativePromptsFromFile(io.ComfyNode):
                     tooltip="queue: one run a prompt, whose image is saved before the next begins. list: all prompts "
                     "in one run, whose images are saved when all are done.",
                 ),
-                io.Int.Input(
-                    "start",
-                    default=0,
-                    min=0,
-                    max=1_000_000_000,
-                    optional=True,
-                    tooltip="First prompt to run, counted from 0.",
-                ),
-                io.Int.Input(
-                    "count",
-                    default=0,
-                    min=0,
-                    max=1_000_000_000,
-                    optional=True,
-                    tooltip="Number of prompts from start on. 0: all.",
-                ),
+                part_input("start", "First prompt to run, counted from 0."),
+                part_input("count", "Number of prompts from start on. 0: all."),
                 *default_inputs(),
             ],
             outputs=row_outputs(),

@@ -45,6 +45,10 @@ def denoise_input() -> io.Float.Input:
     return io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True, tooltip=DENOISE_TOOLTIP)
 
 
+def steps_input(default: int, tooltip: str, most: int = 10000) -> io.Int.Input:
+    return io.Int.Input("steps", default=default, min=1, max=most, optional=True, tooltip=tooltip)
+
+
 def model_shift(model) -> float:
     """The model's flow shift. Raises ValueError for a model that has none, or one of ours set to sample otherwise."""
     model_sampling = model.get_model_object("model_sampling")
@@ -146,14 +150,7 @@ class SanaNativeFlowScheduler(io.ComfyNode):
             search_aliases=["sana sigmas", "flow shift", "basic scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model whose flow shift is used."),
-                io.Int.Input(
-                    "steps",
-                    default=20,
-                    min=1,
-                    max=10000,
-                    optional=True,
-                    tooltip="Number of steps: 20 for flow_dpm, 28 for flow_euler.",
-                ),
+                steps_input(20, "Number of steps: 20 for flow_dpm, 28 for flow_euler."),
                 io.Combo.Input(
                     "grid",
                     options=list(FLOW_GRIDS),
@@ -224,14 +221,7 @@ class SanaNativeSCMScheduler(io.ComfyNode):
             description="Noise levels of SANA-Sprint for 1 to 4 steps.",
             search_aliases=["sprint sigmas", "scm", "trigflow"],
             inputs=[
-                io.Int.Input(
-                    "steps",
-                    default=2,
-                    min=1,
-                    max=100,
-                    optional=True,
-                    tooltip="Number of steps; SANA-Sprint is made for 1 to 4.",
-                ),
+                steps_input(2, "Number of steps; SANA-Sprint is made for 1 to 4.", most=100),
                 io.Float.Input(
                     "max_time",
                     default=1.5708,
@@ -306,14 +296,10 @@ class SanaNativeSampler(io.ComfyNode):
                     tooltip="The same seed gives the same image, on every device, in every batch, and alone after "
                     "Get Latent From Batch; with int8 and 4-bit weights it varies a little with the batch.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=20,
-                    min=1,
-                    max=10000,
-                    optional=True,
-                    tooltip="20 for SANA and PixArt, 30 for Lumina-Next, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; "
-                    "its DMD takes one.",
+                steps_input(
+                    20,
+                    "20 for SANA and PixArt, 30 for Lumina-Next, 1 to 4 for SANA-Sprint, 4 for PixArt's LCM; its DMD "
+                    "takes one.",
                 ),
                 io.Float.Input(
                     "cfg",

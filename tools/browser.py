@@ -402,6 +402,16 @@ class Tab:
         self.wait_for(_NODE_IMAGE, node_id, seconds)
         return self.page.evaluate(_NODE_IMAGE, node_id)
 
+    def paint(self, points: Sequence[tuple[float, float]]) -> None:
+        """Draw a line on the open graph's one Painter, which Nodes 2.0 shows; points are shares of width and height."""
+        box = self.page.get_by_test_id("painter-canvas").bounding_box()
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place)
+        self.page.mouse.up()
+
     def export(self) -> bytes:
         """Return the file that the menu's Export saves for the open graph."""
         with self.page.expect_download() as download:
@@ -411,6 +421,11 @@ class Tab:
         return Path(download.value.path()).read_bytes()
 
     # Running
+
+    def choose_run(self, name: str) -> None:
+        """Choose what Run does, by its name in the menu of the arrow beside it: Run, Run (On Change), Run (Instant)."""
+        self.page.get_by_test_id("queue-mode-menu-trigger").click()
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
 
     def press_run(self) -> None:
         """Press Run; what the server tells from now on is in `events` and `previews`."""

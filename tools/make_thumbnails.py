@@ -24,9 +24,9 @@ from .comfy_server import ComfyServer
 from .graph_drawing import BACKGROUND, FAINT_WORDS, SIDE, WORDS, draw_graph
 from .host import prepare_base
 from .make_workflows import ROOT
-from .workflow import to_api
+from .workflow import set_inputs, to_api
 from .workflow_files import DEMO, DEMO_SPRINT
-from .workflow_graphs import DEMO_SEED, DEMO_SIZE, graphs
+from .workflow_graphs import DEMO_BRUSH, DEMO_SEED, DEMO_SIZE, PAINTER, graphs
 
 QUALITY = 85
 FOLDER = ROOT / "workflows"
@@ -34,6 +34,7 @@ START = ROOT / "docs" / "demo.png"  # what image to image starts from
 BAR, MARGIN = 84, 14
 MASKED = (0, 0, 128, 134)  # px of START
 REMARK = "shown with the demo model"
+DRAWING, INSET = "sana-native-drawing.png", 80  # what the Painter is given, and its side beside the result
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,37 @@ def thumbnail(name: str, server: ComfyServer) -> Image.Image:
     if shown and not shown.prompt:
         return draw_graph(workflow, shown.heading, shown.words)
     prompt = to_api(workflow, server.object_info())
+    kinds = {node["class_type"] for node in prompt.values()}
     if shown is None:
-        return _fetch(server, server.run(prompt).images()[-1])
-    if any(node["class_type"] == "LoadImage" for node in prompt.values()):
+        return with_drawing(prompt, server) if PAINTER in kinds else _fetch(server, server.run(prompt).images()[-1])
+    if "LoadImage" in kinds:
         copy_start(server.base_directory / "input")
     images = server.run(with_the_demo(prompt, shown.prompt)).images()
     return labelled(side_by_side([_fetch(server, image) for image in images]), shown)
+
+
+def with_drawing(prompt: dict, server: ComfyServer) -> Image.Image:
+    """The image that a drawing gives, and the drawing in its corner."""
+    drawing = draw_cat_face()
+    drawing.save(server.base_directory / "input" / DRAWING)
+    image = _fetch(server, server.run(set_inputs(prompt, PAINTER, mask=DRAWING)).images()[-1])
+    on_black = Image.new("RGBA", drawing.size, "black")
+    on_black.alpha_composite(drawing)
+    image.paste(on_black.convert("RGB").resize((INSET, INSET), Image.Resampling.LANCZOS), (0, 0))
+    return image
+
+
+def draw_cat_face() -> Image.Image:
+    """White lines on nothing, as the Painter saves them."""
+    drawing = Image.new("RGBA", (DEMO_SIZE, DEMO_SIZE))
+    pen = ImageDraw.Draw(drawing)
+    for ear in ([(88, 132), (92, 76), (128, 102)], [(168, 102), (204, 76), (208, 132)]):
+        pen.line(ear, "white", DEMO_BRUSH, joint="curve")
+    pen.ellipse((84, 92, 212, 216), outline="white", width=DEMO_BRUSH)
+    for eye in ((112, 142, 128, 158), (168, 142, 184, 158)):
+        pen.ellipse(eye, "white")
+    pen.polygon([(138, 174), (158, 174), (148, 184)], "white")
+    return drawing
 
 
 def copy_start(folder: Path) -> None:

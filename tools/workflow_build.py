@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,10 +35,11 @@ FRAME_MARGIN, FRAME_TITLE = 15, 45
 SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 90
 DEFAULT_WIDTH = 210
 # What nodes draw below their widgets.
-PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80,
-                  "Painter": 320}  # fmt: skip
+PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80}
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
 LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
+# What they grow by all the same, as the page showed: 30 px, and this in Nodes 2.0. Their frame has room for it.
+PREVIEW_GROWTH = 58
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.
 ELEMENT_HEIGHT = {
     "SanaNativeGemmaLoader": 114,
@@ -58,6 +59,9 @@ ELEMENT_HEIGHT = {
     "EmptyLatentImage": 118,
     "ImageScaleToTotalPixels": 114,
     "VAEDecode": 54,
+    "ControlNetApplyAdvanced": 198,
+    "EmptyImage": 146,
+    "Painter": 570,  # 240 px wide, with an image linked
 }
 ERROR_STRIP = 24
 NOTE_LINE, NOTE_LETTER, NOTE_GAP, NOTE_LEAST = 18, 6.6, 15, 88
@@ -69,7 +73,8 @@ class Node:
 
     Without `pos` it is put into the column after the nodes it reads; `models` are the files to offer for download;
     `control` is what its seed does after a run; `mode` is as in `workflow.py` (bypassed, muted); a note's text is the
-    input `text`. `width`: the widest of a column gives its width to all of it.
+    input `text`. `width`: the widest of a column gives its width to all of it. `properties`: what a node's part of the
+    page remembers besides its inputs.
     """
 
     type: str
@@ -81,6 +86,7 @@ class Node:
     control: str = "randomize"
     color: str = ""
     mode: int = 0
+    properties: Mapping[str, object] = field(default_factory=dict)
 
     def __getitem__(self, slot: int) -> Output:
         return Output(self, slot)
@@ -246,6 +252,7 @@ def _properties(node: Node, info: dict) -> dict:
         "Node name for S&R": node.type,
         "cnr_id": "sana-native" if ours else "comfy-core",
         "ver": pack_version() if ours else HOST_VERSION,
+        **node.properties,
     }
     return {**properties, "models": [dict(model) for model in node.models]} if node.models else properties
 
@@ -313,7 +320,9 @@ def _depth(node: Node) -> int:
 
 
 def _group(number: int, group: Group, entries: list[dict], ids: dict[Node, int]) -> dict:
-    boxes = [(*entry["pos"], *entry["size"]) for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
+    framed = [entry for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
+    grown = {entry["id"]: PREVIEW_GROWTH for entry in framed if entry["type"] in LIVE_PREVIEW_HEIGHT}
+    boxes = [(*e["pos"], e["size"][0], e["size"][1] + grown.get(e["id"], 0)) for e in framed]
     left, top = min(box[0] for box in boxes) - FRAME_MARGIN, min(box[1] for box in boxes) - TITLE_HEIGHT - FRAME_TITLE
     right, bottom = max(b[0] + b[2] for b in boxes) + FRAME_MARGIN, max(b[1] + b[3] for b in boxes) + FRAME_MARGIN
     return {

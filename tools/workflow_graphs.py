@@ -53,6 +53,8 @@ DEMO_PROMPT = "a big strawberry top left and a small rocket bottom right on a ye
 DEMO_INPAINT_PROMPT = "a big strawberry top left and a small apple bottom right on a yellow background"
 DEMO_OTHER_PROMPT = "a red apple and a rocket on a yellow background"
 DEMO_SIZE, DEMO_SEED, DEMO_CFG = 256, 5, 4.5
+PAINTER = "Painter"  # the host's own
+DEMO_BRUSH = 8  # px of the drawing; the lines of the scribbles that its ControlNet was trained on have 2 to 15
 DEMO_REMARK = (
     f"Needs no download: the demo model comes with the pack. It generates one or two things on a plain background, "
     f"{DEMO_SIZE} px, from English, Chinese or emoji.\n\n"
@@ -624,13 +626,20 @@ def demo_image_to_image() -> Graph:
 
 
 def demo_scribble() -> Graph:
-    """Draws in the host's own Painter; written once the demo's ControlNet is trained."""
+    """Draws in the host's own Painter; written once the demo's ControlNet is trained.
+
+    On a linked image the Painter shows no rows for its size and colour, and is low enough for a small window.
+    """
     width = 217
     transformer, gemma, vae = loaders(DEMO_SPRINT, 225)
-    control = Node("SanaNativeControlNetLoader", {"control_net_name": DEMO_SPRINT_CONTROLNET}, width=width)
-    drawing = Node("Painter", {"width": DEMO_SIZE, "height": DEMO_SIZE}, title="Draw here", width=240)
+    paper = Node("EmptyImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, title="Black paper", width=width)
+    properties = {"painterBrushSize": DEMO_BRUSH}
+    drawing = Node(PAINTER, {"image": paper, "width": DEMO_SIZE, "height": DEMO_SIZE}, properties=properties,
+                   title="Draw here", width=240)  # fmt: skip
     lines = Node("SanaNativeScribble", {"image": drawing})
-    text, latent = encode(gemma, "a cat face on a blue background", width=width), empty(DEMO_SIZE)
+    control = Node("SanaNativeControlNetLoader", {"control_net_name": DEMO_SPRINT_CONTROLNET}, width=width)
+    text = encode(gemma, "a cat face on a blue background", width=width)
+    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=width)
     links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
     applied = Node("ControlNetApplyAdvanced", links)
     guided = Node("FluxGuidance", {"conditioning": applied[0], "guidance": SPRINT_GUIDANCE}, title="Guidance")
@@ -639,14 +648,15 @@ def demo_scribble() -> Graph:
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Drawing", [drawing, lines]),
-            ("Prompt and control", [text, latent], [control, applied]),
-            ("Image", [guided, drawn], [image, Node("PreviewImage", {"images": image})]),
+            ("Prompt and drawing", [text, paper], [drawing]),
+            ("Control", [lines, control, applied, guided]),
+            ("Image", [latent, drawn], [image, Node("PreviewImage", {"images": image})]),
         ),
         note(
-            "Draw the outline of the thing in white, name it in the prompt, and press Run; with **Run (Instant)** the "
-            "image follows the drawing. The demo model and its ControlNet come with the pack; the note in "
-            "demo_txt2img lists things it knows."
+            "The Painter draws with **Nodes 2.0** on, a switch in ComfyUI's menu. Draw the outline of a thing in "
+            "white, name it in the prompt, press Run. With **Run (Instant)**, in the arrow beside Run, the image "
+            "follows the drawing: a line counts as the next begins, so end with a click. Model and ControlNet come "
+            "with the pack; the note in demo_txt2img lists what they know."
         ),
     )
 

@@ -346,12 +346,8 @@ def encode_prompts(
     instruction: None for the trained one, "" for none. weights: read those of (word:1.2), as TOKEN_WEIGHTS. Raises
     ValueError when the CLIP is not SANA's text encoder, and for a negative weight.
     """
-    require_gemma_clip(clip)
-    before = INSTRUCTION if instruction is None else instruction
-    positive, negative = (
-        encode_weighted(clip, text, own, lower_case, weights)
-        for text, own in tracked([(prompt, before), (negative_prompt, "")])
-    )
+    texts = with_instruction(clip, prompt, negative_prompt, instruction)
+    positive, negative = (encode_weighted(clip, text, own, lower_case, weights) for text, own in tracked(texts))
     return positive, negative
 
 
@@ -367,17 +363,21 @@ def prompt_notices(
 
     Raises ValueError when the CLIP is not SANA's text encoder, and for a negative weight.
     """
-    require_gemma_clip(clip)
-    before = INSTRUCTION if instruction is None else instruction
-    texts = (("Prompt", prompt, before), ("Negative prompt", negative_prompt, ""))
+    texts = with_instruction(clip, prompt, negative_prompt, instruction)
     found = []
-    for name, text, own in texts:
+    for name, (text, own) in zip(("Prompt", "Negative prompt"), texts, strict=True):
         text, read = read_weights(clip, text, lower_case, weights, negative=name != "Prompt")
         unread = [] if read is None else unread_weights(text)
         for sentence in unread:  # the others are logged where a text is tokenized
             logger.warning("SANA: %s", sentence)
         found += [f"{name}: {sentence}" for sentence in [*clip.tokenizer.notices(text, own, lower_case), *unread]]
     return found
+
+
+def with_instruction(clip, prompt: str, negative_prompt: str, instruction: str | None) -> list[tuple[str, str]]:
+    """Both texts, each with what is put before it. Raises ValueError when the CLIP is not SANA's text encoder."""
+    require_gemma_clip(clip)
+    return [(prompt, INSTRUCTION if instruction is None else instruction), (negative_prompt, "")]
 
 
 def require_gemma_clip(clip) -> None:

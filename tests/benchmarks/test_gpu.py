@@ -14,7 +14,7 @@ import torch
 from sana_native.models.dc_ae.inplace import CudaAutoencoderDC
 from sana_native.models.runtime import cuda_graph
 from sana_native.models.sana.cuda import CudaSana
-from sana_native.tests.support.graphs import FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import FakeRecorder
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("gpu", "gpu_clock", "gpu_parts", "gpu_pictures", "gpu_report", "gpu_stages", "networks")

@@ -1,29 +1,11 @@
 """Training and measuring the demo's scribble ControlNet, as far as it can be seen in seconds."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from sana_native.models.controlnet.config import NVLABS
 from sana_native.models.registry import load_model
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    """The demo's modules; the package is found from the root, which must not stay on sys.path."""
-    sys.path.append(str(ROOT))
-    try:
-        import demo.judge
-        import demo.measure
-        import demo.train.controlnet
-        import demo.train.data  # noqa: F401 - all of them are used through the package
-    finally:
-        sys.path.remove(str(ROOT))
-    return sys.modules["demo"]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +97,50 @@ def test_cases_of_the_measure_are_held_out_and_tell_no_place(demo):
         (item,) = judge.look(picture).items
         assert item.thing == thing
         assert demo.train.data.is_held_out(thing, item.place, case.caption.background)
+
+
+@pytest.fixture
+def stand_ins(demo, base, monkeypatch, tmp_path):
+    """Untrained ControlNets that change something, in place of the trained ones, and single steps."""
+    train, measure = demo.train.controlnet, demo.measure
+    torch.manual_seed(0)
+    control = train.build(base)
+    for parameter in control.controlnet_blocks.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(control.state_dict(), tmp_path / "ema.pt")
+    for name, checkpoint in (("", train.CHECKPOINT), ("SPRINT_", train.SPRINT_CHECKPOINT)):
+        folder = tmp_path / (name or "SANA")
+        train.export(tmp_path, checkpoint, folder)
+        monkeypatch.setattr(measure, f"{name}CONTROLNET_CHECKPOINT", folder)
+    monkeypatch.setattr(measure, "CONTROL_STEPS", {"SANA": 2, "SANA-Sprint": 1})
+
+
+@torch.inference_mode()
+def measure_control(demo, monkeypatch, capsys, *options: str) -> list[list[str]]:
+    """The cells of the printed table's rows."""
+    monkeypatch.setattr("sys.argv", ["measure", "control", "--count", "2", *options])
+    demo.measure.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| SANA")]
+    return [line.strip("| ").split(" | ") for line in lines]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_the_measure_compares_both_models_with_and_without_control(demo, monkeypatch, capsys, tmp_path):
+    rows = measure_control(demo, monkeypatch, capsys, "--plot", str(tmp_path / "seen.png"))
+    assert [row[:3] for row in rows] == [
+        [model, steps, control]
+        for model, steps in (("SANA", "2"), ("SANA-Sprint", "1"))
+        for control in ("none", "scribble")
+    ]
+    shares = [[float(cell.rstrip("%")) for cell in row[3:]] for row in rows]
+    assert all(0 <= value <= 100 for row in shares for value in row) and {len(row) for row in shares} == {4}
+    assert shares[0][2:] != shares[1][2:] and shares[2][2:] != shares[3][2:], "the ControlNet acts"
+    assert len(list(tmp_path.glob("seen_*.png"))) == 4
+
+
+def test_the_measure_says_what_is_not_trained(demo, monkeypatch, capsys, tmp_path):
+    for name in ("CONTROLNET_CHECKPOINT", "SPRINT_CONTROLNET_CHECKPOINT"):
+        monkeypatch.setattr(demo.measure, name, tmp_path / "missing")
+    monkeypatch.setattr("sys.argv", ["measure", "control", "--count", "1"])
+    demo.measure.main()
+    assert capsys.readouterr().out.count("missing is not there: train it with demo.train.controlnet.") == 2

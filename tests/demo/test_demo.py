@@ -52,21 +52,6 @@ FIXED_PROMPTS = {
 
 
 @pytest.fixture(scope="module")
-def demo():
-    """The demo's modules; the package is found from the root, which must not stay on sys.path."""
-    sys.path.append(str(ROOT))
-    try:
-        import demo.generate
-        import demo.judge
-        import demo.measure
-        import demo.train.captions
-        import demo.train.data  # noqa: F401 - all of them are used through the package
-    finally:
-        sys.path.remove(str(ROOT))
-    return sys.modules["demo"]
-
-
-@pytest.fixture(scope="module")
 def judge(demo):
     return demo.judge.Judge()
 

@@ -1,7 +1,5 @@
 """Images of the demo's model with narrow weights beside those with exact ones."""
 
-import sys
-
 import comfy.model_management
 import pytest
 import torch
@@ -20,18 +18,6 @@ PROMPTS = [
     "a red background with a small balloon at the top right",
 ]
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def demo():
-    """The demo's modules; the package is found from the root, which must not stay on sys.path."""
-    sys.path.append(str(ROOT))
-    try:
-        import demo.generate
-        import demo.train.data
-    finally:
-        sys.path.remove(str(ROOT))
-    return demo
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sana_native.tests.support.graphs import SAMPLER_LINKS
 from sana_native.tools.comfy_server import ComfyServer, ServerError
 from sana_native.tools.workflow import choices
 
@@ -31,16 +32,7 @@ def graph(file: str, folder: str, **inputs) -> dict:
             {"clip": ["clip", 0], "prompt": rows["prompt"], "negative_prompt": rows["negative"], "instruction": "off"},
         ),
         "latent": ("SanaNativeEmptyLatent", {"size": "custom", "width": rows["width"], "height": rows["height"]}),
-        "sampler": (
-            "SanaNativeSampler",
-            {
-                "model": ["model", 0],
-                "positive": ["text", 0],
-                "negative": ["text", 1],
-                "latent_image": ["latent", 0],
-                **sampling,
-            },
-        ),
+        "sampler": ("SanaNativeSampler", SAMPLER_LINKS | sampling),
         "image": ("SanaNativeDCAEDecode", {"vae": ["vae", 0], "samples": ["sampler", 0]}),
         "save": (
             "SanaNativeSaveNamed",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sana_native.nodes import NODES
+from sana_native.tests.support.graphs import SAMPLER_LINKS
 from sana_native.tools.workflow import default, input_specs, read_widgets
 
 SAVED = json.loads(Path(__file__).with_name("saved_graphs.json").read_text(encoding="utf-8"))
@@ -72,16 +73,7 @@ def prompt(steps: dict) -> dict:
             },
         ),
         "latent": ("SanaNativeEmptyLatent", {"size": "custom", "width": 64, "height": 64}),
-        "sampler": (
-            "SanaNativeSampler",
-            {
-                "model": ["model", 0],
-                "positive": ["text", 0],
-                "negative": ["text", 1],
-                "latent_image": ["latent", 0],
-                **steps,
-            },
-        ),
+        "sampler": ("SanaNativeSampler", SAMPLER_LINKS | steps),
         "image": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
         "save": ("SaveImage", {"images": ["image", 0], "filename_prefix": "saved"}),
     }

@@ -54,6 +54,13 @@ def save_merged(folder: Path, base: diffusers.SanaTransformer2DModel, control: d
     return layouts.save(folder / "Sana_ControlNet_HED.pth", content, config=dict(base.config))
 
 
+def save_layouts(folder: Path, base: diffusers.SanaTransformer2DModel) -> tuple[str, str]:
+    """The reference as a diffusers pipeline's folder and in NVIDIA's single file with the base; returns both paths."""
+    control = reference()
+    control.save_pretrained(folder / "pipeline" / "controlnet")
+    return str(folder / "pipeline"), save_merged(folder / "nvidia", base, control)
+
+
 def nvlabs_forward(
     base: diffusers.SanaTransformer2DModel,
     control: diffusers.SanaControlNetModel,

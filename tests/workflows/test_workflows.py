@@ -33,6 +33,7 @@ from sana_native.tools.workflow_build import (
     HOST_VERSION,
     LIVE_PREVIEW_HEIGHT,
     NOTES,
+    PREVIEW_GROWTH,
     Node,
     Output,
     expand,
@@ -296,7 +297,9 @@ def test_below_a_sampler_there_is_room_for_its_preview_and_advanced_inputs(name)
         left, _, right, bottom = box(sampler)
         below = [node["type"] for node in nodes if box(node)[1] >= bottom and not (
             box(node)[2] <= left or right <= box(node)[0])]  # fmt: skip
-        assert not below
+        frames = [group["bounding"] for group in load(name)["groups"]]
+        (frame,) = [f for f in frames if f[0] <= left and right <= f[0] + f[2]]
+        assert not below and frame[1] + frame[3] >= bottom + PREVIEW_GROWTH
 
 
 # The host

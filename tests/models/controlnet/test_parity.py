@@ -25,10 +25,7 @@ def base() -> diffusers.SanaTransformer2DModel:
 
 @pytest.fixture(scope="module")
 def files(base, tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("controlnets")
-    control = controlnets.reference()
-    control.save_pretrained(folder / "pipeline" / "controlnet")
-    return {"folder": str(folder / "pipeline"), "merged": controlnets.save_merged(folder / "nvidia", base, control)}
+    return dict(zip(("folder", "merged"), controlnets.save_layouts(tmp_path_factory.mktemp("controlnets"), base)))
 
 
 def seed_9() -> dict[str, torch.Tensor]:

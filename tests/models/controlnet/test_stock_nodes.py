@@ -28,10 +28,7 @@ def base() -> diffusers.SanaTransformer2DModel:
 
 @pytest.fixture(scope="module")
 def files(base, tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("controlnets")
-    control = controlnets.reference()
-    control.save_pretrained(folder / "pipeline" / "controlnet")
-    return {"diffusers": str(folder / "pipeline"), "NVlabs": controlnets.save_merged(folder / "nvidia", base, control)}
+    return dict(zip(("diffusers", "NVlabs"), controlnets.save_layouts(tmp_path_factory.mktemp("controlnets"), base)))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from sana_native.models.dc_ae.loader import load_dc_ae
 from sana_native.models.dc_ae.vae import decoding
 from sana_native.models.runtime import cuda_graph
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.graphs import POOL, FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import POOL, FakeRecorder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from sana_native.models.runtime import cuda_graph
 from sana_native.models.runtime.cuda_graph import MOST, GraphCache, held_memory, release_graphs, use_graphs
-from sana_native.tests.support.graphs import POOL, FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import POOL, FakeRecorder
 
 
 class Network(torch.nn.Module):

@@ -12,7 +12,7 @@ from sana_native.models.sana.cpu import CpuSana
 from sana_native.models.sana.cuda import CudaSana
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.graphs import FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import FakeRecorder
 
 STEPS = 4
 LAYER = "diffusion_model.transformer_blocks.0.attn1.to_v.weight"

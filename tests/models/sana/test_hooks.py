@@ -1,5 +1,7 @@
 """The host's attention patches, control residuals and block replacements act in SANA's network, and leave no trace."""
 
+from collections import Counter
+
 import comfy.controlnet
 import comfy.ops
 import pytest
@@ -15,6 +17,7 @@ from sana_native.models.sana.detection import detect_sana
 from sana_native.models.sana.model import Sana
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NETWORKS = [Sana, CpuSana, CudaSana]
 
@@ -242,6 +245,38 @@ def test_a_residual_behind_the_last_block_enters_the_final_layer(network):
     with torch.inference_mode():
         changed = sana(**given, control={"input": [None, None, added]})
         assert (changed - sana(**given)).abs().max() > 1e-2
+
+
+class Operations(TorchDispatchMode):
+    """Names of torch's operations in the order in which they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002 - torch's contract
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def operations(sana: Sana, given: dict, **options) -> list[str]:
+    with torch.inference_mode(), Operations() as seen:
+        sana(**given, **options)
+    return seen.names
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_is_not_used_adds_no_operation_and_a_residual_adds_one(network):
+    """Plain steps cost what they did before there were hooks; what they cost at all is pinned for a CUDA device."""
+    sana, given = build(network, num_layers=4), seed_9()
+    plain = operations(sana, given)
+    unused = {"patches": {}, "patches_replace": {"attn1": {}, "attn2": {}}, "cond_or_uncond": [1, 0]}
+    elsewhere = {"patches_replace": {"attn1": {("double_block", 9): perturbed}}}
+    for options in ({"control": {"input": []}}, {"transformer_options": unused}, {"transformer_options": elsewhere}):
+        assert operations(sana, given, **options) == plain
+    controlled = operations(sana, given, control={"input": [None, *residuals(2)]})
+    extra = Counter(controlled) - Counter(plain)
+    assert {name: count for name, count in extra.items() if "aten.to." not in name} == {"aten.add.Tensor": 2}
 
 
 class Residuals(comfy.controlnet.ControlBase):
