@@ -5,7 +5,8 @@
 
 Latency: seconds from queueing the graph to the picture in the history, batch 1, another seed each time, after a
 warm-up; the median and the 90th percentile of RUNS. Throughput: pictures a second in the largest batch that fits, from
-1 upwards by doubling; it ends at --batch, where the memory does not hold twice as many, or where the host runs out of memory.
+1 upwards by doubling; it ends at --batch, where the memory does not hold twice as many, or where the host runs out of
+it.
 Files have the released sizes and random weights, as in `picture.py`. Both have the PNG in them, which the papers leave
 out. The papers' figures are of an A100 in 16 bits, throughput at batch 10: they stand beside ours and are not ours.
 """
