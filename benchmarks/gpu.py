@@ -59,7 +59,8 @@ def jobs(tiny: bool) -> list[Job]:
     def step(model: str, batch: int, size: int, *variants: str, sprint: bool = False) -> Callable:
         return lambda report: gpu_stages.step(report, model, batch, size, variants, sprint)
 
-    forms, decoders = ("ours", "ours, graph", "diffusers"), ("ours", "ours, graph", "host", "diffusers", "plain")
+    ours = ("ours", "ours, graph", "ours, cuda_graphs")
+    forms, decoders = (*ours, "diffusers"), (*ours, "host", "diffusers", "plain")
     return [
         Job("ceilings", gpu_stages.ceilings),
         Job("decode", decode(full, *decoders), 30),

@@ -25,7 +25,9 @@ TIMESTEP = {False: 547.0, True: 0.7}  # by whether the model is a SANA-Sprint
 GUIDANCE = 4.5
 SPRINT = {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}
 TEXT_LENGTHS = (1, PROMPT_TOKENS, INSTRUCTION_POSITIONS + PROMPT_TOKENS)
-COMPILED, GRAPH = "compiled", "graph"  # forms of an implementation, behind a comma in the variant's name
+# Forms of an implementation, behind a comma in the variant's name. A graph is the call alone, without copies; the last
+# is what the option of the loaders does.
+COMPILED, GRAPH, OPTION = "compiled", "graph", "cuda_graphs"
 
 
 def relative_error(found, wanted) -> float:
@@ -93,13 +95,16 @@ def measure_form(report: Report, stage: str, variant: str, network, module, run:
     if not form:
         report.measure(stage, variant, run, stage_work(report, stage, network, run), error)
         return
-    if form == GRAPH and report.device != "cuda":
+    if form in (GRAPH, OPTION) and report.device != "cuda":
         report.skip(stage, variant, "there are no CUDA graphs on a CPU")
         return
+    note = ""
     try:
         wanted = in_inference_mode(run)
         if form == GRAPH:
             run = in_inference_mode(functools.partial(captured, run))
+        elif form == OPTION:
+            note = f"{replayed_by_option(module, run) / 2**20:.0f} MiB held"
         else:
             module.compile(backend=backend(report))
     except Exception as failure:  # noqa: BLE001 - what cannot be captured is a finding of its own
@@ -109,7 +114,8 @@ def measure_form(report: Report, stage: str, variant: str, network, module, run:
     def difference() -> float:
         return relative_error(in_inference_mode(run), wanted)
 
-    report.measure(stage, variant, run, known_work(report, stage), difference, "eager", detail=form != GRAPH)
+    work, detail = known_work(report, stage), form == COMPILED
+    report.measure(stage, variant, run, work, difference, "eager", detail=detail, note=note)
     if form == COMPILED:
         import torch
 
@@ -121,6 +127,21 @@ def in_inference_mode(run: Callable):
 
     with torch.inference_mode():
         return run()
+
+
+def replayed_by_option(module, run: Callable) -> int:
+    """Switches on in a network what `cuda_graphs` of the loaders does, and returns the bytes that it holds.
+
+    run: a call of the network. Raises RuntimeError where nothing is captured; the log says why.
+    """
+    from sana_native.models.runtime.cuda_graph import GraphCache
+
+    module.graphs = GraphCache()
+    for _ in range(2):  # the first runs as usual
+        in_inference_mode(run)
+    if not module.graphs.recordings:
+        raise RuntimeError("nothing was captured: " + "; ".join(sorted(module.graphs.told) or ["see the log"]))
+    return module.graphs.held
 
 
 def captured(run: Callable) -> Callable:

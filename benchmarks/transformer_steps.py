@@ -33,7 +33,11 @@ def pixart(size: int, blocks: int) -> dict[str, Callable]:
     from sana_native.models.pixart.model import PixArt
 
     reference = diffusers.PixArtTransformer2DModel(
-        sample_size=size // 8, interpolation_scale=size / 512, caption_channels=T5_WIDTH, num_layers=blocks
+        sample_size=size // 8,
+        interpolation_scale=size / 512,
+        use_additional_conditions=False,
+        caption_channels=T5_WIDTH,
+        num_layers=blocks,
     ).eval()
     state_dict = convert_pixart(reference.state_dict())
     config, _ = detect_pixart(state_dict, "PixArt-Sigma", {"num_layers": blocks})

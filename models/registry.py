@@ -12,6 +12,7 @@ from .gemma.loader import GEMMA
 from .gemma1.loader import GEMMA_1
 from .lumina.loader import LUMINA
 from .pixart.loader import PIXART
+from .pixart_controlnet.loader import PIXART_CONTROLNET
 from .sana.loader import SANA
 from .t5.loader import T5
 
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     T5,
     DC_AE,
     KL,
+    PIXART_CONTROLNET,
     SANA_CONTROLNET,
 )
 

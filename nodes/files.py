@@ -21,6 +21,7 @@ CLASSES = {
     "Transformer2DModel": "transformer",
     "LuminaNextDiT2DModel": "transformer",
     "SanaControlNetModel": "controlnet",
+    "PixArtControlNetAdapterModel": "controlnet",
     "AutoencoderDC": "vae",
     "AutoencoderKL": "vae",
     "Gemma2Model": "text_encoder",

@@ -12,7 +12,7 @@ from ..models.lumina.model_base import LuminaModel
 from ..models.lumina.model_base import require_flow as require_lumina_flow
 from ..models.pixart.config import DMD, LCM
 from ..models.pixart.model_base import PixArtModel
-from ..models.pixart.model_sampling import is_consistency, require_noise_prediction
+from ..models.pixart.model_sampling import HIGHEST_SIGMA, is_consistency, require_noise_prediction
 from ..models.sana.model_sampling import require_flow
 from ..models.sana.run_checks import require_position
 from ..samplers.dmd import sample_pixart_dmd
@@ -58,6 +58,16 @@ def model_shift(model) -> float:
             "SANA model with SANA Model Loader, or use KSampler."
         )
     return flow_shift_of(model_sampling)
+
+
+def require_flow_family(model) -> None:
+    """Raises ValueError for a PixArt, also where the flow shift is given."""
+    if isinstance(model.model, PixArtModel):
+        config = model.model.config
+        raise ValueError(
+            f"SANA Flow Scheduler has noise levels from 1 to 0, and {config.family} begins at {HIGHEST_SIGMA:.4g}: use "
+            f"Basic Scheduler with {'simple' if config.distilled == LCM else 'sana_pixart'} in its place."
+        )
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,7 @@ class SanaNativeFlowScheduler(io.ComfyNode):
     def execute(
         cls, model, steps: int = 20, grid: str = "flow_dpm", shift: float = 0.0, denoise: float = 1.0
     ) -> io.NodeOutput:
+        require_flow_family(model)
         return io.NodeOutput(FLOW_GRIDS[grid](steps, shift or model_shift(model), denoise))
 
 

@@ -142,6 +142,9 @@ def check_prefix(folder: str, prefix: str) -> None:
     """Raises ValueError for a prefix that no file can have, or that leads out of the folder the loaders list."""
     if any(sign < " " for sign in prefix) or prefix.encode("utf-8", "ignore").decode() != prefix:
         raise ValueError(f"filename_prefix {shown(prefix)} holds a character that no file name can have: retype it.")
+    *folders, name = prefix.split("/")
+    if any(part and not part.strip(" .") for part in (name, *(one for one in folders if one not in (".", "..")))):
+        raise ValueError(f"filename_prefix {shown(prefix)} names nothing but spaces or dots: give it a name.")
     if max(len(name.encode()) for name in prefix.split("/")) > NAME_LENGTH:
         raise ValueError(
             f"filename_prefix {shown(prefix)} is too long: use at most {NAME_LENGTH} bytes between two slashes."

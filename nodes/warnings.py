@@ -10,13 +10,13 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
-from ..models.controlnet.control import controlnets_of
 from ..models.lumina import guidance as lumina_guidance
 from ..models.lumina import run_checks as lumina_checks
 from ..models.lumina.model_base import LuminaModel
 from ..models.pixart import run_checks as pixart_checks
 from ..models.pixart.model_base import PixArtModel
 from ..models.pixart.model_sampling import is_consistency
+from ..models.runtime.base_control import controlnets_of
 from ..models.sana.patch_checks import (
     UNCONDITIONAL_BY,
     check_guidance,
@@ -75,7 +75,7 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
             has_image=has_image(latent_image, denoise_mask),
             is_empty=is_new_image(noise, latent_image),
         )
-        show(pixart_checks.check_run(settings))
+        show([*pixart_checks.check_run(settings), *check_controls(guider, settings.config)])
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,15 @@ import aiohttp
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG_LINES_SHOWN = 15
+# Run in place of the server, which it becomes: the kernel ends that when the thread that started it ends, however that
+# ends. A parent that ended before is told by its number. (prctl(2): PR_SET_PDEATHSIG)
+GUARD = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with node id, steps done and steps in total."""
@@ -32,6 +41,26 @@ OnProgress = Callable[[str, int, int], None]
 
 class ServerError(RuntimeError):
     """The server did not start, refused a prompt, or a node failed; the message is one sentence."""
+
+
+class PromptRefused(ServerError):
+    """The host does not take the prompt, and will not take it again."""
+
+
+class NodeFailed(ServerError):
+    """A node raised an error. node: its title and class."""
+
+    def __init__(self, node: str, message: str):
+        super().__init__(f"{node} failed: {message}")
+        self.node = node
+
+
+class PromptTimeout(ServerError):
+    """The prompt took longer than it was given, and was interrupted."""
+
+
+class ServerEnded(ServerError):
+    """The server's process ended while a prompt ran."""
 
 
 @dataclass
@@ -51,7 +80,7 @@ class ComfyServer:
     """A ComfyUI server on a free local port, its data in `base_directory` only.
 
     `host` is the checkout (default: COMFYUI_PATH, else `.comfyui/ComfyUI`). `cpu=None` asks torch for a CUDA device.
-    The log goes to `server.log` in the base directory.
+    The log goes to `server.log` in the base directory. `dies_with_parent` (Linux): a killed parent takes it along.
     """
 
     def __init__(
@@ -63,10 +92,13 @@ class ComfyServer:
         python: str | Path = sys.executable,
         cpu: bool | None = None,
         boot_seconds: float = 180,
+        dies_with_parent: bool = False,
+        environment: Mapping[str, str] | None = None,
     ):
         self.base_directory = Path(base_directory)
         self.host = Path(host or os.environ.get("COMFYUI_PATH") or ROOT / ".comfyui" / "ComfyUI")
         self.python, self.cpu, self.boot_seconds, self.extra_args = python, cpu, boot_seconds, list(extra_args)
+        self.dies_with_parent, self.environment = dies_with_parent, dict(environment or {})
         self.log_file = self.base_directory / "server.log"
         self.port = 0
         self._process: subprocess.Popen | None = None
@@ -94,7 +126,7 @@ class ComfyServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **self.environment},
                 start_new_session=True,
             )
         try:
@@ -102,6 +134,11 @@ class ComfyServer:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the server's process, None while it does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
 
     def stop(self) -> None:
         """End the server and everything it started; does nothing when it is not running."""
@@ -130,6 +167,10 @@ class ComfyServer:
         """Return the host's description of every node."""
         return self._get_json("/object_info")
 
+    def system_stats(self) -> dict:
+        """Return the host's version and devices."""
+        return self._get_json("/system_stats")
+
     def history(self, prompt_id: str) -> dict:
         """Return the host's record of a prompt, or an empty dict while it has none."""
         return self._get_json(f"/history/{prompt_id}").get(prompt_id, {})
@@ -137,6 +178,19 @@ class ComfyServer:
     def interrupt(self) -> None:
         """Stop the prompt that is running now."""
         self._request("/interrupt", {})
+
+    def forget(self) -> None:
+        """Empty the host's record of finished prompts, which it keeps in memory."""
+        self._request("/history", {"clear": True})
+
+    def free_memory(self) -> None:
+        """Unload all models and empty the caches."""
+        self._request("/free", {"unload_models": True, "free_memory": True})
+
+    def is_idle(self) -> bool:
+        """Say whether no prompt runs or waits."""
+        queue = self._get_json("/queue")
+        return not queue["queue_running"] and not queue["queue_pending"]
 
     def fetch_image(self, image: dict) -> bytes:
         """Return the file behind one entry of `Result.images()`."""
@@ -148,7 +202,7 @@ class ComfyServer:
         try:
             return json.loads(self._request("/prompt", body))["prompt_id"]
         except urllib.error.HTTPError as error:
-            raise ServerError(_refusal(json.loads(error.read()), prompt)) from None
+            raise PromptRefused(_refusal(json.loads(error.read()), prompt)) from None
 
     def run(self, prompt: dict, on_progress: OnProgress | None = None, timeout: float | None = None) -> Result:
         """Queue `prompt`, follow it to its end and return its result.
@@ -160,7 +214,8 @@ class ComfyServer:
             return asyncio.run(asyncio.wait_for(self._follow(prompt, on_progress), timeout))
         except asyncio.TimeoutError:
             self.interrupt()
-            raise ServerError(f"The prompt did not end in {timeout:g} s and was stopped; give it more time.") from None
+            took = f"The prompt did not end in {timeout:g} s and was stopped"
+            raise PromptTimeout(f"{took}; give it more time.") from None
 
     async def _follow(self, prompt: dict, on_progress: OnProgress | None) -> Result:
         client_id = uuid.uuid4().hex
@@ -173,7 +228,7 @@ class ComfyServer:
                     if message.type == aiohttp.WSMsgType.TEXT and watch.see(json.loads(message.data)):
                         break
                 else:
-                    raise ServerError(f"The server ended during the prompt; its log ends with:\n{self._log_end()}")
+                    raise ServerEnded(f"The server ended during the prompt; its log ends with:\n{self._log_end()}")
         return Result(prompt_id, await asyncio.to_thread(self._outputs, prompt_id), watch.seconds)
 
     def _outputs(self, prompt_id: str) -> dict[str, dict]:
@@ -198,7 +253,9 @@ class ComfyServer:
         ]
         if not has_cuda() if self.cpu is None else self.cpu:
             command.append("--cpu")
-        return command + self.extra_args
+        command += self.extra_args
+        guarded = self.dies_with_parent and sys.platform == "linux"
+        return [sys.executable, "-ISc", GUARD, str(os.getpid()), *command] if guarded else command
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.boot_seconds
@@ -246,7 +303,7 @@ class _Watch:
             self.on_progress(data["node"], data["value"], data["max"])
         elif kind == "execution_error":
             name = node_name(self.prompt, data["node_id"])
-            raise ServerError(f"{name} failed: {data['exception_message'].strip()}")
+            raise NodeFailed(name, data["exception_message"].strip())
         elif kind == "execution_interrupted":
             raise ServerError(f"The prompt was interrupted in {node_name(self.prompt, data['node_id'])}.")
         return kind == "executing" and data["node"] is None

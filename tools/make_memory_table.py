@@ -14,6 +14,7 @@ from .make_precision_table import table
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "memory.md"
 RELEASED = ROOT / "tests" / "full_size" / "tensors.json"  # names and shapes of the released models' tensors
+# Name on the page -> that of the tensor list, or the path that the released file has.
 MODELS = {
     "SANA 0.6B": "SANA 0.6B",
     "SANA 1.6B": "SANA 1.6B",
@@ -22,7 +23,12 @@ MODELS = {
     "SANA-Sprint 0.6B": "SANA-Sprint 0.6B",
     "SANA-Sprint 1.6B": "SANA-Sprint 1.6B",
     "Gemma-2-2b-it": "Gemma-2-2b",
+    "PixArt-Sigma": "PixArt-Sigma-XL-2-1024-MS.pth",
+    "T5-XXL": "t5xxl_fp16.safetensors",
+    "Lumina-Next": "Lumina-Next-SFT/consolidated.00-of-01.safetensors",
+    "Gemma-1 2B": "gemma-2b/model-00001-of-00002.safetensors",
 }
+NOT_WRITTEN = ("pos_embed", "y_embedder.y_embedding")  # of PixArt's files, which no network has
 # GB of a card that its system leaves free, about; GB that a step at 1024 px needs beside the weights, with a margin.
 CARDS = {"4 GB": 3.3, "6 GB": 5.2, "8 GB": 7.0}
 WORKING = 0.5
@@ -43,18 +49,27 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def family_and_tensors(name: str):
+    """The family of a released model, and its file in 16 bits without values."""
+    import torch
+    from sana_native.models.registry import FAMILIES
+    from sana_native.tests.support.known_files import released
+
+    files = released()
+    found = {key: tensor.shape for key, tensor in files[name]().items()} if name in files else shapes(name)
+    wide = {key: torch.empty(shape, dtype=torch.bfloat16, device="meta") for key, shape in found.items()}
+    family = next(each for each in FAMILIES if each.saving and each.recognizes(each.convert(wide)))
+    if family.component == "text_encoder":
+        return family, family.convert(wide)
+    return family, {key: tensor for key, tensor in wide.items() if key not in NOT_WRITTEN}
+
+
 def sizes(name: str) -> dict[str, float]:
     """GB of a released model's file: in 16 bits, and with every preset."""
-    import torch
     from sana_native.models.files.quantize import PRESETS, layout_of_file, plan
     from sana_native.models.files.quantized_file import file_size
-    from sana_native.models.registry import FAMILIES
 
-    wide = {key: torch.empty(shape, dtype=torch.bfloat16, device="meta") for key, shape in shapes(name).items()}
-    for family in FAMILIES:
-        if family.saving and family.recognizes(family.convert(wide)):
-            break
-    wide = wide if family.component == "transformer" else family.convert(wide)
+    family, wide = family_and_tensors(name)
     found = {"16 bits": file_size({key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in wide.items()})}
     rules = family.saving.rules(wide)
     found |= {preset: file_size(layout_of_file(wide, plan(wide, preset, rules))) for preset in PRESETS}
@@ -69,9 +84,9 @@ def fitting(found: dict[str, float], room: float) -> str:
 TOP = """# Memory
 
 Printed by `python -m tools.make_memory_table`; a test keeps it equal to the code. Sizes of quantized files are computed
-from the released models' tensor lists (`tests/full_size/tensors.json`) by the code that writes the files; on the demo's
-models they equal the files to the byte, on released weights they have not been measured. What fits on a card is
-computed from these sizes, not measured on one.
+from the released models' tensor lists (`tests/full_size/tensors.json`, `tests/support/known_files.py`) by the code that
+writes the files; on the demo's models they equal the files to the byte, on released weights they have not been
+measured. What fits on a card is computed from these sizes, not measured on one.
 
 Only one of text encoder, transformer and autoencoder must be on the card at once; ComfyUI takes the others off. The
 largest of them decides.
@@ -97,7 +112,7 @@ so become narrow as well.
 Elsewhere the weights are narrow in memory and widened to be multiplied. The projections of text and output, the time
 embedding, depthwise convolutions, norms and tables always stay in 16 bits: one to two percent of the weights, with the
 highest loss per byte (`benchmarks/sensitivity.py`). Gemma's table of 256,000 tokens, a fifth of its weights, is int8 or
-float8.
+float8; so is T5's of 32,128.
 
 ## Sizes of the files, GB (computed)
 
@@ -113,11 +128,17 @@ w4a4 and fp8 fit where nvfp4 and int8 do.
 
 """
 END = """
+T5-XXL decides for PixArt: in 8 bits, also as `t5xxl_fp8_e4m3fn_scaled.safetensors` of 5.2 GB, it stays whole on 8 GB.
+`benchmarks/results/pixart_memory.md` shows it gone before the transformer comes. For Lumina-Next Gemma-1 decides.
+
 At 2048 px and above the autoencoder decides: its nodes decode in tiles, with the result of the whole.
+
+`cuda_graphs` of the loaders (off by default) wants the part whole on the card, and holds the memory of one more step
+or decode until it is unloaded.
 
 ## What a preset costs (measured)
 
-On the first demo family, on CPU cores; `benchmarks/results/quantization.md` has the commands. The demo is small (3.9 M
+On the demo that ships, on CPU cores; `benchmarks/results/quantization.md` has the commands. The demo is small (3.9 M
 parameters) and loses more than the released models should: take the order from here.
 
 {measured}
@@ -146,7 +167,7 @@ def page() -> str:
     found = {shown: sizes(name) for shown, name in MODELS.items()}
     columns = list(next(iter(found.values())))
     rows = [[shown, *(f"{size:.2f}" for size in one.values())] for shown, one in found.items()]
-    cards = [[card, *(fitting(one, room) for one in found.values())] for card, room in CARDS.items()]
+    cards = [[shown, *(fitting(one, room) for room in CARDS.values())] for shown, one in found.items()]
     dc_ae = sum(2 * prod(shape) for shape in shapes("dc-ae-f32c32-sana-1.0 and 1.1").values()) / 1e9
     room = ", ".join(f"{room} of {card}" for card, room in CARDS.items())
     measured = (ROOT / "benchmarks" / "results" / "quantization.md").read_text(encoding="utf-8")
@@ -156,7 +177,7 @@ def page() -> str:
             TOP,
             table(["model", *columns], rows),
             CARD_TOP.format(dc_ae=dc_ae, working=WORKING, cards=room),
-            table(["card", *found], cards),
+            table(["model", *CARDS], cards),
             END.format(measured=presets),
         ]
     )

@@ -8,7 +8,6 @@ with the host's Python. The versions are those of the extra `registry` in pyproj
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -16,7 +15,8 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .host import PRIVATE, HostError, read_extra
+from .host import PRIVATE, HostError
+from .own_environment import install
 
 FOLDER = PRIVATE / "registry-tools"
 COMMANDS = ("comfy", "cm-cli")
@@ -29,15 +29,10 @@ def command(name: str) -> Path:
     """
     if name not in COMMANDS:
         raise ValueError(f"{name} is not one of {', '.join(COMMANDS)}.")
-    wanted = read_extra("registry")
-    stamp, scripts = FOLDER / "installed", FOLDER / ("Scripts" if os.name == "nt" else "bin")
-    digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
-    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != digest:
-        _run([sys.executable, "-m", "venv", "--clear", str(FOLDER)])
-        _run([str(scripts / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted])
+    scripts, is_new = install(FOLDER, "registry")
+    if is_new:
         own, host = (sysconfig.get_path("purelib", vars={"base": str(base)}) for base in (FOLDER, sys.prefix))
         Path(own, "host.pth").write_text(host + "\n", encoding="utf-8")  # read after what lies in the folder itself
-        stamp.write_text(digest, encoding="utf-8")
     return scripts / (name + (".exe" if os.name == "nt" else ""))
 
 
@@ -64,13 +59,6 @@ def run(name: str, *arguments: str, cwd: Path, env: Mapping[str, str]) -> str:
     if done.returncode:
         raise HostError(f"{name} {' '.join(arguments)} failed:\n{done.stdout}")
     return done.stdout
-
-
-def _run(arguments: Sequence[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
-        raise HostError(f"Could not install the registry's tools: {last}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nodes", "models", "samplers", "training", "evaluation", "scale")  # those that exist are looked at
+# Of `scale/` nodes need these; the rest is a command beside the pack, which starts servers and talks to them.
+NODES_NEED = {"scale": {"__init__.py", "formats.py", "rows.py"}}
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Import:
 
 
 def pack_files(root: Path = ROOT) -> list[Path]:
-    """Every source file of the pack, the entry point included."""
-    return sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")) + [root / "__init__.py"]
+    """Every source file of the pack, the entry point included; of a command those alone that nodes need."""
+    found = (file for package in PACKAGES for file in (root / package).rglob("*.py"))
+    return sorted(f for f in found if f.name in NODES_NEED.get(f.parent.name, {f.name})) + [root / "__init__.py"]
 
 
 @cache

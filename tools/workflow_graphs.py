@@ -586,7 +586,7 @@ def prompt_file(model: Model, file: str, size: str, remark: str) -> Graph:
         ),
         note(
             f"{remark} Tags at a prompt's end are its own settings: --ar 16:9, --size 1216x832, --seed 5, --neg "
-            "blurry, --steps 28, --cfg 5.\n\nPress Run once: every image is saved in output/prompts before the next "
+            "blurry, --steps 28, --cfg 5. Press Run once: every image is saved in output/prompts before the next "
             "begins. Run again after a stop: only missing images are generated.",
             files_of(model),
         ),

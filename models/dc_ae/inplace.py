@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..runtime.cpu import winograd
 from ..runtime.cpu.malloc import raise_mmap_threshold
+from ..runtime.cuda_graph import GraphCache
 from ..runtime.layer_weights import cast_weights
 from ..runtime.overwrite import can_overwrite
 from ..runtime.row_bands import empty_map
@@ -263,7 +264,14 @@ class CudaEncoder(CudaHalf, InplaceEncoder):
 
 
 class CudaDecoder(CudaHalf, InplaceDecoder):
-    """Decoder whose layers work on whole maps on a CUDA device."""
+    """Decoder whose layers work on whole maps on a CUDA device. graphs: where a whole decode is replayed from."""
+
+    graphs: GraphCache | None = None
+
+    def forward(self, x: Tensor, tile_size: int | None = None) -> Tensor:
+        if self.graphs is None or tile_size is not None or torch.compiler.is_compiling():
+            return super().forward(x, tile_size)
+        return self.graphs.run(self, super().forward, {"x": x})
 
     def activate_normalized(self, x: Tensor) -> Tensor:
         if not is_whole(x, x.shape[1]):

@@ -41,9 +41,11 @@ def configure(checkpoint: Checkpoint) -> DCAEConfig:
     return config
 
 
-def build(config: DCAEConfig, precision: Precision, state_dict: StateDict, device: torch.device) -> SanaVAE:
+def build(
+    config: DCAEConfig, precision: Precision, state_dict: StateDict, device: torch.device, cuda_graphs: bool
+) -> SanaVAE:
     """The host's VAE of a configuration with these tensors in it."""
-    return SanaVAE(choose_network(device), config, state_dict, precision.weights, device)
+    return SanaVAE(choose_network(device), config, state_dict, precision.weights, device, cuda_graphs)
 
 
 def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool, device=None) -> SanaVAE:  # noqa: ARG001 - every family's
@@ -51,7 +53,7 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool,
     config = configure(checkpoint)
     device = comfy.model_management.vae_device() if device is None else device
     precision = dc_ae_precision(requested(options.get("dtype"), "dtype", "vae"), describe_device(device))
-    vae = build(config, precision, checkpoint.state_dict, device)
+    vae = build(config, precision, checkpoint.state_dict, device, bool(options.get("cuda_graphs")))
     vae.patcher.cached_patcher_init = (load_dc_ae_patcher, (checkpoint.source, options))
     log_loaded(checkpoint, dc_ae_detection.describe_dc_ae(config, checkpoint.layout), precision)
     return vae
@@ -60,8 +62,8 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool,
 def load_dc_ae(path: str, options: dict[str, Any] | None = None, device=None) -> SanaVAE:
     """DC-AE from a file or folder.
 
-    options: "dtype" torch.bfloat16, torch.float32 or None for the device's best. Raises ValueError or FileNotFoundError
-    with one sentence.
+    options: "dtype" torch.bfloat16, torch.float32 or None for the device's best; "cuda_graphs" whether decodes are
+    replayed. Raises ValueError or FileNotFoundError with one sentence.
     """
     return load(open_as(DC_AE, path), options or {}, False, device)
 

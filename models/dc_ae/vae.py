@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
+from ..runtime.cuda_graph import held_memory, use_graphs
 from ..runtime.device import disk_options
 from ..runtime.precision import require_finite
 from .config import DCAEConfig
@@ -52,7 +53,8 @@ class SanaVAE(comfy.sd.VAE):
     """The host's VAE around DC-AE. Latents are raw, as in the host's other families: the model applies the scale.
 
     encode: image (B, H, W, 3) in [0, 1] -> (B, 32, H/32, W/32), cropped to a multiple of 32. decode: the reverse.
-    network: the class of DC-AE to build, with `tile_size` in px as `InplaceAutoencoderDC` has it.
+    network: the class of DC-AE to build, with `tile_size` in px as `InplaceAutoencoderDC` has it. cuda_graphs: whether
+    decodes are replayed, for which the weights stay where they are.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class SanaVAE(comfy.sd.VAE):
         state_dict: dict,
         dtype: torch.dtype | None = None,
         device=None,
+        cuda_graphs: bool = False,
     ):
         # The host sets its defaults, looks the parameters of its own network up in this config and finds none.
         with suppress(KeyError):
@@ -80,12 +83,14 @@ class SanaVAE(comfy.sd.VAE):
         self.first_stage_model = model.eval().to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.output_device = comfy.model_management.intermediate_device()
-        patcher_class = comfy.model_patcher.CoreModelPatcher
+        patcher_class = comfy.model_patcher.ModelPatcher if cuda_graphs else comfy.model_patcher.CoreModelPatcher
         options = disk_options(patcher_class, state_dict)
         self.patcher = patcher_class(
             self.first_stage_model, load_device=self.device, offload_device=offload_device, **options
         )
         self.first_stage_model.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
+        if cuda_graphs:
+            use_graphs(self.patcher)
         self.model_size()
 
     def memory_used_decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
@@ -97,8 +102,8 @@ class SanaVAE(comfy.sd.VAE):
         return self.needed(Workload(*shape[-2:], dtype, self.device.type))
 
     def free_memory(self, memory: float) -> float:
-        """What is left of it for a pass beside the host's reserve."""
-        return memory - comfy.model_management.extra_reserved_memory()
+        """What is left of it for a pass, beside the host's reserve and the graphs' memory, which it takes for free."""
+        return memory - comfy.model_management.extra_reserved_memory() - held_memory(self.device)
 
     def most_free_memory(self) -> float:
         """Bytes for a pass when only the autoencoder is on the device."""
@@ -106,7 +111,7 @@ class SanaVAE(comfy.sd.VAE):
 
     def needed(self, workload: Workload) -> float:
         """Peak bytes of the whole or, if that cannot fit, of the exact tiles that can."""
-        return workload.memory(workload.choose_tile_size(self.most_free_memory()))
+        return workload.memory(workload.choose_tile_size(self.most_free_memory())) + held_memory(self.device)
 
     def decode_tiled_(self, samples: Tensor, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP) -> Tensor:
         return super().decode_tiled_(samples, *tile_arguments(tile_x, tile_y, overlap, 1))

@@ -32,7 +32,6 @@ QUANTIZERS = {
 FOREIGN_ENGINES = tuple(f".{end}" for end in QUANTIZERS)
 # What shares most names with a family of ours, or all of them. A ControlNet comes before its base model.
 RELATIVES = QUANTIZERS | {
-    "controlnet.0.copied_block.mlp.fc1.weight": "a PixArt ControlNet, which this version does not load",
     "zero_convs.0.0.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
     "controlnet_cond_embedding.conv_in.weight": f"a Stable Diffusion ControlNet ({HOST_LOADER})",
     "controlnet_blocks.0.weight": f"another family's ControlNet ({HOST_LOADER})",

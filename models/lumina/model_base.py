@@ -16,7 +16,10 @@ from .model import Lumina
 TEXT_CURE = "load gemma-2b, not Gemma-2, with SANA Gemma Loader, and encode the prompt with its clip"
 RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
 LATENT_NODES = "SANA Empty Latent or Empty Latent Image, or VAE Encode for an image"
-VAE_CURE = "encode the image with the VAE of SDXL (Load VAE), not with a DC-AE or another model's VAE"
+VAE_CURE = (
+    "encode the image with the VAE of SDXL (Load VAE), not with a DC-AE or another model's VAE; for a new image "
+    "connect SANA Empty Latent"
+)
 
 
 def require_flow(model_sampling: object) -> None:

@@ -36,6 +36,7 @@ FUSED_KEYS = {
     "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
 }
 FUSED_PARTS = {name: (fused, names) for fused, names in FUSED_KEYS.items() for name in names}
+CONTROL_BRANCH, MERGED_BASE = "controlnet.", "base_model."
 BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
 
 
@@ -49,15 +50,34 @@ def convert_pixart(state_dict: StateDict) -> StateDict:
     What cannot be fused, because each part is quantized with a scale of its own, keeps diffusers' names. Unknown keys
     stay, for the strict load.
     """
+    state_dict = without_control(state_dict)
     if not is_diffusers_pixart(state_dict):
         return state_dict
     out: StateDict = {}
     for key, tensor in state_dict.items():
-        block = BLOCK.fullmatch(key)
-        stem, _, suffix = (block[2] if block else key).rpartition(".")
-        if block is None:
+        if BLOCK.fullmatch(key) is None:
+            stem, _, suffix = key.rpartition(".")
             out[DIFFUSERS_KEYS[key] if key in DIFFUSERS_KEYS else f"{DIFFUSERS_KEYS.get(stem, stem)}.{suffix}"] = tensor
-        elif stem in FUSED_PARTS:
+    return out | convert_blocks(state_dict)
+
+
+def without_control(state_dict: StateDict) -> StateDict:
+    """The base of the authors' file of a PixArt with its ControlNet, which `models/pixart_controlnet` reads."""
+    if not any(key.startswith(CONTROL_BRANCH) for key in state_dict):
+        return state_dict
+    base = {key.removeprefix(MERGED_BASE): each for key, each in state_dict.items() if key.startswith(MERGED_BASE)}
+    return base or state_dict
+
+
+def convert_blocks(state_dict: StateDict) -> StateDict:
+    """The blocks alone of diffusers' layout -> the authors'."""
+    out: StateDict = {}
+    for key, tensor in state_dict.items():
+        block = BLOCK.fullmatch(key)
+        if block is None:
+            continue
+        stem, _, suffix = block[2].rpartition(".")
+        if stem in FUSED_PARTS:
             fused, names = FUSED_PARTS[stem]
             parts = [f"transformer_blocks.{block[1]}.{name}.{suffix}" for name in names]
             if key == parts[0] or parts[0] not in state_dict:

@@ -39,6 +39,11 @@ def encode_axis(size: int, hidden_size: int, span: int, device) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1).float().to(device)
 
 
+def token_grid(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of the tokens of a latent (B, C, H, W), whose sides the patch size need not divide."""
+    return -(-x.shape[-2] // PATCH_SIZE), -(-x.shape[-1] // PATCH_SIZE)
+
+
 def position_embedding(rows: Tensor, columns: Tensor) -> Tensor:
     """2-D table (H * W, C) of encoded rows (H, C / 2) and columns (W, C / 2): the first half of C is the column's."""
     grid = [columns[None].expand(len(rows), -1, -1), rows[:, None].expand(-1, len(columns), -1)]
@@ -124,6 +129,7 @@ class PixArt(PixArtMS):
         context: (B, L, caption_channels) states of the text encoder.
         attention_mask: (B, L), 1 for a token and 0 for padding, or None when every position counts.
         image_size: (B, 2) height and width in pixels, of models that embed them; None for those of the latent.
+        control: {"input": residuals (B, N, C) or None, one a block}, added to the block's input; the host's contract.
         Returns the noise, (B, 4, H, W).
     """
 
@@ -167,25 +173,32 @@ class PixArt(PixArtMS):
         attention_mask: Tensor | None = None,
         image_size: Tensor | None = None,
         transformer_options: dict = {},  # noqa: B006 - as above
+        control: dict | None = None,
         **kwargs,  # noqa: ARG002 - conditionings of other nodes
     ) -> Tensor:
         height, width = x.shape[-2:]
-        grid = (-(-height // PATCH_SIZE), -(-width // PATCH_SIZE))
-        positions = position_embedding(*(self.axis(size, x.device) for size in grid))
-        tokens = (self.x_embedder(x) + positions).to(x.dtype)  # (B, N, C)
-
-        t = self.t_embedder(timesteps, x.dtype)  # (B, C)
-        if self.micro_conditioning:
-            t = t + self.embed_size(image_size, x)
+        grid = token_grid(x)
+        tokens = self.embed_image(x, grid)
+        t = self.embed_time(timesteps, image_size, x)
         modulation = self.t_block(t).unflatten(1, (6, -1))
         context = self.y_embedder.y_proj(context)
         bias = mask_bias(attention_mask, x.dtype)
 
-        tokens = self._run_blocks(tokens, context, bias, modulation, grid, x.shape, transformer_options)
+        tokens = self._run_blocks(tokens, context, bias, modulation, grid, x.shape, control, transformer_options)
 
         out = self.final_layer(tokens, t)
         out = self.unpatchify(out, PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])
         return out[:, : self.in_channels, :height, :width]
+
+    def embed_image(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, C) of a latent, with their positions."""
+        positions = position_embedding(*(self.axis(size, x.device) for size in grid))
+        return (self.x_embedder(x) + positions).to(x.dtype)
+
+    def embed_time(self, timesteps: Tensor, image_size: Tensor | None, x: Tensor) -> Tensor:
+        """Embedding (B, C) of the time, and of the image's size in models that embed it."""
+        t = self.t_embedder(timesteps, x.dtype)
+        return t + self.embed_size(image_size, x) if self.micro_conditioning else t
 
     def axis(self, size: int, device: torch.device) -> Tensor:
         """`encode_axis`, sent to the device once: nothing but its length, this network and the device decide it."""
@@ -211,12 +224,14 @@ class PixArt(PixArtMS):
         sizes = embed(self.csize_embedder, size).reshape(x.shape[0], -1)
         return torch.cat([sizes, embed(self.ar_embedder, ratio)], dim=1)
 
-    def _run_blocks(self, x, context, bias, modulation, grid, shape, transformer_options: dict) -> Tensor:
+    def _run_blocks(self, x, context, bias, modulation, grid, shape, control, transformer_options: dict) -> Tensor:
         options = transformer_options | {"total_blocks": len(self.blocks), "block_type": "double"}
         middle = min(MIDDLE_BLOCK, len(self.blocks) // 2)
+        residuals = {} if control is None else dict(enumerate(control.get("input") or ()))
         for i, block in enumerate(prefetched(self.blocks, x.device, options)):
             options = options | {"block_index": i}
             own = with_block_patches(options, i, middle, shape, self.heads)
+            x = x if residuals.get(i) is None else x + residuals[i].to(x.dtype)
             replacement = find_block_replacement(transformer_options, i)
             if replacement is None:
                 x = block(x, context, bias, modulation, grid, own)

@@ -12,7 +12,7 @@ from ..runtime.latent_checks import require_image_latent, require_latent
 from ..runtime.precision import require_finite_result
 from ..runtime.run_checks import require_area
 from ..runtime.text_conds import TOKEN_WEIGHTS, other_width, require_text, text_conds
-from .config import LCM, RATIO, TOKENS, PixArtConfig
+from .config import ALPHA, LCM, RATIO, SIGMA, TOKENS, PixArtConfig
 from .model import PixArt
 from .model_sampling import ModelSamplingLCM, require_noise_prediction
 
@@ -21,7 +21,21 @@ logger = logging.getLogger(__name__)
 TEXT_CURE = "load a T5-XXL encoder with SANA Gemma Loader, and encode the prompt with its clip"
 RESULT_CURE = "load the model with weight_dtype bfloat16 or float32"
 LATENT_NODES = "SANA Empty Latent or Empty Latent Image, or VAE Encode for an image"
-VAE_CURE = "encode the image with the VAE in the model's own folder, not with another model's"
+VAES = {SIGMA: "SDXL", ALPHA: "Stable Diffusion 1"}
+VAE_CURE = (
+    "encode the image with the VAE of {} (Load VAE), not with a DC-AE or another model's VAE; for a new image connect "
+    "SANA Empty Latent"
+)
+
+
+def require_own_control(control: dict | None) -> None:
+    """Raises ValueError for residuals of another family's ControlNet: PixArt's are tokens at the input of a block."""
+    for part, residuals in (control or {}).items():
+        if any(each is not None and (part != "input" or each.ndim != 3) for each in residuals):
+            raise ValueError(
+                "This ControlNet is of another family and has no effect on PixArt: bypass its Apply node, or load "
+                "PixArt's with SANA ControlNet Loader."
+            )
 
 
 class PixArtModel(comfy.model_base.PixArt):
@@ -77,12 +91,13 @@ class PixArtModel(comfy.model_base.PixArt):
             )
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-        if any(residual is not None for part in (control or {}).values() for residual in part):
-            raise ValueError("A ControlNet has no effect on PixArt in this version: bypass its Apply node.")
+        require_own_control(control)
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        require_latent(latent, self.latent_format.latent_channels, self.config.family, LATENT_NODES, VAE_CURE)
+        family = self.config.family
+        cure = VAE_CURE.format(VAES[family])
+        require_latent(latent, self.latent_format.latent_channels, family, LATENT_NODES, cure)
         return super().process_latent_in(latent)
 
     def process_latent_out(self, latent: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ once, by the loader. Wherever a gradient is wanted or a compiler fuses the kerne
 place.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import comfy.quant_ops
 import torch
 from torch import Tensor
 
+from ..runtime.cuda_graph import GraphCache
 from ..runtime.layer_weights import cast_weights, needs_no_cast
 from ..runtime.overwrite import can_overwrite
 from .config import SELF_ATTENTION_HEAD_DIM, SanaConfig
@@ -119,15 +121,26 @@ class CudaSanaBlock(InplaceBlock, SanaBlock):
 
 
 class CudaSana(Sana):
-    """SANA's denoising network for a CUDA device."""
+    """SANA's denoising network for a CUDA device. graphs: where a pass is replayed from; None to run it each time."""
 
     block = CudaSanaBlock
+    graphs: GraphCache | None = None
 
     def __init__(self, config: SanaConfig, dtype=None, device=None, operations=None):
         super().__init__(config, dtype=dtype, device=device, operations=operations)
         fused = has_fused_adaln()
         for block in self.transformer_blocks:
             block.fused_adaln = fused
+
+    def _forward(self, x, timesteps, context, attention_mask=None, guidance=None, transformer_options={}, **kwargs):  # noqa: B006 - as there
+        inputs = (x, timesteps, context, attention_mask, guidance)
+        if self.graphs is None or torch.compiler.is_compiling():
+            return super()._forward(*inputs, transformer_options, **kwargs)
+        control = kwargs.get("control")
+        names = ("x", "timesteps", "context", "attention_mask", "guidance")
+        forward = partial(super()._forward, transformer_options=transformer_options, control=control)
+        options = transformer_options | {"control": control}
+        return self.graphs.run(self, forward, dict(zip(names, inputs, strict=True)), options)
 
     def block_modulations(self, modulation: Tensor) -> list[Tensor] | list[Prepared]:
         """All tables at once, unless the host must still bring them, a block at a time."""

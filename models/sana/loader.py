@@ -21,6 +21,7 @@ from ..files.reader import Checkpoint, read_beside
 from ..files.saved_config import read_config_tensor
 from ..files.validation import check_tensors, log_loaded, own_config, read_layers, reading_config
 from ..lora.stock_nodes import sana_patcher
+from ..runtime.cuda_graph import use_graphs
 from ..runtime.device import describe_device, requested
 from ..runtime.precision import Precision, sana_precision
 from . import convert as sana_convert
@@ -32,6 +33,8 @@ from .model import Sana
 from .quantization import sana_architecture, sana_rules
 from .supported_models import MEMORY_FACTOR_AT_2240, SanaSupported, file_state_dict
 
+# Of which the host is told the memory: graphs hold that of one, and one that runs as usual needs it beside them.
+PASSES_WITH_GRAPHS = 2
 POSITIONS = "pos_embed"  # NVIDIA's table of positions; (1, N, C)
 
 
@@ -118,7 +121,10 @@ def load(checkpoint: Checkpoint, options: dict[str, Any], disable_dynamic: bool)
     )
     if config.clamp_attention is None:
         config = dataclasses.replace(config, clamp_attention=precision.clamp)
-    patcher = build(config, precision, checkpoint.state_dict, device, disable_dynamic)
+    graphs = bool(options.get("cuda_graphs"))  # which need weights that stay where they are
+    patcher = build(config, precision, checkpoint.state_dict, device, disable_dynamic or graphs)
+    if graphs and use_graphs(patcher):
+        patcher.model.memory_usage_factor *= PASSES_WITH_GRAPHS
     patcher.cached_patcher_init = (load_sana, (checkpoint.source, options))
     log_loaded(checkpoint, sana_detection.describe_sana(config, parameters, checkpoint.layout), precision)
     return patcher
@@ -130,7 +136,7 @@ def load_sana(
     """SANA transformer from a file or folder.
 
     options, each None for the checkpoint's own: "dtype" torch.dtype of the weights, "shift" flow shift, "clamp" bool,
-    "native_size" pixels per side, "trained_in_float16" bool.
+    "native_size" pixels per side, "trained_in_float16" bool. "cuda_graphs": whether whole passes are replayed.
     Raises ValueError or FileNotFoundError with one sentence for what cannot be loaded.
     """
     return load(open_as(SANA, path), options or {}, disable_dynamic)

@@ -11,6 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sana_native.models.dc_ae.inplace import CudaAutoencoderDC
+from sana_native.models.runtime import cuda_graph
+from sana_native.models.sana.cuda import CudaSana
+from sana_native.tests.support.graphs import FakeRecorder
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("gpu", "gpu_clock", "gpu_parts", "gpu_pictures", "gpu_report", "gpu_stages", "networks")
@@ -252,6 +256,41 @@ def test_the_plain_network_is_the_devices_without_its_fast_paths(benchmarks, sta
         with torch.inference_mode():
             outs.append(run(stage, "ours", network, 64, torch.float32)())
     assert benchmarks.gpu_stages.relative_error(outs[0], outs[1]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", ["decode", "step"])
+def test_the_option_of_the_loaders_has_a_row_that_a_cpu_skips(benchmarks, report, stage):
+    variants = ("ours", "ours, cuda_graphs")
+    if stage == "decode":
+        benchmarks.gpu_stages.decode(report, 64, variants, "tiny")
+    else:
+        benchmarks.gpu_stages.step(report, "tiny", 2, 64, variants)
+    assert [row["variant"] for row in report.rows] == ["ours"]
+    assert [(one["variant"], one["why"]) for one in report.skipped] == [
+        (variants[1], "there are no CUDA graphs on a CPU")
+    ]
+
+
+@pytest.mark.parametrize(("stage", "half"), [("decode", "decoder"), ("step", None)])
+def test_the_row_of_the_option_is_measured_on_what_it_captured(benchmarks, report, monkeypatch, stage, half):
+    """On a stand-in of a card."""
+    stages, networks = benchmarks.gpu_stages, benchmarks.networks
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", FakeRecorder)
+    monkeypatch.setattr("sana_native.models.sana.loader.choose_network", lambda _: (CudaSana, 1.0))
+    monkeypatch.setattr("sana_native.models.dc_ae.inplace.choose_network", lambda _: CudaAutoencoderDC)
+    monkeypatch.setattr(report, "device", "cuda")
+    monkeypatch.setattr(report, "timed", lambda _: {"ms": 1.0})
+    network = networks.build(stage, "ours", torch.float32, "cpu", "tiny")
+    run = networks.call(stage, "ours", network, 64, torch.float32)
+    module = getattr(network, half) if half else network
+    stages.measure_form(report, stage, "ours, cuda_graphs", network, module, run, None)
+    (row,) = report.rows
+    assert row["failed"] is None and row["error"] == 0.0 and row["error_to"] == "eager"
+    assert row["note"].endswith("MiB held") and module.graphs.recorder.captures == 1
+    handle = module.register_forward_hook(lambda *_: None)
+    stages.measure_form(report, stage, "ours, cuda_graphs", network, module, run, None)
+    handle.remove()
+    assert report.rows[-1]["failed"].startswith("RuntimeError: nothing was captured: another node has hooked")
 
 
 def test_the_reference_of_a_step_is_what_diffusers_computes(benchmarks):

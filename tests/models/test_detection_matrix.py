@@ -8,6 +8,7 @@ from sana_native.tests.support.known_files import (
     COMPONENTS,
     CONTROLNETS,
     FOREIGN_PATH,
+    PIXART_CONTROLNETS,
     UNNAMED,
     answers,
     foreign,
@@ -17,6 +18,7 @@ from sana_native.tests.support.known_files import (
 from sana_native.tools import make_detection_matrix
 
 RELEASED, FOREIGN = released(), foreign()
+MERGED = [*CONTROLNETS, *PIXART_CONTROLNETS]
 SANAS = {"Sprint": "SANA-Sprint", "SANA1.5": "SANA-1.5", "Sana_": "SANA "}  # the first that a name has
 TRANSFORMERS = [
     path
@@ -31,12 +33,12 @@ def told(path: str) -> dict[str, tuple[bool, str]]:
     return answers(path, RELEASED[path]())
 
 
-@pytest.mark.parametrize("path", CONTROLNETS)
-def test_nvidias_file_of_a_base_with_its_controlnet_serves_two_loaders(path):
+@pytest.mark.parametrize("path", MERGED)
+def test_the_authors_file_of_a_base_with_its_controlnet_serves_two_loaders(path):
     assert [component for component, (taken, _) in told(path).items() if taken] == ["transformer", "controlnet"]
 
 
-@pytest.mark.parametrize("path", [path for path in RELEASED if path not in CONTROLNETS])
+@pytest.mark.parametrize("path", [path for path in RELEASED if path not in MERGED])
 def test_one_loader_takes_a_release_and_the_others_name_that_loader(path):
     takes = {component for component, (taken, _) in told(path).items() if taken}
     assert len(takes) == 1
@@ -53,7 +55,7 @@ def test_a_transformer_has_the_family_and_size_that_its_release_names(path):
         assert [kind in says for kind in ("LCM", "DMD")] == [kind in path for kind in ("LCM", "DMD")]
     else:
         assert says.startswith(next(name for mark, name in SANAS.items() if mark in path))
-    (size,) = {size for size in PIXELS if re.search(rf"(?<!\d){size}(?=px|x|-MS)", path)}
+    (size,) = {size for size in PIXELS if re.search(rf"(?<!\d){size}(?=px|x|-MS|-ControlNet)", path)}
     assert says.endswith(f"native {PIXELS[size]} px")
 
 

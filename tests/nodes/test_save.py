@@ -179,6 +179,9 @@ def test_nothing_is_written_when_one_of_two_is_refused(output):
     assert written(output) == ["clip/mine_int8_00001_.safetensors"]
 
 
+NAMELESS = (" ", "...", "..", ". .", "a/  ", "  /a", ".../a")
+
+
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
@@ -189,6 +192,7 @@ def test_nothing_is_written_when_one_of_two_is_refused(output):
         ("a\0b", r"filename_prefix a\?b holds a character that no file name can have: retype it"),
         ("a\nb", r"filename_prefix a.b holds a character that no file name can have: retype it"),
         ("\ud800", r"filename_prefix \? holds a character that no file name can have"),
+        *((prefix, "filename_prefix .* names nothing but spaces or dots: give it a name") for prefix in NAMELESS),
         ("x" * 300, "filename_prefix x+…x+ is too long: use at most 200 bytes between two slashes"),
         ("sub/" + "z" * 300 + "/q", "is too long"),
         ("字" * 80, "is too long"),
@@ -207,7 +211,7 @@ def test_a_prefix_that_cannot_be_used_is_one_sentence(output, prefix, message):
     assert written(output) == ["clip/taken"]
 
 
-@pytest.mark.parametrize("prefix", ["", "/a", "a/", "..", "a//b", "a b", "🦊é", "%year%/x", "x" * 200])
+@pytest.mark.parametrize("prefix", ["", "/a", "a/", "./a", "a//b", ".a", "a b", "🦊é", "%year%/x", "x" * 200])
 def test_a_prefix_that_stays_in_its_folder_is_used(output, prefix):
     (path,) = call(SAVE, None, bench.clip(), "int8", prefix)
     (name,) = written(output)

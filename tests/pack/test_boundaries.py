@@ -28,6 +28,7 @@ BETWEEN_FAMILIES = (
     (r"models/\w+/supported_models\.py", r"models\.dc_ae\.latent_formats"),
     (r"models/\w+/(loader|supported_models)\.py", r"models\.lora\.(stock_nodes|depthwise)"),
     (r"models/controlnet/\w+\.py", r"models\.(sana\.\w+|dc_ae\.latent_formats)"),  # a ControlNet copies its base
+    (r"models/pixart_controlnet/\w+\.py", r"models\.pixart\.\w+"),
     (r"models/lora/\w+\.py", r"models\.\w+\.(convert|config)"),  # trainers write every family's layouts
 )
 NETWORKS = re.compile(r"models/(\w+/)?(model|layers)\.py")
@@ -49,6 +50,8 @@ PURE = {
     "models/pixart/config.py",
     "models/pixart/convert.py",
     "models/pixart/detection.py",
+    "models/pixart_controlnet/convert.py",
+    "models/pixart_controlnet/detection.py",
     "models/t5/detection.py",
     "models/gemma1/detection.py",
     "models/lumina/config.py",
@@ -63,6 +66,7 @@ PURE = {
     "models/files/saved_config.py",
     "models/runtime/precision.py",
     "samplers/schedules.py",
+    "scale/formats.py",
     "scale/rows.py",
     "evaluation/intervals.py",
     "evaluation/metrics.py",

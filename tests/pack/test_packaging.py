@@ -120,10 +120,11 @@ def test_archive_holds_the_pack_and_nothing_else(archive):
 
 def test_archive_brings_of_the_command_only_what_nodes_need(tmp_path):
     """Rows of prompt files; the rest of the folder needs a git clone."""
-    files = {name: "" for name in ("scale/__init__.py", "scale/rows.py", "scale/__main__.py", "scale/deep/more.py")}
+    needed = [f"scale/{name}.py" for name in ("__init__", "formats", "rows")]
+    files = {name: "" for name in (*needed, "scale/__main__.py", "scale/worker.py", "scale/deep/more.py")}
     files |= {name: (ROOT / name).read_text(encoding="utf-8") for name in (".comfyignore", "pyproject.toml")}
     root = commit_tree(tmp_path / "checkout", write_files(tmp_path / "tree", files))
-    assert shipped_files(root) == ["pyproject.toml", "scale/__init__.py", "scale/rows.py"]
+    assert shipped_files(root) == ["pyproject.toml", *needed]
 
 
 def test_archive_brings_the_pictures_that_help_pages_show(archive):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sana_native.scale import rows
+from sana_native.scale import formats
 from sana_native.scale.rows import BadRow, Row, read_rows, safe_name
 
 LINES = ["a cat", "a dog --ar 16:9 --seed 7", "", "# a remark", "a\tfox\t--neg blurry, dark --steps 8 --cfg 3.5"]
@@ -150,7 +150,7 @@ def test_a_file_that_is_none_is_refused_in_a_sentence(tmp_path, name, text, sent
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
 def test_json_is_the_same_however_it_is_cut(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(rows, "CHUNK", chunk)
+    monkeypatch.setattr(formats, "CHUNK", chunk)
     text = '{"a": {"prompt": "caf\u00e9 \\u00e9", "seed": 123456}, "b" : "two" ,\n"c": {"prompt": "[{", "cfg": 4.5}}\n'
     found = read(tmp_path, "p.json", text)
     assert [(row.name, row.prompt, settings(row)) for row in found] == [
@@ -222,7 +222,7 @@ def test_names_that_would_meet_get_a_hash_and_a_used_id_is_refused(tmp_path):
 MEASURE = """
 import re, sys
 sys.path.insert(0, sys.argv[1])
-from rows import read_rows
+from scale.rows import read_rows
 count = sum(row.index >= 0 for row in read_rows(sys.argv[2]))
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
 print(count, int(peak[1]) * 1024)
@@ -231,13 +231,13 @@ print(count, int(peak[1]) * 1024)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read where Linux writes it")
 def test_a_million_rows_are_streamed_in_300_megabytes(tmp_path):
-    """In a process of its own, which also shows that the file needs nothing beside it; json with ids takes most."""
+    """In a process of its own, as the rows need nothing outside their folder; json with ids takes most."""
     path = tmp_path / "p.json"
     with open(path, "w", encoding="utf-8") as file:
         file.write("[")
         file.writelines(f'{{"id": "{number}", "prompt": "a cat in a city"}},\n' for number in range(1_000_000))
         file.write('"x"]')
-    command = [sys.executable, "-I", "-c", MEASURE, str(Path(rows.__file__).parent), str(path)]
+    command = [sys.executable, "-I", "-c", MEASURE, str(Path(formats.__file__).parent.parent), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     count, peak = map(int, done.stdout.split())
     assert count == 1_000_001 and peak < 300e6, f"{peak / 1e6:.0f} MB"

@@ -28,11 +28,6 @@ FLUX = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim
 EMBEDDER = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}}
 # What it is called in the message (and whose layout) -> keys of the real class with few layers.
 FOREIGN = {
-    "a PixArt ControlNet, which this version does not load": lambda: [
-        "controlnet.0.copied_block.mlp.fc1.weight",
-        "controlnet.0.before_proj.weight",
-        *(f"base_model.{key}" for key in of_host(comfy.ldm.pixart.pixartms.PixArtMS, depth=1)),
-    ],
     "a Flux-like model (host)": lambda: of_host(comfy.ldm.flux.model.Flux, **FLUX),
     "a Flux-like model (diffusers)": lambda: on_meta(
         lambda: diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)

@@ -26,6 +26,8 @@ from sana_native.models.lumina import detection as lumina_detection
 from sana_native.models.lumina import loader as lumina
 from sana_native.models.pixart import detection as pixart_detection
 from sana_native.models.pixart import loader as pixart_loader
+from sana_native.models.pixart_controlnet import detection as pixart_control_detection
+from sana_native.models.pixart_controlnet import loader as pixart_control
 from sana_native.models.registry import FAMILIES
 from sana_native.models.sana import detection as sana_detection
 from sana_native.models.sana import loader as sana
@@ -85,6 +87,9 @@ KL_OF_HOST = {"ch": 128, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks":
 COPIED_BLOCKS = 7  # of the released ControlNets
 CONTROLNETS = {"Sana_1600M_1024px_BF16_ControlNet_HED.pth": "SANA 1.6B",
                "Sana_600M_1024px_ControlNet_HED.pth": "SANA 0.6B"}  # fmt: skip
+# Release of PixArt's ControlNets -> kind of its base; copied blocks.
+PIXART_CONTROLNETS = {"PixArt-XL-2-512-ControlNet.pth": "alpha 512", "PixArt-XL-2-1024-ControlNet.pth": "alpha 1024-MS"}
+PIXART_COPIED_BLOCKS = 13
 UNNAMED = "mine.safetensors"  # a PixArt-Sigma in diffusers' layout under another name, which no tensor tells from alpha
 
 Files = dict[str, Callable[[], Mapping[str, Tensor]]]
@@ -128,6 +133,10 @@ def described(name: str, checkpoint: Checkpoint) -> str:
         return told if reason else f"{told}; nothing tells which of the two, so with a warning"
     if name == "a SANA ControlNet":
         return controlnet_detection.describe_controlnet(controlnet.configure(checkpoint), count_of(checkpoint))
+    if name == "a PixArt ControlNet":
+        return pixart_control_detection.describe_pixart_control(
+            pixart_control.configure(checkpoint), count_of(checkpoint)
+        )
     if name == "a Lumina-Next transformer":
         config, _, count = lumina.configure(checkpoint, {})
         return lumina_detection.describe_lumina(config, count, layout)
@@ -212,8 +221,21 @@ def merged_control(name: str) -> dict[str, Tensor]:
     return numbers(base | shapes)
 
 
+def merged_pixart(kind: str) -> dict[str, Tensor]:
+    """The authors' file of a PixArt with its ControlNet."""
+    base = authors_pixart(kind, with_positions=True)
+    shapes = {"controlnet.0.before_proj.weight": (1152, 1152), "controlnet.0.before_proj.bias": (1152,)}
+    for i in range(PIXART_COPIED_BLOCKS):
+        shapes |= {f"controlnet.{i}.after_proj.weight": (1152, 1152), f"controlnet.{i}.after_proj.bias": (1152,)}
+        for key, tensor in base.items():
+            if key.startswith("blocks.0."):
+                shapes[key.replace("blocks.0.", f"controlnet.{i}.copied_block.")] = tensor.shape
+    return {f"base_model.{key}": tensor for key, tensor in base.items()} | numbers(shapes)
+
+
 def of_controlnets() -> Files:
     files = {path: lambda name=name: merged_control(name) for path, name in CONTROLNETS.items()}
+    files |= {path: lambda kind=kind: merged_pixart(kind) for path, kind in PIXART_CONTROLNETS.items()}
     control = {"num_layers": COPIED_BLOCKS, "num_attention_heads": 36, "num_cross_attention_heads": 16,
                "cross_attention_head_dim": 72, "cross_attention_dim": 1152}  # fmt: skip
     folder = "Sana_600M_1024px_ControlNetPlus_diffusers"

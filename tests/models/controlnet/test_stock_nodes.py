@@ -7,10 +7,11 @@ import pytest
 import torch
 from comfy_extras.nodes_controlnet import SetUnionControlNetType
 from sana_native.models.controlnet.config import SPRINT
-from sana_native.models.controlnet.control import SanaControlNet, controlnets_of
+from sana_native.models.controlnet.control import SanaControlNet
 from sana_native.models.controlnet.saving import save_controlnet
 from sana_native.models.lora.loader import load_lora
 from sana_native.models.registry import describe_file, load_model
+from sana_native.models.runtime.base_control import controlnets_of
 from sana_native.models.sana.loader import load_sana
 from sana_native.nodes.warnings import warn_about_runs
 from sana_native.tests.support import controlnets, lora_layouts, tiny

@@ -229,13 +229,17 @@ def test_gemmas_table_is_narrow_and_its_norms_are_not():
         ("SANA 1.6B", {"16 bits": 3.21, "int8": 1.65}),
         ("SANA-1.5 4.8B", {"16 bits": 9.44, "int8": 4.78}),
         ("Gemma-2-2b", {"16 bits": 5.23, "int8": 2.61}),
+        (make_memory_table.MODELS["PixArt-Sigma"], {"16 bits": 2 * 0.610856, "int8": 0.63}),
+        (make_memory_table.MODELS["T5-XXL"], {"16 bits": 9.52, "int8": 4.77, "fp8": 4.76}),
+        (make_memory_table.MODELS["Lumina-Next"], {"16 bits": 2 * 1.627386, "int8": 1.86}),
+        (make_memory_table.MODELS["Gemma-1 2B"], {"16 bits": 5.01, "int8": 2.51}),
     ],
 )
 def test_sizes_of_released_models(model, expected):
     found = make_memory_table.sizes(model)
     for column, size in expected.items():
         assert found[column] == pytest.approx(size, rel=0.01)
-    assert max(found["nvfp4"], found["w4a4"]) < 0.7 * found["fp8"] < 0.7 * found["int8"]
+    assert max(found["nvfp4"], found["w4a4"]) < 0.75 * found["fp8"] < 0.75 * found["int8"]
 
 
 def test_the_page_on_memory_is_what_the_code_computes():

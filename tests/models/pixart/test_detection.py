@@ -182,9 +182,10 @@ def test_texts_latents_and_controlnets_of_others_are_refused(tmp_path):
         ValueError, match="This latent has 32 channels where PixArt-Sigma needs 4: encode the image with"
     ):
         bench.call(bench.OURS["Sampler"], model, text, text, bench.clean_latent(), 0, 1)
-    with pytest.raises(ValueError, match="A ControlNet has no effect on PixArt in this version: bypass its Apply node"):
-        network_input = torch.zeros(1, 4, 8, 8), torch.ones(1)
-        model.model.apply_model(*network_input, c_crossattn=text[0][0], control={"input": [torch.ones(1)]})
+    network_input = torch.zeros(1, 4, 8, 8), torch.ones(1)
+    for control in ({"input": [torch.ones(1, 320, 8, 8)]}, {"output": [torch.ones(1, 16, 144)]}):
+        with pytest.raises(ValueError, match="This ControlNet is of another family and has no effect on PixArt: bypas"):
+            model.model.apply_model(*network_input, c_crossattn=text[0][0], control=control)
 
 
 def test_t5_for_sana_is_refused_by_its_sampler():

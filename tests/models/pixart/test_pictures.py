@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from sana_native.models.pixart.model import MIDDLE_BLOCK
 from sana_native.models.registry import load_model
 from sana_native.nodes.warnings import warn_about_runs
 from sana_native.samplers.schedules import get_sigmas_pixart
@@ -85,6 +86,24 @@ def test_the_picture_is_the_reference_s_to_50_db(kind, folders):
     expected = of_reference(pipeline, 256, 192, 8, 4.5, 2, output_type="np")
     assert ours.std() > 0.02, "a flat picture would prove nothing"
     assert 10 * np.log10(1 / ((ours - expected) ** 2).mean()) >= 50
+
+
+@pytest.mark.parametrize(("scale", "adaptive"), [(3.0, 0.0), (3.0, 0.002)])
+def test_perturbed_attention_equals_the_released_pipeline(scale, adaptive, folders):
+    pipeline, model, clip, _ = folders("Sigma 512")
+    perturbed = diffusers.PixArtSigmaPAGPipeline(**pipeline.components, pag_applied_layers=["blocks.1"])
+    perturbed.set_progress_bar_config(disable=True)
+    expected = of_reference(perturbed, 128, 96, 6, 4.5, pag_scale=scale, pag_adaptive_scale=adaptive)
+    factor = pipeline.vae.config.scaling_factor
+    for blocks in ("auto", "1"):  # half way in a network of two
+        (guided,) = bench.call(bench.OURS["PAG"], model, scale, blocks, adaptive)
+        ours = run(guided, clip, 128, 96, 6, 4.5) * factor
+        assert relative(ours, expected) < 1e-5
+    assert relative(run(model, clip, 128, 96, 6, 4.5) * factor, expected) > 1e-3
+
+
+def test_auto_perturbs_block_14_of_the_released_depth():
+    assert [min(MIDDLE_BLOCK, depth // 2) for depth in (28, 42)] == [14, 14]
 
 
 def test_ksampler_with_stock_encode_and_latent_nodes_equals_sana_sampler(folders):

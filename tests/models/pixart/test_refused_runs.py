@@ -161,6 +161,29 @@ def test_a_flow_s_sampler_names_pixarts_own(load):
         bench.call(SamplerCustom, *inputs)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0], ids=["auto", "given"])
+@pytest.mark.parametrize(
+    ("kind", "distilled", "own"),
+    [("Sigma 512", "", "PixArt-Sigma begins at 157.4: use Basic Scheduler with sana_pixart in its"),
+     ("alpha 1024-MS", "LCM", "PixArt-alpha begins at 157.4: use Basic Scheduler with simple in its")],
+)  # fmt: skip
+def test_the_flow_scheduler_names_pixarts_own(kind, distilled, own, shift, load):
+    with pytest.raises(ValueError, match=rf"SANA Flow Scheduler has noise levels from 1 to 0, and {own} place\."):
+        bench.call(bench.OURS["FlowScheduler"], load(kind, distilled), 20, "flow_dpm", shift, 1.0)
+
+
+@pytest.mark.parametrize(("kind", "vae"), [("Sigma 512", "SDXL"), ("alpha 512", "Stable Diffusion 1")])
+def test_the_latent_of_a_dc_ae_is_refused_with_the_vae_to_take(kind, vae, load):
+    cure = rf"has 32 channels .* needs 4: encode the image with the VAE of {vae} \(Load VAE\), .* SANA Empty Latent\."
+    with pytest.raises(ValueError, match=cure):
+        ksampler(load(kind), {"samples": torch.ones(1, 32, 4, 4)})
+
+
+def test_an_empty_latent_of_32_channels_is_made_one_of_4(load):
+    (latent,) = bench.call(bench.OURS["EmptyLatent"], "custom", "1:1", 64, 96)
+    assert latent["samples"].shape == (1, 32, 3, 2) and ksampler(load(), latent).shape == (1, 4, 12, 8)
+
+
 def test_an_image_size_of_nothing_is_refused(load):
     positive, negative = conds()
     positive[0][1].update(width=0, height=512)

@@ -1,0 +1,204 @@
+"""One job from its command to its last record, with either engine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .engine import Engine, HandOut, shard_rows
+from .graph import Options, Template, read_workflow
+from .manifest import DONE, Shard, compare_job, file_digest, join_job, model_files, part_firsts, shards
+from .progress import Progress, say
+from .rows import BadRow, Row, read_rows
+from .store import LocalStore, Store, open_store
+from .worker import Job
+
+SHOWN_ROWS = 10  # unreadable ones that are named
+ROOT = Path(__file__).absolute().parent.parent
+
+
+class RunError(RuntimeError):
+    """The job cannot begin, or was stopped; the message is one sentence with the cure."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command says of a job, beside where it runs."""
+
+    workflow: Path
+    prompts: Path
+    out: str
+    assignments: tuple[str, ...]
+    options: Options
+    timeout: float
+    retries: int
+    limit: int
+    limit_text: str
+    retry_failed: bool
+    force_new_graph: bool
+    nvlabs_tags: bool
+    models: Path
+
+    def parts(self) -> dict[str, object]:
+        """What decides on the pictures, as far as the command alone tells."""
+        rows = file_digest(self.prompts) + ("+nvlabs_tags" if self.nvlabs_tags else "")
+        return {"rows": rows, "options": asdict(self.options)}
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        return read_rows(self.prompts, self.nvlabs_tags)
+
+
+@dataclass
+class Survey:
+    """What a first reading of the prompt file finds: the number of rows, the first that can run, unreadable ones."""
+
+    total: int = 0
+    bad_total: int = 0
+    first: Row | None = None
+    bad: list[BadRow] = field(default_factory=list)
+    samples: dict[str, Row] = field(default_factory=dict)  # a row for each setting that rows give
+
+    @classmethod
+    def of(cls, rows: Iterator[Row | BadRow]) -> Survey:
+        found = cls()
+        for row in rows:
+            found.total += 1
+            if isinstance(row, BadRow):
+                found.bad_total += 1
+                found.bad += [row] if len(found.bad) < SHOWN_ROWS else []
+                continue
+            found.first = found.first or row
+            for name in ("negative", "width", "aspect", "seed", "steps", "cfg"):
+                if name not in found.samples and getattr(row, name) not in (None, ""):
+                    found.samples[name] = row
+        return found
+
+    def tell(self, name: str) -> None:
+        """Says what is left out. Raises: RunError where nothing is left."""
+        for row in self.bad:
+            say(f"Unreadable: {row}")
+        if self.bad_total > len(self.bad):
+            say(f"Unreadable: {self.bad_total - len(self.bad)} more rows")
+        if self.first is None:
+            raise RunError(f"{name} holds no prompt that can be read.")
+
+
+def run_job(settings: Settings, engine_of, check: bool = False) -> int:
+    """Runs a job and returns the command's exit code; with check its first row alone, into a store of its own.
+
+    engine_of: makes the engine, when all that can be told without it is in order.
+    """
+    workflow = read_workflow(settings.workflow)
+    survey = Survey.of(settings.rows())
+    survey.tell(settings.prompts.name)
+    store = open_store(settings.out)
+    if not settings.force_new_graph:
+        compare_job(store, settings.parts())  # before a server starts, which takes its time
+    with locked(store), stop_on_signals() as stop:
+        if isinstance(store, LocalStore):
+            store.clear_parts()
+        engine = engine_of()
+        try:
+            job = make_job(settings, workflow, survey, store, engine)
+            if check or not part_firsts(store):
+                run_canary(engine, job, survey.first)
+            if check:
+                return 0
+            return run_rows(settings, survey, store, engine, job, stop)
+        finally:
+            engine.close()
+
+
+def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, engine: Engine) -> Job:
+    """The job, entered into its store. Raises: WorkflowError, JobError."""
+    prompt = engine.prompt_of(workflow)
+    template = Template(prompt, settings.assignments, settings.options)
+    for name in template.unused(survey.samples.values()):
+        say(f"Ignored: rows give {name}, and no --set takes {{{name}}}.")
+    version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    parts = settings.parts() | {
+        "workflow": template.digest(),
+        "models": model_files(template.prompt, settings.models),
+        "versions": {"comfyui": engine.describe()["comfyui"], "sana-native": version[1] if version else ""},
+    }
+    own = join_job(store, parts, settings.force_new_graph)
+    say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
+    options = (settings.options, store.url, settings.timeout, settings.retries, settings.retry_failed)
+    return Job(prompt, settings.assignments, *options)
+
+
+def run_canary(engine: Engine, job: Job, row: Row) -> None:
+    """Runs the first row. Raises: RunError unless it is done, before anything else starts."""
+    (outcome,) = engine.canary(job, Shard(row.index, [row])) or [None]
+    if outcome is None:
+        say("The first row is done already.")
+    elif outcome.status != DONE:
+        raise RunError(
+            f"The first row ({row.place}) is {outcome.status}, and nothing else was started: {outcome.error}"
+        )
+    else:
+        say(f"The first row ({row.place}) is done in {outcome.seconds:.1f} s.")
+
+
+def run_rows(settings: Settings, survey: Survey, store: Store, engine: Engine, job: Job, stop: threading.Event) -> int:
+    metrics = Path(store.url) if isinstance(store, LocalStore) else work_folder(store)
+    progress = Progress(survey.total, settings.limit, stop, metrics / "metrics.jsonl")
+    size = shard_rows(survey.total, engine.workers)
+    engine.run(job, HandOut(shards(settings.rows(), size), part_firsts(store)), progress, stop)
+    progress.close(engine.workers)
+    say(f"This run: {progress.line()}")
+    if progress.too_many:
+        errors = " ".join(f"({error})" for error in progress.commonest_errors())
+        raise RunError(f"More than {settings.limit_text} of the last rows failed; the commonest errors: {errors}")
+    if stop.is_set():
+        say("Stopped: the same command goes on.")
+        return 130
+    failed = sum(progress.counts.values()) - progress.counts[DONE]
+    for error in progress.commonest_errors():
+        say(error)
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, where this is the main thread."""
+    stop, old = threading.Event(), {}
+    if threading.current_thread() is threading.main_thread():
+        for one in (signal.SIGINT, signal.SIGTERM):
+            old[one] = signal.signal(one, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        for one, handler in old.items():
+            signal.signal(one, handler)
+
+
+def work_folder(store: Store) -> Path:
+    """A folder of this machine for the workers of a store, the same in every run of the job."""
+    name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"sana-scale-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(store: Store) -> Iterator[None]:
+    """Keeps a second run of this machine out of the same store. Raises: RunError."""
+    with open(work_folder(store) / "lock", "w", encoding="utf-8") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            raise RunError(f"Another run writes into {store.url}: wait for its end, or stop it.") from None
+        yield

@@ -1,0 +1,166 @@
+"""Where pictures and records go: a local folder, or an object store through pyarrow's file systems.
+
+A file is there under its name whole or not at all: a local one is renamed into place, an object is one upload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+PARTS = ".parts"  # half-written files of a local store
+
+
+class StoreError(RuntimeError):
+    """The store cannot be opened, read or written; the message is one sentence with the cure."""
+
+
+class Store(Protocol):
+    """Files by POSIX path below the store's root."""
+
+    url: str
+
+    def exists(self, name: str) -> bool: ...
+
+    def get(self, name: str) -> bytes:
+        """Raises: StoreError where the file is not there."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes a whole file, over one of that name. Raises: StoreError where it cannot be written."""
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of the files in a folder; none where there is no such folder."""
+
+
+class LocalStore:
+    """A folder of this machine, or one that all machines see under the same path."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def get(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.root / name} cannot be read ({error.strerror}).") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        path, part = self.root / name, self.root / PARTS / uuid.uuid4().hex
+        try:
+            try:
+                part.write_bytes(data)
+            except FileNotFoundError:
+                part.parent.mkdir(parents=True, exist_ok=True)
+                part.write_bytes(data)
+            try:
+                os.replace(part, path)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            cure = "free some space, or choose another folder."
+            raise StoreError(f"{path} cannot be written ({error.strerror}): {cure}") from error
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root / folder) if entry.is_file())
+        except FileNotFoundError:
+            return []
+
+    def clear_parts(self) -> None:
+        """Removes what a killed run left half-written."""
+        shutil.rmtree(self.root / PARTS, ignore_errors=True)
+
+
+class ArrowStore:
+    """A folder of a file system of pyarrow: s3, gs, abfs, hdfs, or any of fsspec."""
+
+    def __init__(self, file_system, root: str, url: str):
+        self.files, self.root, self.url = file_system, PurePosixPath(root), url
+
+    def _path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def exists(self, name: str) -> bool:
+        return self._look(self._path(name)).is_file
+
+    def _look(self, what):
+        try:
+            return self.files.get_file_info(what)
+        except OSError as error:
+            raise StoreError(f"{self.url} cannot be read ({_reason(error)}).") from error
+
+    def get(self, name: str) -> bytes:
+        try:
+            with self.files.open_input_stream(self._path(name)) as stream:
+                return stream.read()
+        except OSError as error:
+            raise StoreError(f"{self.url}/{name} cannot be read ({_reason(error)}).") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        try:
+            # Folders are real on file systems such as hdfs; an object store has none to make.
+            if not self.files.type_name.startswith(("s3", "gcs", "abfs")):
+                self.files.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            with self.files.open_output_stream(path) as stream:
+                stream.write(data)
+        except OSError as error:
+            cure = "look at the address and at your rights."
+            raise StoreError(f"{self.url}/{name} cannot be written ({_reason(error)}): {cure}") from error
+
+    def names(self, folder: str) -> list[str]:
+        from pyarrow.fs import FileSelector
+
+        found = self._look(FileSelector(self._path(folder), allow_not_found=True))
+        return sorted(one.base_name for one in found if one.is_file)
+
+
+def open_store(target: str) -> Store:
+    """The store of a path or an address such as s3://bucket/folder.
+
+    Raises: StoreError for an address without pyarrow, or of a kind that neither it nor fsspec knows.
+    """
+    scheme, separator, rest = target.partition("://")
+    if not separator:
+        return LocalStore(target)
+    if scheme == "file":
+        return LocalStore(rest)
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.fs import FileSystem
+    except ImportError:
+        raise StoreError(f"{target} needs pyarrow: install it into this environment, or give a folder.") from None
+    try:
+        file_system, root = FileSystem.from_uri(target)
+        return ArrowStore(file_system, root, target)
+    except (ArrowException, OSError, ValueError) as error:
+        found = _by_fsspec(scheme, rest)
+        if found is None:
+            raise StoreError(f"{target} cannot be opened ({_reason(error)}).") from error
+        return ArrowStore(*found, target)
+
+
+def _by_fsspec(scheme: str, rest: str):
+    """File system and root of an address that only fsspec knows; None where it does not either."""
+    try:
+        import fsspec
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(fsspec.filesystem(scheme))), rest
+    except (ImportError, ValueError):
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,73 @@
+"""The hand-out of shards, the limit of failures, and names of pictures."""
+
+import json
+import threading
+
+import pytest
+from sana_native.scale.engine import HandOut, server_environment, shard_rows
+from sana_native.scale.manifest import shards
+from sana_native.scale.progress import Outcome, Progress, read_limit
+from sana_native.scale.rows import Row
+from sana_native.scale.worker import picture_name
+
+
+def rows(count: int) -> list[Row]:
+    return [Row(i, f"line {i}", f"{i:09}", "a") for i in range(count)]
+
+
+def outcome(status: str, error: str = "") -> Outcome:
+    return Outcome(status, error, 0.5, int(status == "done"), 10)
+
+
+def test_shards_that_come_back_go_out_first_and_know_their_parts():
+    hand_out = HandOut(shards(rows(1200), 256), [0, 256, 320, 1024])
+    shard, known = hand_out.take()
+    assert (shard.first, known) == (0, [0])
+    assert [hand_out.take()[1] for _ in range(2)] == [[256, 320], [320]]
+    hand_out.give_back(shard.halves()[1])
+    again, known = hand_out.take()
+    assert (again.first, len(again), known) == (128, 128, [0, 128])
+    assert [hand_out.take()[0].first for _ in range(2)] == [768, 1024] and hand_out.take() is None
+
+
+@pytest.mark.parametrize(("total", "workers", "size"), [(10, 2, 8), (500, 2, 62), (10_000_000, 1000, 256)])
+def test_small_jobs_have_small_shards(total, workers, size):
+    assert shard_rows(total, workers) == size
+
+
+def test_a_run_stops_when_more_than_the_limit_of_the_last_rows_failed():
+    stop = threading.Event()
+    progress = Progress(1000, read_limit("1%"), stop)
+    for status in ["failed", "unreadable", "unreadable", "done", "timeout"] + ["done"] * 200:
+        progress.add(outcome(status, "why" if status == "failed" else ""))
+    assert not stop.is_set()
+    for _ in range(3):
+        progress.add(outcome("killed_worker", "why"))
+    assert stop.is_set() and progress.too_many and progress.commonest_errors()[0] == "4 times: why"
+
+
+@pytest.mark.parametrize("text", ["-1", "x", "5 %%", "101%", "201"])
+def test_a_limit_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="neither a share such as 5% nor a number of 0 to 200"):
+        read_limit(text)
+
+
+def test_metrics_are_lines_of_json(tmp_path):
+    progress = Progress(3, 10, threading.Event(), tmp_path / "metrics.jsonl")
+    progress.add(outcome("done"))
+    progress.close(2)
+    (metric,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (metric["rows"], metric["statuses"], metric["row_seconds_median"], metric["workers"]) == (
+        1, {"done": 1}, 0.5, 2,
+    )  # fmt: skip
+
+
+def test_pictures_of_two_rows_never_meet():
+    names = {picture_name(name, number, ".png") for name in ("a", "a_1", "a_1_1", "ä") for number in range(3)}
+    assert len(names) == 12 and picture_name("a", 0, ".png") == "images/86f/a.png"
+
+
+def test_each_worker_sees_a_device_or_its_share_of_the_cores(monkeypatch):
+    assert [server_environment(n, 3, ["0", "5"])["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "5", "0"]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert int(server_environment(0, 1000, [])["OMP_NUM_THREADS"]) == 1

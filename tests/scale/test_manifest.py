@@ -1,0 +1,136 @@
+"""Manifests: rows are committed one by one, parts of other sizes overlap, and another job is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sana_native.scale import manifest
+from sana_native.scale.manifest import (
+    DONE,
+    FAILED,
+    JobError,
+    Part,
+    Record,
+    Shard,
+    Summary,
+    all_records,
+    join_job,
+    model_files,
+    part_firsts,
+    shards,
+)
+from sana_native.scale.rows import BadRow, Row
+from sana_native.scale.store import LocalStore, StoreError
+
+
+def row(index: int) -> Row:
+    return Row(index, f"line {index + 1}", f"{index:09}", "a cat")
+
+
+def record(index: int, status: str = DONE, **more) -> Record:
+    return Record(index, f"{index:09}", f"line {index + 1}", status, **more)
+
+
+def test_rows_make_shards_and_a_shard_halves():
+    parts = list(shards(map(row, range(7)), 3))
+    assert [(shard.first, len(shard)) for shard in parts] == [(0, 3), (3, 3), (6, 1)]
+    assert [(half.first, [one.index for one in half.rows]) for half in parts[1].halves()] == [(3, [3]), (4, [4, 5])]
+
+
+def test_a_part_goes_on_where_an_earlier_run_of_another_shard_size_stopped(tmp_path):
+    store = LocalStore(tmp_path)
+    for first in (0, 2):
+        part = Part(store, Shard(first, [row(first), row(first + 1)]), [])
+        part.add(record(first, prompt="ein Bär\u2028"))
+        part.add(record(first + 1, FAILED, error="no"))
+        part.save()
+    whole = Part(store, Shard(0, [row(i) for i in range(4)]), part_firsts(store))
+    assert {index: one.status for index, one in whole.records.items()} == {0: DONE, 1: FAILED, 2: DONE, 3: FAILED}
+    whole.add(record(1, started=1.0))
+    whole.save()
+    assert [(one.index, one.status) for one in all_records(store)] == [(0, DONE), (1, DONE), (2, DONE), (3, FAILED)]
+
+
+def test_done_counts_more_than_a_later_failure_elsewhere(tmp_path):
+    store = LocalStore(tmp_path)
+    for first, one in ((0, record(1, started=1.0)), (1, record(1, FAILED, started=2.0))):
+        part = Part(store, Shard(first, [row(1)]), [])
+        part.add(one)
+        part.save()
+    assert [one.status for one in all_records(store)] == [DONE]
+
+
+def test_a_part_that_is_none_is_named(tmp_path):
+    store = LocalStore(tmp_path)
+    store.put(manifest.part_name(0), b"[1]\n")
+    with pytest.raises(StoreError, match="is no part of a manifest: remove it"):
+        list(all_records(store))
+
+
+def test_a_summary_counts_rows_files_and_errors():
+    summary = Summary()
+    for one in (record(0, files=["a"], bytes=[10]), record(1, FAILED, error="no"), record(2, FAILED, error="no")):
+        summary.add(one)
+    assert summary.line() == "2 failed, 1 done; 1 files, 0.0 MB" and summary.errors.most_common() == [("no", 2)]
+
+
+def test_another_job_is_refused_with_what_changed(tmp_path):
+    store = LocalStore(tmp_path)
+    own = join_job(store, {"workflow": "a", "rows": "b"})
+    assert join_job(store, {"rows": "b", "workflow": "a"}) == own
+    with pytest.raises(JobError, match=rf"holds the job {own}, and rows changed since\. Choose another"):
+        join_job(store, {"workflow": "a", "rows": "c"})
+    other = join_job(store, {"workflow": "a", "rows": "c"}, force=True)
+    assert other != own and json.loads(store.get("job.json"))["fingerprint"] == other
+
+
+def test_model_files_are_found_by_their_names(tmp_path):
+    (tmp_path / "diffusion_models" / "folder").mkdir(parents=True)
+    (tmp_path / "diffusion_models" / "folder" / "a").write_bytes(b"123")
+    (tmp_path / "diffusion_models" / "x.safetensors").write_bytes(b"12345")
+    prompt = {"1": {"inputs": {"model": "x.safetensors", "other": "folder/", "text": "no file", "empty": "", "n": 1}}}
+    assert model_files(prompt, tmp_path) == {"diffusion_models/x.safetensors": 5, "diffusion_models/folder/": 3}
+    assert model_files(prompt, tmp_path / "none") == {}
+
+
+# Size
+
+MEASURE = """
+import re, sys, types
+root = types.ModuleType("sana_native")
+root.__path__ = [sys.argv[1]]
+sys.modules["sana_native"] = root
+from sana_native.scale.manifest import Part, Record, all_records, shards
+from sana_native.scale.rows import read_rows
+from sana_native.scale.store import LocalStore
+store = LocalStore(sys.argv[3])
+for shard in shards(read_rows(sys.argv[2]), 256):
+    part = Part(store, shard, [])
+    for row in shard.rows:
+        part.add(Record(row.index, row.name, row.place, "done", row.prompt))
+    part.save()
+count = sum(record.status == "done" for record in all_records(store))
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
+print(count, int(peak[1]) * 1024)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read where Linux writes it")
+def test_a_million_rows_become_shards_and_records_in_300_megabytes(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f'{{"id": "{number}", "prompt": "a cat in a city"}}\n' for number in range(1_000_000))
+    root = Path(manifest.__file__).parent.parent
+    command = [sys.executable, "-I", "-c", MEASURE, str(root), str(path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, peak = map(int, re.findall(r"\d+", done.stdout))
+    assert count == 1_000_000 and peak < 300e6, f"{peak / 1e6:.0f} MB"
+
+
+def test_unreadable_rows_are_part_of_a_shard():
+    (shard,) = shards([row(0), BadRow(1, "line 2", "has no prompt")], 256)
+    assert len(shard) == 2

@@ -1,0 +1,55 @@
+"""Stores: a file is there whole or not at all, in a folder and through pyarrow's file systems."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from sana_native.scale import store as stores
+from sana_native.scale.store import LocalStore, StoreError, open_store
+from sana_native.tests.support import store_behaviour
+from sana_native.tools.scale_environment import scale_python
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_keeps_files_and_a_job(tmp_path, scheme):
+    store = open_store(scheme + str(tmp_path / "a folder"))
+    store_behaviour.check(store)
+    store_behaviour.check_job(store)
+    assert isinstance(store, LocalStore) and not os.listdir(tmp_path / "a folder" / stores.PARTS)
+
+
+@pytest.mark.heavy
+def test_a_file_system_of_pyarrow_keeps_them_too():
+    """In the command's own environment: pyarrow's mock of one, and fsspec's in memory."""
+    program = (store_behaviour.__file__, str(stores.Path(stores.__file__).parents[1]))
+    addresses = ("mock://bucket/job", "memory://bucket/job")
+    done = subprocess.run([str(scale_python()), *program, *addresses], capture_output=True, text=True, check=False)
+    assert done.stdout == "".join(f"{address}: as it should be\n" for address in addresses), done.stderr
+
+
+def test_a_file_that_cannot_be_renamed_leaves_the_old_one_and_no_rest(tmp_path, monkeypatch):
+    store = LocalStore(tmp_path)
+    store.put("a", b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stores.os, "replace", full)
+    with pytest.raises(StoreError, match=r"a cannot be written \(No space left on device\): free some space"):
+        store.put("a", b"new")
+    assert store.get("a") == b"old" and not os.listdir(tmp_path / stores.PARTS)
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+    store = LocalStore(tmp_path)
+    store.put("a", b"whole")
+    (tmp_path / stores.PARTS / "b").write_bytes(b"ha")
+    store.clear_parts()
+    assert sorted(os.listdir(tmp_path)) == ["a"]
+
+
+def test_an_address_without_pyarrow_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(StoreError, match=r"s3://bucket needs pyarrow: install it into this environment, or give a"):
+        open_store("s3://bucket")

@@ -1,0 +1,75 @@
+"""The command's own gates: it runs where neither torch nor the host is installed, and its files stay readable."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sana_native.tools.structure import ROOT, imports_of, lines_of, longest_functions
+
+FILES = sorted((ROOT / "scale").glob("*.py"))
+LIBRARIES = {"aiohttp", "ray", "pyarrow", "fsspec", "sana_native"}
+OTHER_ROOMS = {
+    "models.sana.resolution",
+    "tools.comfy_server",
+    "tools.host",
+    "tools.workflow",
+    "tools.workflow_blueprint",
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_imports_no_torch_and_nothing_of_the_host(file):
+    for one in imports_of(file):
+        if one.inside:
+            assert one.module.startswith("scale.") or one.module in OTHER_ROOMS, one.line
+        else:
+            assert one.module.partition(".")[0] in set(sys.stdlib_module_names) | LIBRARIES, one.line
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_files_and_functions_stay_short(file):
+    assert lines_of(file) <= 360 and not [one for one in longest_functions([file]) if one[0] > 54]
+
+
+def test_its_help_and_its_refusals_need_no_host(tmp_path):
+    """From another directory, as a user calls it by its path."""
+    command = [sys.executable, "-I", str(ROOT / "scale")]
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run("--help")[0] == 0 and "the same command again goes on" in run("--help")[1]
+    assert run("status", "--out", str(tmp_path / "none")) == (0, "no row yet; 0 files, 0.0 MB\n")
+    (tmp_path / "p.txt").write_text("a cat")
+    (tmp_path / "w.json").write_text("[]")
+    job = ("run", "--out", "out", "--workflow", "w.json", "--comfyui", str(tmp_path))
+    assert "holds no ComfyUI: give --comfyui" in run(*job, "--prompts", "p.txt")[1]
+    (tmp_path / "main.py").touch()
+    assert "none.txt is no file" in run(*job, "--prompts", "none.txt", "--base", ".")[1]
+    assert "--batch 0 is too small: give 1 or more" in run(*job, "--prompts", "p.txt", "--base", ".", "--batch", "0")[1]
+    assert '--max-failed "x" is neither' in run(*job, "--prompts", "p.txt", "--base", ".", "--max-failed", "x")[1]
+    assert run(*job, "--prompts", "p.txt", "--base", ".") == (
+        1,
+        "w.json holds no workflow: save one in ComfyUI, or export it for the API.\n",
+    )
+
+
+def test_a_detached_run_outlives_its_command_and_writes_a_log(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat")
+    (tmp_path / "w.json").write_text("[]")
+    job = [sys.executable, "-I", str(ROOT / "scale"), "run", "--out", str(tmp_path / "out"), "--workflow", "w.json"]
+    job += ["--prompts", "p.txt", "--comfyui", str(ROOT / "none"), "--detach"]
+    told = subprocess.run(job, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    pid, log = re.match(r"Runs on as process (\d+), its log is (.+); to stop it: kill \1\n", told).groups()
+    deadline = time.monotonic() + 60
+    while not Path(log).read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "holds no ComfyUI" in Path(log).read_text() and int(pid)
