@@ -26,7 +26,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import stage_clock
@@ -73,7 +74,9 @@ def timed_pictures(paint: Callable, take: Callable, family: str, prompts: list[s
     }
 
 
-def by_server(folder: Path, family: str, size: int, given: argparse.Namespace, prompts: list[str]) -> dict[str, dict]:
+@contextmanager
+def serving(folder: Path, family: str, given: argparse.Namespace) -> Iterator[tuple[Callable, Callable]]:
+    """A server with a folder's files: paint(prompt, seed, steps, size, batch) makes pictures; and the clock's take."""
     source, graph = choose_model(str(folder / folder_of(family, given.model)))
     with tempfile.TemporaryDirectory(dir=folder) as place:
         base = prepare_base(Path(place))
@@ -86,17 +89,23 @@ def by_server(folder: Path, family: str, size: int, given: argparse.Namespace, p
             workflow = set_inputs(workflow, "SanaNativeDCAELoader", dtype=given.dtype)
             workflow = set_inputs(workflow, "SanaNativeGemmaEncode", negative_prompt="")
 
-            def paint(prompt: str, seed: int, steps: int) -> None:
+            def paint(prompt: str, seed: int, steps: int, size: int, batch: int = 1) -> None:
                 settings = Settings(prompt, family, steps, seed, CFG, (size, size), base)
-                result = server.run(fill_in(workflow, source.name, settings))
-                if len(result.images()) != 1:
-                    raise RuntimeError(f"The server saved {len(result.images())} pictures, expected one.")
+                filled = fill_in(workflow, source.name, settings)
+                result = server.run(set_inputs(filled, "SanaNativeEmptyLatent", batch_size=batch))
+                if len(result.images()) != batch:
+                    raise RuntimeError(f"The server saved {len(result.images())} pictures, expected {batch}.")
 
             def take() -> dict:
                 with urllib.request.urlopen(server.url + stage_clock.ADDRESS, timeout=60) as answer:
                     return json.load(answer)
 
-            return timed_pictures(paint, take, family, prompts)
+            yield paint, take
+
+
+def by_server(folder: Path, family: str, size: int, given: argparse.Namespace, prompts: list[str]) -> dict[str, dict]:
+    with serving(folder, family, given) as (paint, take):
+        return timed_pictures(lambda prompt, seed, steps: paint(prompt, seed, steps, size), take, family, prompts)
 
 
 def by_pipeline(folder: Path, family: str, size: int, given: argparse.Namespace, prompts: list[str]) -> dict[str, dict]:

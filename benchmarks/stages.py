@@ -8,6 +8,7 @@ step    one denoising step of the transformer MODEL, with both passes of cfg, af
         computes the text's share of all steps
 decode, encode    DC-AE f32c32; these two have ComfyUI's own class beside them
 picture    whole pictures through the server, in a table of its own: see `picture.py`, which can be run alone
+throughput    their latency, and pictures a second in the largest batch that fits, beside the paper's: `throughput.py`
 
 SIZES are px, TOKENS the prompt's length (300 fills all positions), PAIRS the rounds, DTYPE torch's name of a format,
 COMPILE=1 puts every implementation through torch.compile. `--blocks` builds fewer blocks than the model has.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from benchmarks import picture
+from benchmarks import picture, throughput
 from benchmarks.measuring import (
     give_back,
     heading,
@@ -59,9 +60,11 @@ COLUMNS = (
 WARM_UP = 256  # px
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side, of the product that tells the limit
 KERNELS = 15  # lines of the summary
+WHOLE = ("picture", "throughput")  # in tables of their own
 NOT_COMPILED = {
     "text": "every length of a prompt would be compiled anew, and the host compiles no text encoder",
     "picture": "it runs the shared workflows as they are",
+    "throughput": "it runs the shared workflows as they are",
 }
 
 
@@ -180,7 +183,7 @@ def token_count(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", default=list(IMPLEMENTATIONS), choices=[*IMPLEMENTATIONS, "picture"])
+    parser.add_argument("--stages", nargs="+", default=list(IMPLEMENTATIONS), choices=[*IMPLEMENTATIONS, *WHOLE])
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024])
     parser.add_argument("--tokens", nargs="+", type=token_count, default=[PROMPT_TOKENS])
     parser.add_argument("--pairs", type=int, default=3)
@@ -195,12 +198,15 @@ def main() -> None:
         stage, implementation, size, tokens = given.measure
         give_back(measure(stage, implementation, int(size), int(tokens), given))
         return
-    asked, given.stages = given.stages, [name for name in given.stages if name != "picture"]
+    asked, given.stages = given.stages, [name for name in given.stages if name not in WHOLE]
     if given.stages:
         compare(given)
     if "picture" in asked:
         write("")
         picture.compare(picture.STEPS, given)
+    if "throughput" in asked:
+        write("")
+        throughput.report(throughput.STEPS, given)
     for stage in asked:
         if given.compile and stage in NOT_COMPILED:
             write(f"\n{stage} is not compiled: {NOT_COMPILED[stage]}.")

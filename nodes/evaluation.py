@@ -11,6 +11,7 @@ from ..evaluation.grid import Cell, draw_grid
 from ..evaluation.intervals import mean_of
 from ..evaluation.metrics import clip_scores
 from ..evaluation.pictures import difference_map, difference_of
+from .save_named import only
 
 CATEGORY = "image"
 
@@ -130,9 +131,9 @@ class SanaNativeGrid(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, columns=(0,), labels=("",), title=("",), side=(256,)) -> io.NodeOutput:
+    def execute(cls, images, columns=0, labels="", title="", side=256) -> io.NodeOutput:
         pictures = [to_picture(one) for batch in images for one in batch]
-        sheet = draw_grid(rows_of(pictures, labels, columns[0]), side=side[0], title=title[0])
+        sheet = draw_grid(rows_of(pictures, labels, only(columns)), side=only(side), title=only(title))
         return io.NodeOutput(torch.from_numpy(np.array(sheet)).float()[None] / 255)
 
 
@@ -161,9 +162,10 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray((255 * image[..., :3].float().cpu().clamp(0, 1)).round().byte().numpy())
 
 
-def rows_of(pictures: list[Image.Image], labels: list[str], columns: int) -> list[list[Cell]]:
-    """Cells in rows; a missing label is empty, and one too many is not drawn."""
-    lines = labels[0].splitlines() if len(labels) == 1 else [label.replace("\n", " ") for label in labels]
-    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
+def rows_of(pictures: list[Image.Image], labels: list[str] | str, columns: int) -> list[list[Cell]]:
+    """Cells in rows; a missing label is empty, and one too many is not drawn. labels: lines of one text, or texts."""
+    several = isinstance(labels, list) and len(labels) > 1
+    lines = [label.replace("\n", " ") for label in labels] if several else only(labels).splitlines()
+    columns = columns or max(1, int(np.ceil(np.sqrt(len(pictures)))))
     cells = [Cell(one, (lines[i],) if i < len(lines) else ("",) * bool(lines)) for i, one in enumerate(pictures)]
     return [cells[start : start + columns] for start in range(0, len(cells), columns)]

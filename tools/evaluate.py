@@ -4,9 +4,9 @@
         [OUT=output/evaluation.json]
 
 clip needs the prompts: a prompt file whose ids are the pictures' names, a .txt beside each picture, or the text that
-SANA Save Named writes. cmmd, kid and fid need real pictures in REFERENCE, for fid also a .npz with mu and sigma. psnr and
-ssim compare with pictures of the same names in REFERENCE. Embeddings are stored beside the result in parts, and read
-again when the same pictures are evaluated again. docs/evaluation.md says what each number means.
+SANA Save Named writes. cmmd, kid and fid need real pictures in REFERENCE, for fid also a .npz with mu and sigma. psnr
+and ssim compare with pictures of the same names in REFERENCE. Embeddings are stored beside the result in parts, and
+read again when the same pictures are evaluated again. docs/evaluation.md says what each number means.
 """
 
 from __future__ import annotations

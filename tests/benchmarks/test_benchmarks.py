@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("measuring", "networks", "stages", "growth", "picture", "stage_clock", "random_files", "random_pipelines")
+MODULES = ("measuring", "networks", "stages", "growth", "picture", "stage_clock", "random_files", "random_pipelines",
+           "throughput")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,75 @@ def test_the_table_of_pictures_has_a_row_for_each_picture_and_side(benchmarks):
     assert rows[0] == (
         "| sana 0.6B, 20 steps | 512 | another prompt | ours | bfloat16 / float32 | 10 | 1 | 2 | 3 | 4 | 2.00 | 1.00 |"
     )
+
+
+# Latency and throughput
+
+
+class Machine:
+    """Stands in for a GPU: a batch takes a second and a tenth for each picture, and 3 bytes above 10."""
+
+    def __init__(self, monkeypatch, benchmarks, memory: int, error: str = "CUDA out of memory"):
+        self.memory, self.error, self.now, self.peak, self.batches = memory, error, 0.0, 0, []
+        monkeypatch.setattr(benchmarks.throughput.time, "perf_counter", lambda: self.now)
+
+    def paint(self, batch: int) -> None:
+        from sana_native.tools.comfy_server import ServerError
+
+        if 10 + 3 * batch > self.memory:
+            raise ServerError(f"SANA Sampler failed: {self.error}")
+        self.batches.append(batch)
+        self.now += 1 + batch / 10
+        self.peak = 10 + 3 * batch
+
+
+def serve_errors(benchmarks, monkeypatch):
+    """The module's own error, as the tests know the pack by another name."""
+    from sana_native.tools.comfy_server import ServerError
+
+    monkeypatch.setattr(benchmarks.throughput, "ServerError", ServerError)
+
+
+def test_throughput_is_that_of_the_largest_batch_which_fits(benchmarks, monkeypatch):
+    serve_errors(benchmarks, monkeypatch)
+    machine = Machine(monkeypatch, benchmarks, 40)
+    found = benchmarks.throughput.throughput(machine.paint, lambda: machine.peak, 64, lambda: 10**9)
+    assert machine.batches == [1, 1, 2, 2, 4, 4, 8, 8]  # 16 does not fit; the first of each warms up
+    assert found == {"batch": 8, "pictures a second": pytest.approx(8 / 1.8), "peak": 34}
+
+
+def test_a_batch_that_would_fill_the_memory_is_not_tried(benchmarks, monkeypatch):
+    serve_errors(benchmarks, monkeypatch)
+    machine = Machine(monkeypatch, benchmarks, 10**9)
+    found = benchmarks.throughput.throughput(machine.paint, lambda: machine.peak, 64, lambda: 40 - machine.peak)
+    assert found["batch"] == 8  # it holds 34 bytes and 6 are free; 16 pictures would take 24 more
+
+
+def test_other_errors_and_a_picture_that_does_not_fit_are_told(benchmarks, monkeypatch):
+    serve_errors(benchmarks, monkeypatch)
+    with pytest.raises(RuntimeError, match="Not even one picture fits into the memory"):
+        benchmarks.throughput.throughput(Machine(monkeypatch, benchmarks, 1).paint, lambda: 0, 4, lambda: 10**9)
+    machine = Machine(monkeypatch, benchmarks, 1, "a shape is wrong")
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        benchmarks.throughput.throughput(machine.paint, lambda: 0, 4, lambda: 10**9)
+
+
+def test_latency_is_the_median_and_the_90th_percentile(benchmarks, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(benchmarks.throughput.time, "perf_counter", lambda: now[0])
+
+    def paint(seed: int) -> None:
+        now[0] += 9.0 if seed == 10 else 1.0 + seed / 10
+
+    assert benchmarks.throughput.latency(paint, 11) == (pytest.approx(1.5), pytest.approx(1.9))
+
+
+def test_the_papers_figures_stand_beside_ours_and_nowhere_else(benchmarks):
+    found = {"device": "card", "median": 1.25, "slow": 1.5, "pictures a second": 0.9, "batch": 8, "peak": 2**33}
+    row = benchmarks.throughput.table_row("sana", "1.6B", 1024, 20, found)
+    assert row == "| sana 1.6B | 1024 | 20 | card | 1.25 | 1.5 | 0.9 | 8 | 8.00 | 1.2 | 1.0 |"
+    assert cells(benchmarks.throughput.table_row("sana", "tiny", 64, 20, found))[-2:] == ["-", "-"]
+    assert all("paper" in name for name in benchmarks.throughput.COLUMNS[-2:])
 
 
 def test_a_full_disk_is_told_in_one_sentence_before_anything_is_written(benchmarks, monkeypatch, tmp_path):

@@ -236,7 +236,7 @@ def literals() -> list[str]:
     """Every text in the pack's code, a NUL for each value put into it; and those of the host's check of a prompt."""
     # What a family in another loader is called, as the pack puts it together.
     found = [describe_file(dict.fromkeys(family.marks)) for family in FAMILIES]
-    rooms = ("nodes", "models", "samplers", "scale", "training")
+    rooms = ("nodes", "models", "samplers", "scale", "training", "evaluation")
     files = [file for name in rooms for file in (ROOT / name).rglob("*.py")]
     for file in [*files, HOST / "execution.py"]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -12,12 +12,12 @@ from sana_native.tests.support import tiny
 
 PACK = Path(__file__).resolve().parents[2]
 HOST = Path(folder_paths.__file__).resolve().parent
-NODES = ["BlendPrompts", "CFGZeroStar", "ControlNetLoader", "ControlNetSave", "DCAEDecode", "DCAEEncode", "DCAELoader",
-         "EmptyLatent", "EncodeTrainingSet", "FitBack", "FlowDPMSampler", "FlowScheduler", "GemmaEncode",
-         "GemmaLoader", "InpaintComposite", "InpaintCrop", "InpaintLatent", "InpaintStitch", "LoraLoader",
-         "LuminaOptions", "ModelLoader", "NAG", "PAG", "PromptBatch", "PromptsFromFile", "QuantizeSave", "SCMSampler",
-         "SCMScheduler", "Sampler", "SaveNamed", "Scribble", "Seeds", "Size", "TrainLora", "TrainingSet",
-         "UpscaleLatent"]  # fmt: skip
+NODES = ["BlendPrompts", "CFGZeroStar", "ClipScore", "ControlNetLoader", "ControlNetSave", "DCAEDecode", "DCAEEncode",
+         "DCAELoader", "EmptyLatent", "EncodeTrainingSet", "FitBack", "FlowDPMSampler", "FlowScheduler",
+         "GemmaEncode", "GemmaLoader", "Grid", "InpaintComposite", "InpaintCrop", "InpaintLatent", "InpaintStitch",
+         "LoraLoader", "LuminaOptions", "ModelLoader", "NAG", "PAG", "PictureDifference", "PromptBatch",
+         "PromptsFromFile", "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "SaveNamed", "Scribble", "Seeds",
+         "Size", "TrainLora", "TrainingSet", "UpscaleLatent"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from sana_native.tools.comfy_server import ComfyServer
 from sana_native.tools.workflow import to_api
 
 SIZE_LIMIT = 32e6  # bytes, packed; most of it is the demo's weights
-TOP = {"CHANGELOG.md", "LICENSE", "README.md", "README.zh.md", "__init__.py", "demo", "docs", "locales", "models",
-       "nodes", "pyproject.toml", "requirements.txt", "samplers", "scale", "training",
+TOP = {"CHANGELOG.md", "LICENSE", "README.md", "README.zh.md", "__init__.py", "demo", "docs", "evaluation", "locales",
+       "models", "nodes", "pyproject.toml", "requirements.txt", "samplers", "scale", "training",
        "web"}  # fmt: skip
 # Where the host looks for graphs, and for subgraphs.
 MAY_BE_THERE = {"workflows", "example_workflows", "subgraphs"}
