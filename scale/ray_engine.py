@@ -261,6 +261,7 @@ class _Run:
             return
         record = Record(row.index, row.name, row.place, KILLED, row.prompt, attempts=shard.losses)
         record.error, record.started = "The worker ended each time it ran this row.", time.time()
+        record.seed = row.seed_from(self.job.options.seed_base)
         part.add(record)
         part.save()
         self.progress.add(Outcome.of(record))
