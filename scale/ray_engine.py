@@ -76,6 +76,8 @@ class RayEngine:
             )
         except ConnectionError as error:
             raise WorkerError(f"There is no Ray cluster at {address}: start one, or take --address local.") from error
+        except Exception as error:  # noqa: BLE001  (Ray raises that itself where a node does not start)
+            raise WorkerError(f"Ray does not start: {reason_of(error)}") from error
         finally:
             shutil.rmtree(stage.parent)
         self.workers = workers or int(ray.cluster_resources().get("GPU", 0) / gpus_each if gpus_each else 0)
