@@ -76,6 +76,8 @@ class RayEngine:
             )
         except ConnectionError as error:
             raise WorkerError(f"There is no Ray cluster at {address}: start one, or take --address local.") from error
+        except Exception as error:  # noqa: BLE001  (Ray raises that itself where a node does not start)
+            raise WorkerError(f"Ray does not start: {reason_of(error)}") from error
         finally:
             shutil.rmtree(stage.parent)
         self.workers = workers or int(ray.cluster_resources().get("GPU", 0) / gpus_each if gpus_each else 0)
@@ -261,6 +263,7 @@ class _Run:
             return
         record = Record(row.index, row.name, row.place, KILLED, row.prompt, attempts=shard.losses)
         record.error, record.started = "The worker ended each time it ran this row.", time.time()
+        record.seed = row.seed_from(self.job.options.seed_base)
         part.add(record)
         part.save()
         self.progress.add(Outcome.of(record))

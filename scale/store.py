@@ -142,7 +142,10 @@ def open_store(target: str) -> Store:
     except ImportError:
         raise StoreError(f"{target} needs pyarrow: install it into this environment, or give a folder.") from None
     try:
-        file_system, root = FileSystem.from_uri(target)
+        # One request for a small file; else S3 takes three, as for the parts of a large one.
+        wants = scheme == "s3" and "allow_delayed_open" not in rest
+        more = ("&" if "?" in rest else "?") + "allow_delayed_open=true" if wants else ""
+        file_system, root = FileSystem.from_uri(target + more)
         return ArrowStore(file_system, root, target)
     except (ArrowException, OSError, ValueError) as error:
         found = _by_fsspec(scheme, rest)

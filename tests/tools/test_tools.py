@@ -34,7 +34,7 @@ def prompt_with(node_id, **inputs):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is the judge here")
-@pytest.mark.parametrize("extra", ["test", "demo", "lint", "registry"])
+@pytest.mark.parametrize("extra", ["test", "demo", "lint", "registry", "scale"])
 def test_extras_are_read_as_a_toml_parser_reads_them(extra):
     import tomllib
 
