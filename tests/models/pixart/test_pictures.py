@@ -88,15 +88,16 @@ def test_the_picture_is_the_reference_s_to_50_db(kind, folders):
     assert 10 * np.log10(1 / ((ours - expected) ** 2).mean()) >= 50
 
 
-@pytest.mark.parametrize(("scale", "adaptive"), [(3.0, 0.0), (3.0, 0.002)])
-def test_perturbed_attention_equals_the_released_pipeline(scale, adaptive, folders):
+def test_perturbed_attention_equals_the_released_pipeline(folders):
+    """At one scale: the pipeline's own adaptive one does not run, as it asks whether three timesteps are below zero."""
+    scale = 3.0
     pipeline, model, clip, _ = folders("Sigma 512")
     perturbed = diffusers.PixArtSigmaPAGPipeline(**pipeline.components, pag_applied_layers=["blocks.1"])
     perturbed.set_progress_bar_config(disable=True)
-    expected = of_reference(perturbed, 128, 96, 6, 4.5, pag_scale=scale, pag_adaptive_scale=adaptive)
+    expected = of_reference(perturbed, 128, 96, 6, 4.5, pag_scale=scale)
     factor = pipeline.vae.config.scaling_factor
     for blocks in ("auto", "1"):  # half way in a network of two
-        (guided,) = bench.call(bench.OURS["PAG"], model, scale, blocks, adaptive)
+        (guided,) = bench.call(bench.OURS["PAG"], model, scale, blocks)
         ours = run(guided, clip, 128, 96, 6, 4.5) * factor
         assert relative(ours, expected) < 1e-5
     assert relative(run(model, clip, 128, 96, 6, 4.5) * factor, expected) > 1e-3
