@@ -32,10 +32,18 @@ def require_inception(inception: str) -> Path:
     return path
 
 
+def compute_wide_on_cpu() -> None:
+    """Lets the host compute CLIP in float32 where there is no GPU: its float16 is many times slower on a CPU."""
+    from comfy.cli_args import args
+
+    args.fp32_text_enc = args.fp32_text_enc or args.cpu
+
+
 def load_clip_vision(clip: str):
     """The picture's half.  Raises: ValueError for a file that is no CLIP Vision."""
     import comfy.clip_vision
 
+    compute_wide_on_cpu()
     path = require_clip(clip)
     found = comfy.clip_vision.load(str(path))
     if found is None:
@@ -47,6 +55,7 @@ def load_clip(clip: str):
     """The text's half."""
     import comfy.sd
 
+    compute_wide_on_cpu()
     return comfy.sd.load_clip([str(require_clip(clip))], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
 
 
