@@ -129,7 +129,7 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
         "models": model_files(template.prompt, settings.models),
         "versions": {"comfyui": engine.describe()["comfyui"], "sana-native": version[1] if version else ""},
     }
-    own = join_job(store, parts, settings.force_new_graph)
+    own = join_job(store, parts, survey.total, settings.force_new_graph)
     say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
     options = (settings.options, store.url, settings.timeout, settings.retries, settings.retry_failed)
     return Job(prompt, settings.assignments, *options)
