@@ -16,7 +16,7 @@ from ..tools.workflow import WorkflowError
 from .engine import Engine, LocalEngine
 from .graph import FORMATS, Options
 from .job import ROOT, RunError, Settings, run_job, work_folder
-from .manifest import DONE, JobError, Summary, all_records
+from .manifest import DONE, JobError, Summary, all_records, total_rows
 from .progress import read_limit, say
 from .store import StoreError, open_store
 from .worker import HostSettings, WorkerError
@@ -157,7 +157,8 @@ def show_status(args: argparse.Namespace) -> int:
                 missing += bool(lost)
                 for name in lost:
                     say(f"Missing: {name} of {record.place}")
-    say(summary.line())
+    total = total_rows(store)
+    say(f"{sum(summary.statuses.values())} of {total} rows: {summary.line()}" if total else summary.line())
     for error, count in summary.errors.most_common(5):
         say(f"{count} times: {error}")
     return 1 if missing else 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from .engine import Engine, HandOut, shard_rows
 from .graph import Options, Template, read_workflow
 from .manifest import DONE, Shard, compare_job, file_digest, join_job, model_files, part_firsts, shards
-from .progress import Progress, say
+from .progress import Outcome, Progress, say
 from .rows import BadRow, Row, read_rows
 from .store import LocalStore, Store, open_store
 from .worker import Job
@@ -106,13 +106,13 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
         if isinstance(store, LocalStore):
             store.clear_parts()
         engine = engine_of()
+        listen(stop)  # again: Ray puts handlers of its own in place
         try:
             job = make_job(settings, workflow, survey, store, engine)
-            if check or not part_firsts(store):
-                run_canary(engine, job, survey.first)
+            first = run_canary(engine, job, survey.first) if check or not part_firsts(store) else None
             if check:
                 return 0
-            return run_rows(settings, survey, store, engine, job, stop)
+            return run_rows(settings, survey, store, engine, job, stop, first)
         finally:
             engine.close()
 
@@ -129,14 +129,14 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
         "models": model_files(template.prompt, settings.models),
         "versions": {"comfyui": engine.describe()["comfyui"], "sana-native": version[1] if version else ""},
     }
-    own = join_job(store, parts, settings.force_new_graph)
+    own = join_job(store, parts, survey.total, settings.force_new_graph)
     say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
     options = (settings.options, store.url, settings.timeout, settings.retries, settings.retry_failed)
     return Job(prompt, settings.assignments, *options)
 
 
-def run_canary(engine: Engine, job: Job, row: Row) -> None:
-    """Runs the first row. Raises: RunError unless it is done, before anything else starts."""
+def run_canary(engine: Engine, job: Job, row: Row) -> Outcome | None:
+    """Runs the first row; None where it was done before. Raises: RunError if it fails, before anything else starts."""
     (outcome,) = engine.canary(job, Shard(row.index, [row])) or [None]
     if outcome is None:
         say("The first row is done already.")
@@ -146,11 +146,23 @@ def run_canary(engine: Engine, job: Job, row: Row) -> None:
         )
     else:
         say(f"The first row ({row.place}) is done in {outcome.seconds:.1f} s.")
+    return outcome
 
 
-def run_rows(settings: Settings, survey: Survey, store: Store, engine: Engine, job: Job, stop: threading.Event) -> int:
+def run_rows(
+    settings: Settings,
+    survey: Survey,
+    store: Store,
+    engine: Engine,
+    job: Job,
+    stop: threading.Event,
+    first: Outcome | None,
+) -> int:
+    """Runs all rows and returns the command's exit code. first: what became of the canary, which counts too."""
     metrics = Path(store.url) if isinstance(store, LocalStore) else work_folder(store)
     progress = Progress(survey.total, settings.limit, stop, metrics / "metrics.jsonl")
+    if first is not None:
+        progress.add(first)
     size = shard_rows(survey.total, engine.workers)
     engine.run(job, HandOut(shards(settings.rows(), size), part_firsts(store)), progress, stop)
     progress.close(engine.workers)
@@ -170,15 +182,20 @@ def run_rows(settings: Settings, survey: Survey, store: Store, engine: Engine, j
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set, where this is the main thread."""
-    stop, old = threading.Event(), {}
-    if threading.current_thread() is threading.main_thread():
-        for one in (signal.SIGINT, signal.SIGTERM):
-            old[one] = signal.signal(one, lambda *_: stop.set())
+    stop = threading.Event()
+    old = listen(stop)
     try:
         yield stop
     finally:
         for one, handler in old.items():
             signal.signal(one, handler)
+
+
+def listen(stop: threading.Event) -> dict:
+    """Lets the signals set an event, and returns the handlers that were there; none where this is no main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
 
 
 def work_folder(store: Store) -> Path:

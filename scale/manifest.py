@@ -222,10 +222,19 @@ def compare_job(store: Store, parts: dict[str, object]) -> None:
         )
 
 
-def join_job(store: Store, parts: dict[str, object], force: bool = False) -> str:
-    """Writes a job into the store and returns its fingerprint; parts: what decides on pictures. Raises: JobError."""
+def join_job(store: Store, parts: dict[str, object], total: int, force: bool = False) -> str:
+    """Writes a job of `total` rows into the store and returns its fingerprint. parts: what decides on the pictures.
+
+    Raises: JobError where the store holds another job and `force` is off.
+    """
     if not force:
         compare_job(store, parts)
     own = fingerprint(parts)
-    store.put(JOB, json.dumps({"fingerprint": own, "parts": parts}, indent=1, ensure_ascii=False).encode())
+    job = {"fingerprint": own, "rows": total, "parts": parts}
+    store.put(JOB, json.dumps(job, indent=1, ensure_ascii=False).encode())
     return own
+
+
+def total_rows(store: Store) -> int | None:
+    """Rows of the job in a store; None where there is none."""
+    return json.loads(store.get(JOB)).get("rows") if store.exists(JOB) else None

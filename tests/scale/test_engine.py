@@ -5,10 +5,12 @@ import threading
 
 import pytest
 from sana_native.scale.engine import HandOut, server_environment, shard_rows
-from sana_native.scale.manifest import shards
+from sana_native.scale.graph import Options
+from sana_native.scale.manifest import Part, Record, shards
 from sana_native.scale.progress import Outcome, Progress, read_limit
-from sana_native.scale.rows import Row
-from sana_native.scale.worker import picture_name
+from sana_native.scale.rows import BadRow, Row
+from sana_native.scale.store import LocalStore
+from sana_native.scale.worker import Job, Worker, picture_name
 
 
 def rows(count: int) -> list[Row]:
@@ -71,3 +73,25 @@ def test_each_worker_sees_a_device_or_its_share_of_the_cores(monkeypatch):
     assert [server_environment(n, 3, ["0", "5"])["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "5", "0"]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert int(server_environment(0, 1000, [])["OMP_NUM_THREADS"]) == 1
+
+
+@pytest.mark.parametrize(("retry_failed", "expected"), [(False, [5]), (True, [2, 3, 4, 5])])
+def test_settled_rows_never_run_again_and_failed_ones_when_asked(tmp_path, retry_failed, expected):
+    worker = object.__new__(Worker)  # without a server
+    worker.job = Job({}, (), Options(), str(tmp_path), retry_failed=retry_failed)
+    (shard,) = shards(rows(6), 256)
+    part = Part(LocalStore(tmp_path), shard, [])
+    for index, status in enumerate(("done", "refused", "failed", "timeout", "killed_worker")):
+        part.add(Record(index, f"{index}", f"line {index}", status))
+    assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
+
+
+def test_an_unreadable_row_is_recorded_once_and_runs_when_it_is_mended(tmp_path):
+    worker = object.__new__(Worker)
+    worker.job = Job({}, (), Options(), str(tmp_path))
+    bad, mended = BadRow(0, "line 1", "has no prompt"), rows(1)[0]
+    (shard,) = shards([bad], 256)
+    part = Part(LocalStore(tmp_path), shard, [])
+    assert worker._is_open(bad, part)
+    part.add(Record(0, "", "line 1", "unreadable"))
+    assert not worker._is_open(bad, part) and worker._is_open(mended, part)

@@ -21,6 +21,7 @@ from sana_native.scale.manifest import (
     model_files,
     part_firsts,
     shards,
+    total_rows,
 )
 from sana_native.scale.rows import BadRow, Row
 from sana_native.scale.store import LocalStore, StoreError
@@ -79,12 +80,13 @@ def test_a_summary_counts_rows_files_and_errors():
 
 def test_another_job_is_refused_with_what_changed(tmp_path):
     store = LocalStore(tmp_path)
-    own = join_job(store, {"workflow": "a", "rows": "b"})
-    assert join_job(store, {"rows": "b", "workflow": "a"}) == own
+    own = join_job(store, {"workflow": "a", "rows": "b"}, 3)
+    assert join_job(store, {"rows": "b", "workflow": "a"}, 3) == own
     with pytest.raises(JobError, match=rf"holds the job {own}, and rows changed since\. Choose another"):
-        join_job(store, {"workflow": "a", "rows": "c"})
-    other = join_job(store, {"workflow": "a", "rows": "c"}, force=True)
+        join_job(store, {"workflow": "a", "rows": "c"}, 5)
+    other = join_job(store, {"workflow": "a", "rows": "c"}, 5, force=True)
     assert other != own and json.loads(store.get("job.json"))["fingerprint"] == other
+    assert total_rows(store) == 5 and total_rows(LocalStore(tmp_path / "none")) is None
 
 
 def test_model_files_are_found_by_their_names(tmp_path):

@@ -139,6 +139,18 @@ def test_ray_draws_the_same_bytes_and_replaces_killed_actors(bench, tmp_path):
     assert len(equal) >= 16 and "images/" in equal[0]
 
 
+def test_a_signal_ends_a_ray_run_in_order(bench, tmp_path):
+    """Ray has a handler of its own for it, which would end the command at once."""
+    prompts, out = bench.write("long.jsonl", [{"prompt": f"sleep 1 {n}"} for n in range(40)]), tmp_path / "out"
+    options = ("--engine", "ray", "--address", "local", "--workers", "1")
+    process = bench.start(prompts, out, *options, python=str(scale_python()))
+    wait_until(lambda: len(pictures(out)) >= 3, 300, process)
+    process.terminate()
+    text, _ = process.communicate(timeout=90)
+    assert process.returncode == 130 and "Stopped: the same command goes on." in text, text
+    assert len(pictures(out)) == len(statuses(out)) < 40 and not is_alive(bench.server_of("ray-0"))
+
+
 def test_a_batch_is_its_rows_alone_but_for_rounding(tmp_path):
     """Of the demo model, with the pack's own nodes and the graph that comes with the command; in webp for its node."""
     base = prepare_base(tmp_path / "base", pack_name="sana-native")

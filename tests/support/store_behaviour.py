@@ -28,7 +28,7 @@ def check_job(store) -> None:
     from sana_native.scale.manifest import Part, Record, Shard, all_records, compare_job, join_job, part_firsts
     from sana_native.scale.rows import Row
 
-    own = join_job(store, {"rows": "a"})
+    own = join_job(store, {"rows": "a"}, 4)
     compare_job(store, {"rows": "a"})
     rows = [Row(i, f"line {i}", f"{i:09}", "a cat") for i in range(4)]
     for first in (0, 2):
