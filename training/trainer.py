@@ -6,7 +6,7 @@ What is random at a step follows from the seed and the step alone, so a state ne
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,11 +18,12 @@ from .adapters import AdapterSet
 from .buckets import BatchPlan
 from .captions import batch_captions, drop_captions
 from .encode import EncodedSet
-from .loss import TIME_SAMPLINGS, flow_loss, sample_sigma
+from .loss import TIME_SAMPLINGS, UNIFORM
 from .seeds import generator_of
-from .network import Velocity, copy_for_training, training_mode
+from .network import Prediction, copy_for_training, training_mode
 from .optimizer import CONSTANT, EMA, Average, learning_rate, load_optimizer, optimizer_tensors
 from .preview import Preview, generate
+from .processes import ALONE, Processes
 from .state import RECORD, load_state, save_state, save_whole
 
 STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
@@ -30,7 +31,6 @@ FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 FIXED_SAMPLES = 4
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
 ADAPTER = "adapter."
-ARCHITECTURE = "Sana/lora"
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,28 @@ class Report:
 class Trainer:
     """One run of a LoRA on a model's own copy. Use inside `training_mode`."""
 
-    def __init__(self, patcher: Any, data: EncodedSet, settings: Settings, files: RunFiles, base: str = ""):
+    def __init__(
+        self,
+        patcher: Any,
+        data: EncodedSet,
+        settings: Settings,
+        files: RunFiles,
+        base: str = "",
+        processes: Processes = ALONE,
+    ):
         if not data.samples:
             raise ValueError("The training set is empty: put pictures into its folder.")
         for name in ("learning_rate", "alpha"):
             if not getattr(settings, name):
                 raise ValueError(f"Nothing is learned with {name} 0: enter {getattr(Settings, name):g}, as usual.")
+        require_pictures_for(processes, settings)
         self.data, self.settings, self.files, self.base = data, settings, files, base
+        self.processes = processes
         self.patcher = copy_for_training(patcher)
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        self.predict = Velocity(self.patcher, settings.checkpointing)
-        network = self.predict.network
-        self.adapters = AdapterSet(network, settings.layers, settings.rank, settings.alpha, settings.seed)
+        self.predict = Prediction(self.patcher, settings.checkpointing)
+        self.family, network = self.predict.family, self.predict.network
+        self.adapters = AdapterSet(network, settings.layers, settings.rank, settings.alpha, settings.seed, self.family)
         for adapter in self.adapters.adapters.values():
             adapter.to(self.predict.device)
         self.parameters = self.adapters.parameters()
@@ -144,19 +154,26 @@ class Trainer:
         if not self.record.fixed:
             self.measure_fixed()
         while self.record.step < settings.steps:
-            comfy.model_management.throw_exception_if_processing_interrupted()  # which takes the request back
+            self.stop_if_asked()
             rate, loss = self.train_step()
             step = self.record.step
             if settings.save_every and step % settings.save_every == 0 and step < settings.steps:
                 self.measure_fixed()
                 self.save()
-                save_whole(self.lora_tensors(), self.files.lora_at(step), self.metadata())
+                self.write(self.files.lora_at(step))
             due = settings.sample_every and step % settings.sample_every == 0
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
             left = (settings.steps - step) * (time.monotonic() - begun) / (step - first)
             tell(Report(step, settings.steps, loss, rate, left, sample))
         if self.record.fixed[-1][0] != self.record.step:
             self.measure_fixed()
+
+    def stop_if_asked(self) -> None:
+        """Raises the host's exception, in every process, when the user has stopped any of them; takes that back."""
+        asked = comfy.model_management.processing_interrupted()
+        if self.processes.any(asked, self.predict.device):
+            comfy.model_management.interrupt_current_processing(False)
+            raise comfy.model_management.InterruptProcessingException
 
     def train_step(self) -> tuple[float, float]:
         """One step of the optimizer. Returns its rate and its loss.
@@ -165,12 +182,16 @@ class Trainer:
         """
         settings, step = self.settings, self.record.step
         batches = [self.plan[step * settings.accumulation + part] for part in range(settings.accumulation)]
-        count, total = sum(map(len, batches)), 0.0
+        sizes = [len(indices) for indices in batches]
         self.optimizer.zero_grad(set_to_none=True)
-        for part, indices in enumerate(batches):
-            loss = self.batch_loss(indices, generator_of(settings.seed, STEP, step, part)).sum() / count
-            loss.backward()
-            total += float(loss.detach())
+        total = torch.zeros((), device=self.predict.device, dtype=torch.float64)
+        for share in self.processes.shares(sizes):
+            if share.places:
+                generator = generator_of(settings.seed, STEP, step, share.part)
+                loss = self.batch_loss(batches[share.part], generator, share.places).sum() / sum(sizes)
+                loss.backward()
+                total += float(loss.detach())
+        self.gather(total)
         rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -181,10 +202,17 @@ class Trainer:
         else:
             self.count_skipped()
         self.record.step += 1
-        self.record.losses.append(total)
+        self.record.losses.append(float(total))
         if self.average is not None:
             self.average.update(self.parameters, self.record.step)
-        return rate, total
+        return rate, float(total)
+
+    def gather(self, total: Tensor) -> None:
+        """Adds up loss and gradients of all processes."""
+        if self.processes.count > 1:
+            for value in self.parameters.values():
+                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+            self.processes.add_up([total, *(value.grad for value in self.parameters.values())])
 
     def count_skipped(self) -> None:
         self.skipped += 1
@@ -193,32 +221,43 @@ class Trainer:
                 f"No gradient was finite for {self.skipped} steps: lower learning_rate, and go on from the last save."
             )
 
-    def batch_loss(self, indices: list[int], generator: torch.Generator) -> Tensor:
-        """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator."""
+    def batch_loss(self, indices: list[int], generator: torch.Generator, places: Sequence[int] | None = None) -> Tensor:
+        """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator.
+
+        places: those of the batch that are computed, with the numbers they have in the whole; None for all.
+        """
         settings, samples = self.settings, [self.data.samples[index] for index in indices]
+        places = range(len(samples)) if places is None else places
         captions = drop_captions(
             [sample.caption() for sample in samples], self.null, settings.caption_dropout, settings.null_mask, generator
         )
-        sigma = sample_sigma(generator, len(samples), settings.time_sampling, self.predict.shift)
-        return self.loss_of(samples, captions, sigma, generator)
+        sigma = self.family.levels(self.predict.sampling, generator, len(samples), self.time_sampling)
+        noise = torch.randn(len(samples), *samples[0].latent().shape, generator=generator)
+        own = list(places)
+        return self.loss_of([samples[i] for i in own], [captions[i] for i in own], sigma[own], noise[own])
 
-    def loss_of(self, samples, captions, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    @property
+    def time_sampling(self) -> str:
+        return UNIFORM if self.family.uniform else self.settings.time_sampling
+
+    def loss_of(self, samples, captions, sigma: Tensor, noise: Tensor) -> Tensor:
         x0 = self.predict.scaled(torch.stack([sample.latent() for sample in samples]))
-        noise = torch.randn(x0.shape, generator=generator)
         inputs = (x0, *batch_captions(captions), sigma, noise)
-        return flow_loss(self.predict, *(part.to(self.predict.device) for part in inputs))
+        return self.predict.loss(*(part.to(self.predict.device) for part in inputs))
 
     @torch.no_grad()
     def measure_fixed(self) -> None:
         """Records the loss of the first pictures at fixed noises, level by level: comparable from step to step."""
         samples, row = self.data.samples[:FIXED_SAMPLES], []
         for place, level in enumerate(FIXED_LEVELS):
-            losses = [
-                self.loss_of([one], [one.caption()], torch.tensor([level]), generator_of(0, FIXED, place, index))
-                for index, one in enumerate(samples)
-            ]
+            sigma = torch.tensor([self.family.level(self.predict.sampling, level)])
+            losses = [self.fixed_loss(one, sigma, generator_of(0, FIXED, place, i)) for i, one in enumerate(samples)]
             row.append(float(torch.cat(losses).mean()))
         self.record.fixed.append((self.record.step, row))
+
+    def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(1, *sample.latent().shape, generator=generator)
+        return self.loss_of([sample], [sample.caption()], sigma, noise)
 
     def sample(self, preview: Preview) -> Tensor:
         """Raw latents of the preview's prompts. Decoding may take the model's place on the device: see `reload`."""
@@ -240,16 +279,33 @@ class Trainer:
         told |= {
             name: value for name, value in asdict(self.settings).items() if name not in ("save_every", "sample_every")
         }
-        return self.adapters.file_metadata() | {"modelspec.architecture": ARCHITECTURE, RECORD: json.dumps(told)}
+        told["time_sampling"] = self.time_sampling
+        own = {"modelspec.architecture": self.family.architecture, RECORD: json.dumps(told)}
+        return self.adapters.file_metadata() | own
 
     def save(self) -> None:
-        """The state, then the LoRA, each whole or not at all."""
+        """The state, then the LoRA, each whole or not at all; by one process of a run."""
+        if not self.processes.writes:
+            return
         tensors = {ADAPTER + name: value for name, value in self.parameters.items()}
         tensors |= optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
         save_state(tensors, asdict(self.record) | {"settings": asdict(self.settings)}, self.files.state)
-        save_whole(self.lora_tensors(), self.files.lora, self.metadata())
+        self.write(self.files.lora)
+
+    def write(self, path: str) -> None:
+        if self.processes.writes:
+            save_whole(self.lora_tensors(), path, self.metadata())
+
+
+def require_pictures_for(processes: Processes, settings: Settings) -> None:
+    """Raises ValueError where a step has fewer pictures than there are processes."""
+    if settings.batch_size < processes.count and settings.accumulation % processes.count:
+        raise ValueError(
+            f"A step of batch_size {settings.batch_size} and accumulation {settings.accumulation} cannot be shared "
+            f"among {processes.count} processes: set one of them to a multiple of {processes.count}, or start fewer."
+        )
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -265,6 +321,7 @@ def train(
     resume: bool = False,
     preview: Preview | None = None,
     base: str = "",
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, Tensor], Record]:
     """Trains a LoRA, saves it, and returns it in diffusers' layout with the record of its run.
 
@@ -272,7 +329,7 @@ def train(
     Raises ValueError for a model, a set or settings that cannot be trained with.
     """
     with training_mode():
-        trainer = Trainer(patcher, data, settings, files, base)
+        trainer = Trainer(patcher, data, settings, files, base, processes)
         if resume:
             trainer.resume()
         trainer.run(lambda report: tell(trainer, report), preview)

@@ -71,7 +71,7 @@ def gradients(trainer: Trainer, indices: list[int], start: int) -> tuple[torch.T
     noise = torch.randn(2, *x0.shape[1:], generator=generator_of(5))[start : start + len(indices)]
     sigma = torch.tensor([0.3, 0.8])[start : start + len(indices)]
     states, mask = batch_captions([one.caption() for one in samples])
-    losses = trainer_file.flow_loss(trainer.predict, x0, states, mask, sigma, noise)
+    losses = trainer.predict.loss(x0, states, mask, sigma, noise)
     values = list(trainer.parameters.values())
     return losses.detach(), torch.autograd.grad(losses.mean(), values)
 
