@@ -89,7 +89,8 @@ class AdapterSet:
             targets = family.file_layers(name)
             for target, rows in zip(targets, up.chunk(len(targets)), strict=True):
                 key = f"{family.prefix}{target}"
-                tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": rows}
+                # Copies, because a file holds no tensor twice.
+                tensors |= {f"{key}.lora_A.weight": down.clone(), f"{key}.lora_B.weight": rows.clone()}
         return tensors
 
     def file_metadata(self) -> dict[str, str]:

@@ -100,7 +100,6 @@ def encode_set(
 
     vae, clip: the host's. instruction: the text SANA was trained with stands before each caption. progress: told how
     many of how many are done.
-    Raises ValueError for other parts than SANA's.
     """
     vae_digest, clip_digest = model_digest(vae.patcher), model_digest(clip.patcher)
     encoded, total = [], 2 * len(training_set.samples) + 1
@@ -124,9 +123,8 @@ def encode_text(clip: Any, text: str, instruction: bool, clip_digest: str, folde
         comfy.model_management.throw_exception_if_processing_interrupted()
         tokens = clip.tokenize(text, **({} if instruction and text else {"instruction": ""}))
         (states, extra), *_ = clip.encode_from_tokens_scheduled(tokens)
-        if "attention_mask" not in extra:
-            raise ValueError("This text encoder gives no mask of its tokens: connect the CLIP of SANA Gemma Loader.")
-        mask = extra["attention_mask"][0]
+        # Gemma-2's states come with a mask of its padding; other encoders pad nothing, so every position counts.
+        mask = extra["attention_mask"][0] if "attention_mask" in extra else torch.ones(states.shape[1])
         # Not the rows of the padding, but those of the empty prompt, which a caption's mask may be laid on.
         length = len(mask) if not text else int(mask.nonzero().max()) + 1
         save_whole({STATES: states[0, :length].float().clone(), MASK: mask[:length].clone()}, path)

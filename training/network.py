@@ -46,6 +46,16 @@ def require_trainable(patcher: Any) -> None:
         raise ValueError("This model has quantized weights: load its file in 16 or 32 bits to train on it.")
 
 
+def require_states(model: Any, states: Tensor) -> None:
+    """Raises ValueError for text states (L, D) of another width than the model's."""
+    wanted, found = model.diffusion_model.config.caption_channels, states.shape[-1]
+    if wanted != found:
+        raise ValueError(
+            f"The captions were encoded to states of {found} where {family_of(model).name} needs {wanted}: connect its "
+            "own text encoder from SANA Gemma Loader to SANA Encode Training Set."
+        )
+
+
 def require_plain_pixart(patcher: Any) -> None:
     """Raises ValueError for a PixArt that was distilled to few steps, and for one set to sample as another model."""
     distilled = patcher.model.config.distilled

@@ -20,7 +20,7 @@ from .captions import batch_captions, drop_captions
 from .encode import EncodedSet
 from .loss import TIME_SAMPLINGS, UNIFORM
 from .seeds import generator_of
-from .network import Prediction, copy_for_training, training_mode
+from .network import Prediction, copy_for_training, require_states, training_mode
 from .optimizer import CONSTANT, EMA, Average, learning_rate, load_optimizer, optimizer_tensors
 from .preview import Preview, generate
 from .processes import ALONE, Processes
@@ -110,7 +110,9 @@ class Trainer:
         require_pictures_for(processes, settings)
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.processes = processes
+        self.null = data.null()
         self.patcher = copy_for_training(patcher)
+        require_states(self.patcher.model, self.null.states)
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
         self.family, network = self.predict.family, self.predict.network
@@ -123,7 +125,7 @@ class Trainer:
         )
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in data.samples], settings.batch_size, settings.seed)
-        self.null, self.record, self.skipped = data.null(), Record(), 0
+        self.record, self.skipped = Record(), 0
 
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
