@@ -1,41 +1,27 @@
 """Training in the graph: a folder of pictures -> a training set -> a LoRA in the host's list of LoRAs."""
 
 import os
-import re
-from collections import Counter
 
 import comfy.utils
 import folder_paths
-import torch
 from comfy_api.latest import io
-from comfy_execution.graph import ExecutionBlocker
-from comfy_execution.utils import get_executing_context
 
 from ..models.sana.resolution import RATIO
 from ..training.adapters import PRESETS
-from ..training.captions import NULL_MASKS, Caption
+from ..training.captions import NULL_MASKS
 from ..training.dataset import SetOptions, caption_path, find_pictures, read_folder
 from ..training.encode import encode_set
 from ..training.loss import TIME_SAMPLINGS
 from ..training.optimizer import SCHEDULES
-from ..training.plot import as_image, as_tensor, draw_losses
-from ..training.preview import Preview
-from ..training.trainer import FIXED_LEVELS, RunFiles, Settings, train
+from ..training.trainer import Settings
 from .files import BUNDLED_PICTURES, FOLDER_MARK
-from .host_server import running_server
+from .training_run import FOLDER, LATEST, LOST, NEW, STOPPED, output_folder, run_files, train_lora
 from .warnings import show
 
 CATEGORY = "model/training/sana"
 PictureSet, EncodedPictures = io.Custom("SANA_TRAINING_SET"), io.Custom("SANA_ENCODED_SET")
-FOLDER = "sana_training"  # below the output folder: the cache, and each run's state
-NEW, LATEST = "new", "latest"
-STATE = "state.safetensors"
-RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
-PREVIEW_SIDE = 512
 DEFAULTS = Settings()
 DEFAULT_NAME = "sana_lora"
-LOST = Counter()  # how often a training found a file of the cache missing
-STOPPED = Counter()  # how often a run of a name, None for any, was stopped; a name that is linked is None to the host
 
 
 class SanaNativeTrainingSet(io.ComfyNode):
@@ -237,7 +223,10 @@ class SanaNativeTrainLora(io.ComfyNode):
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model, in the same graph."),
                 io.LossMap.Output(display_name="loss", tooltip="Loss of every step."),
-                io.Image.Output(display_name="samples", tooltip="Last pictures of the sample prompts."),
+                io.Image.Output(
+                    display_name="samples",
+                    tooltip="The sample prompts before the first step and at the end.",
+                ),
                 io.Image.Output(display_name="plot", tooltip="Loss of every step, smoothed, and per noise level."),
                 io.String.Output(display_name="path", tooltip="The file in models/loras."),
             ],
@@ -288,67 +277,6 @@ class SanaNativeTrainLora(io.ComfyNode):
         return train_lora(model, encoded_set, settings, name, resume, sample_positive, sample_negative, vae)
 
 
-def train_lora(
-    model, encoded_set, settings: Settings, name: str, resume: str, positive, negative, vae
-) -> io.NodeOutput:
-    """Trains, shows it on the node, and gives the node's outputs."""
-    files = run_files(name, resume)
-    preview = preview_of(encoded_set, positive, negative) if vae is not None else None
-    watch = Watch(vae)
-    lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
-    samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
-    plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
-    return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)
-
-
-class Watch:
-    """Shows a training on its node: progress, text, and the sample pictures, which it decodes."""
-
-    def __init__(self, vae):
-        self.vae, self.bar, self.samples, self.recent = vae, None, None, []
-
-    def __call__(self, trainer, report) -> None:
-        picture = None
-        if report.sample is not None:
-            with torch.inference_mode():  # as the host's executor runs it
-                self.samples = self.vae.decode(report.sample)
-            trainer.reload()
-            picture = ("JPEG", as_image(self.samples), PREVIEW_SIDE)
-        self.bar = self.bar or comfy.utils.ProgressBar(report.steps)
-        self.bar.update_absolute(report.step, report.steps, picture)
-        self.recent = [*self.recent[-19:], report.loss]
-        mean = sum(self.recent) / len(self.recent)
-        minutes, seconds = divmod(round(report.seconds_left), 60)
-        write_on_node(
-            f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
-            f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}"
-        )
-
-
-def train_noted(name: str, model, data, settings: Settings, files: RunFiles, watch: Watch, resume: bool, preview):
-    """`train`, which notes for the host's next Run that the run was stopped, or that a file of the cache was missing.
-
-    Says it where the run had no step left. Raises what `train` raises.
-    """
-    try:
-        lora, record = train(model, data, settings, files, watch, resume, preview, name_of(model))
-    except FileNotFoundError:  # a file of the cache
-        LOST[FOLDER] += 1
-        raise
-    if record.step < settings.steps:
-        STOPPED.update([name, None])
-    elif watch.bar is None:
-        show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
-    return lora, record
-
-
-def write_on_node(text: str) -> None:
-    """Live text on the node that runs, where somebody watches."""
-    server, context = running_server(), get_executing_context()
-    if server is not None and context is not None and server.client_id is not None:
-        server.send_progress_text(text, context.node_id, server.client_id)
-
-
 def resolve_folder(folder: str) -> str:
     """A full path, a folder below ComfyUI's input folder, or the bundled pictures. Raises ValueError for none."""
     if not folder.strip():
@@ -369,45 +297,3 @@ def listing(folder: str) -> list[tuple[str, float, int]]:
     pictures = [picture for picture, _ in find_pictures(path)]
     files = [one for picture in pictures for one in (picture, caption_path(picture)) if os.path.isfile(one)]
     return [(file, os.path.getmtime(file), os.path.getsize(file)) for file in files]
-
-
-def output_folder() -> str:
-    return os.path.join(folder_paths.get_output_directory(), FOLDER)
-
-
-def run_files(name: str, resume: str) -> RunFiles:
-    """Files of the next run of a name, or of its last. Raises ValueError for a name that no file can have, and where
-    there is no run to go on with."""
-    if not RUN_NAME.fullmatch(name):
-        raise ValueError(f"name {name!r} cannot be a file's: use up to 100 letters, digits, spaces, dots, - and _.")
-    runs = output_folder()
-    known = os.listdir(runs) if os.path.isdir(runs) else []
-    numbers = [int(match[1]) for entry in known if (match := re.fullmatch(rf"{re.escape(name)}_(\d{{5}})", entry))]
-    states = [one for one in sorted(numbers) if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE))]
-    if resume == LATEST and not states:
-        raise ValueError(f"There is no run of the name {name} to go on with: choose resume new, or its name.")
-    run = f"{name}_{states[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
-    loras = folder_paths.get_folder_paths("loras")[0]
-    return RunFiles(os.path.join(runs, run, STATE), os.path.join(loras, f"{run}.safetensors"))
-
-
-def preview_of(encoded_set, positive, negative) -> Preview | None:
-    """The sample prompts at the size of the first picture; None without any."""
-    if not positive:
-        return None
-    height, width = encoded_set.samples[0].size
-    other = captions_of(negative)[0] if negative else None
-    return Preview(captions_of(positive), other, (height // RATIO, width // RATIO))
-
-
-def captions_of(conditioning) -> list[Caption]:
-    """Raises ValueError for a conditioning of another text encoder."""
-    if any("attention_mask" not in extra for _, extra in conditioning):
-        raise ValueError("The sample prompt has no mask of its tokens: encode it with SANA Gemma Encode.")
-    return [Caption(states[0].float(), extra["attention_mask"][0]) for states, extra in conditioning]
-
-
-def name_of(model) -> str:
-    """The file that a model was loaded from."""
-    source = model.cached_patcher_init[1][0] if model.cached_patcher_init else ""
-    return os.path.basename(os.path.normpath(str(source))) if source else ""

@@ -38,7 +38,8 @@ DEFAULT_WIDTH = 210
 PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80,
                   "Painter": 320}  # fmt: skip
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
-LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
+LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230,
+                       "SanaNativeTrainLora": 230, "SanaNativeTrainModel": 230}  # fmt: skip
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.
 ELEMENT_HEIGHT = {
     "SanaNativeGemmaLoader": 114,

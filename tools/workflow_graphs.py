@@ -52,6 +52,9 @@ WIDE_PROMPT = (
 DEMO_PROMPT = "a big strawberry top left and a small rocket bottom right on a yellow background"
 DEMO_INPAINT_PROMPT = "a big strawberry top left and a small apple bottom right on a yellow background"
 DEMO_OTHER_PROMPT = "a red apple and a rocket on a yellow background"
+DEMO_LEARNED_PROMPT = "a small traffic light top left and a big cat bottom right on a blue background"
+DEMO_PICTURES = "sana-native-demo-pictures/"
+TRAINING_SET = 213  # width
 DEMO_SIZE, DEMO_SEED, DEMO_CFG = 256, 5, 4.5
 DEMO_REMARK = (
     f"Needs no download: the demo model comes with the pack. It generates one or two things on a plain background, "
@@ -201,6 +204,8 @@ def graphs() -> dict[str, Graph]:
         "sana_hires_fix": hires_fix(),
         "sana_sprint_refine": sprint_refine(),
         "demo_inpaint": demo_inpaint(),
+        "demo_train_lora": demo_train_lora(),
+        "sana_train_lora": train_lora(),
         "demo_prompt_file": prompt_file(
             DEMO,
             "sana-native-demo.txt",
@@ -685,6 +690,72 @@ def demo_inpaint() -> Graph:
     )
 
 
+def demo_train_lora() -> Graph:
+    """Ten pictures of a thing that the demo model does not know become a LoRA, which then generates it elsewhere."""
+    width = 209
+    transformer, gemma, vae = loaders(DEMO, 210)
+    pictures = Node(
+        "SanaNativeTrainingSet", {"folder": DEMO_PICTURES, "size": DEMO_SIZE, "bins": False}, width=TRAINING_SET
+    )
+    encoded = Node("SanaNativeEncodeTrainingSet", {"training_set": pictures, "vae": vae, "clip": gemma})
+    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE})
+    watched = encode(gemma, "a big traffic light in the center on a pink background", "Prompt to watch", 213)
+    other = Node("CLIPTextEncode", {"clip": gemma, "text": DEMO_LEARNED_PROMPT}, title="Prompt for the LoRA")
+    settings = {"steps": 60, "learning_rate": 0.001, "layers": "attention + mix-ffn", "batch_size": 5}
+    settings |= {"sample_every": 20, "schedule": "cosine", "save_every": 0}
+    trained = train(transformer, encoded, watched, vae, "demo_lora", 270, **settings)
+    learned = Node("LoraModelLoader", {"model": transformer, "lora": trained[0]}, width=width)
+    drawn = sample(learned, other, watched[1], latent, "fixed", seed=DEMO_SEED, steps=20, cfg=DEMO_CFG, width=width)
+    image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=width)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Pictures and prompts", [pictures, encoded, latent], [watched, other]),
+            ("Train", [trained]),
+            ("Use the LoRA", [learned, drawn], [image, save(image)]),
+        ),
+        note(
+            "Needs no download: press Run. Ten pictures of a traffic light, which the demo model does not know, become "
+            "a LoRA in a minute or two; SANA Train LoRA shows the prompt to watch before, while and after, and the "
+            "loss. Cancel keeps what was learned; with **resume** at latest it goes on. Your own pictures: enter a "
+            "folder. For SANA: sana_train_lora."
+        ),
+    )
+
+
+def train_lora() -> Graph:
+    transformer, gemma, vae = loaders(SANA, 318)
+    pictures = Node("SanaNativeTrainingSet", {"size": 1024}, width=TRAINING_SET)
+    checked = Node("PreviewAny", {"source": pictures[1]}, title="What was found")
+    encoded = Node("SanaNativeEncodeTrainingSet", {"training_set": pictures, "vae": vae, "clip": gemma})
+    watched = encode(gemma, "a photo of sks dog on a beach", "Prompt to watch", 240)
+    trained = train(
+        transformer, encoded, watched, vae, "sana_lora", 300, batch_size=1, accumulation=4, sample_every=100
+    )
+    curve = Node("PreviewImage", {"images": trained[3]}, title="Loss", width=280)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Pictures and a prompt", [pictures, encoded, checked], [watched]),
+            ("Train", [trained]),
+            ("Before, after, and the loss", [save(trained[2], 280), curve]),
+        ),
+        note(
+            "Enter the **folder** of 10 to 30 pictures, each with a .txt of the same name that says what it shows, and "
+            "a **trigger_word** such as sks dog. Cancel keeps what was learned; **resume** at latest goes on. The LoRA "
+            "is in models/loras; use it with sana_lora.",
+            files_of(SANA),
+        ),
+    )
+
+
+def train(model: Node, encoded: Node, watched: Node, vae: Node, name: str, width: float, **settings: object) -> Node:
+    """SANA Train LoRA with a prompt to watch."""
+    links = {"model": model, "encoded_set": encoded, "name": name, "vae": vae}
+    links |= {"sample_positive": watched[0], "sample_negative": watched[1]}
+    return Node("SanaNativeTrainLora", links | settings, width=width)
+
+
 def lumina_text_to_image() -> Graph:
     """As diffusers' pipeline does it."""
     transformer, gemma, vae = lumina_loaders()
@@ -885,8 +956,9 @@ def decode(vae: Node, latent: Node, width: float = IMAGE) -> Node:
     return Node("SanaNativeDCAEDecode", {"vae": vae, "samples": latent}, width=width)
 
 
-def save(image: Node) -> Node:
-    return Node("SaveImage", {"images": image, "filename_prefix": "sana"}, width=image.width)
+def save(image: Node | Output, width: float = 0) -> Node:
+    width = width or image.width
+    return Node("SaveImage", {"images": image, "filename_prefix": "sana"}, width=width)
 
 
 def frames(*described: tuple) -> list[Group]:

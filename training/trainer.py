@@ -80,7 +80,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Report:
-    """What is told after a step. sample: raw latents of the preview's prompts, where they were generated."""
+    """What is told after a step, and at 0 where there is a preview, with the loss at fixed noises and no time left yet.
+
+    sample: raw latents of the preview's prompts, where they were generated.
+    """
 
     step: int
     steps: int
@@ -155,6 +158,9 @@ class Trainer:
         settings, begun, first = self.settings, time.monotonic(), self.record.step
         if not self.record.fixed:
             self.measure_fixed()
+        if preview and first == 0:
+            row = self.record.fixed[0][1]
+            tell(Report(0, settings.steps, sum(row) / len(row), 0.0, math.nan, self.sample(preview)))
         while self.record.step < settings.steps:
             self.stop_if_asked()
             rate, loss = self.train_step()

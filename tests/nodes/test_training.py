@@ -18,7 +18,7 @@ SHORT = {"steps": 2, "rank": 2, "save_every": 0}
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
     """A folder of three pictures below the input folder, and empty ones for what is written."""
-    for name in ("input", "output"):
+    for name in ("input", "output", "temp"):
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
     for index in range(3):
@@ -40,7 +40,7 @@ def test_a_folder_becomes_a_lora_in_the_hosts_list():
     lora, loss, samples, plot, path = call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)
     assert folder_paths.get_filename_list("loras") == ["cat_00001.safetensors"] and Path(path).is_file()
     assert len(loss["loss"]) == 2 and len(lora) == 24
-    assert samples.shape == (1, 64, 64, 3) and samples.isfinite().all()
+    assert samples.shape == (2, 64, 64, 3) and samples.isfinite().all() and not torch.equal(*samples)
     assert plot.shape[0] == 1 and plot.shape[-1] == 3 and plot.std() > 0.01
     (changed,) = call(OURS["LoraLoader"], bench.model("sana"), "cat_00001.safetensors", 1.0)
     before, after = (bench.draw(model, bench.encoded()) for model in (bench.model("sana"), changed))

@@ -175,7 +175,7 @@ def test_an_interrupt_saves_and_hands_on_the_lora_so_far(run, files):
     assert equal(resumed, run(steps=6)[0])
 
 
-def test_a_lora_lies_beside_every_save_and_a_sample_after_every_interval(run, files):
+def test_a_lora_lies_beside_every_save_and_a_sample_before_the_first_step_and_after_every_interval(run, files):
     positive, negative = bench.encoded()
     captions = [Caption(one[0][0][0], one[0][1]["attention_mask"][0]) for one in (positive, negative)]
     side = SIDE // 32
@@ -185,9 +185,9 @@ def test_a_lora_lies_beside_every_save_and_a_sample_after_every_interval(run, fi
     assert sorted(path.name for path in Path(files.lora).parent.iterdir()) == [
         "mine.safetensors", "mine_step000002.safetensors", "mine_step000004.safetensors",
     ]  # fmt: skip
-    assert [sample is not None for sample in shown] == [False, True, False, True, True]
+    assert [sample is not None for sample in shown] == [True, False, True, False, True, True]
     assert shown[-1].shape == (1, 32, side, side) and shown[-1].isfinite().all()
-    assert not torch.equal(shown[1], shown[-1])
+    assert not torch.equal(shown[0], shown[2]) and not torch.equal(shown[2], shown[-1])
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(run, monkeypatch):

@@ -1,0 +1,173 @@
+"""What runs a training behind its node: the run's files, what the node shows meanwhile, the host's next Run."""
+
+import os
+import re
+import time
+from collections import Counter
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from comfy_execution.graph import ExecutionBlocker
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+
+from ..models.sana.resolution import RATIO
+from ..training.captions import Caption
+from ..training.plot import as_image, as_tensor, draw_losses
+from ..training.preview import Preview
+from ..training.trainer import FIXED_LEVELS, RunFiles, Settings, train
+from .host_server import running_server
+from .warnings import show
+
+FOLDER = "sana_training"  # below the output folder: the cache, and each run's state
+NEW, LATEST = "new", "latest"
+STATE = "state.safetensors"
+RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
+PREVIEW_SIDE = 768
+SECONDS_BETWEEN_CURVES = 2.0  # drawing and sending one takes a twentieth of a second
+LOST = Counter()  # how often a training found a file of the cache missing
+STOPPED = Counter()  # how often a run of a name, None for any, was stopped; a name that is linked is None to the host
+
+
+def train_lora(
+    model, encoded_set, settings: Settings, name: str, resume: str, positive, negative, vae
+) -> io.NodeOutput:
+    """Trains, shows it on the node, and gives the node's outputs."""
+    files = run_files(name, resume)
+    preview = preview_of(encoded_set, positive, negative) if vae is not None else None
+    watch = Watch(vae)
+    lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
+    plot = as_tensor(draw(record))
+    samples = watch.pictures()
+    shown = ui.PreviewImage(plot).as_dict()
+    if samples is not None:
+        shown["images"] = ui.PreviewImage(samples).as_dict()["images"] + shown["images"]
+    return io.NodeOutput(
+        lora,
+        {"loss": record.losses},
+        ExecutionBlocker(None) if samples is None else samples,
+        plot,
+        files.lora,
+        ui=shown,
+    )
+
+
+def draw(record) -> Image.Image:
+    return draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
+
+
+class Watch:
+    """Shows a training on its node: progress, text, the curve so far, and the sample pictures, which it decodes."""
+
+    def __init__(self, vae):
+        self.vae, self.bar, self.first, self.last, self.recent, self.drawn = vae, None, None, None, [], 0.0
+
+    def __call__(self, trainer, report) -> None:
+        if report.sample is not None:
+            with torch.inference_mode():  # as the host's executor runs it
+                self.last = self.vae.decode(report.sample)
+            self.first = self.last if self.first is None else self.first
+            trainer.reload()
+        self.bar = self.bar or comfy.utils.ProgressBar(report.steps)
+        self.bar.update_absolute(report.step, report.steps, self.picture(trainer, report))
+        if not report.step:
+            return
+        self.recent = [*self.recent[-19:], report.loss]
+        mean = sum(self.recent) / len(self.recent)
+        minutes, seconds = divmod(round(report.seconds_left), 60)
+        write_on_node(
+            f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
+            f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}"
+        )
+
+    def picture(self, trainer, report) -> tuple[str, Image.Image, int] | None:
+        """The last samples over the curve, as the host's progress takes a picture; None too soon after another."""
+        now = time.monotonic()
+        if report.sample is None and report.step < report.steps and now - self.drawn < SECONDS_BETWEEN_CURVES:
+            return None
+        self.drawn = now
+        curve = draw(trainer.record)
+        return "JPEG", curve if self.last is None else stacked(as_image(self.last), curve), PREVIEW_SIDE
+
+    def pictures(self) -> torch.Tensor | None:
+        """The samples before the first step, or of the first after a resume, and the last; None without any."""
+        if self.last is None or self.first is self.last:
+            return self.last
+        return torch.cat([self.first, self.last])
+
+
+def stacked(samples: Image.Image, curve: Image.Image) -> Image.Image:
+    """Samples over a curve of the same width."""
+    height = round(samples.height * curve.width / samples.width)
+    whole = Image.new("RGB", (curve.width, height + curve.height))
+    whole.paste(samples.resize((curve.width, height), Image.Resampling.LANCZOS), (0, 0))
+    whole.paste(curve, (0, height))
+    return whole
+
+
+def train_noted(name: str, model, data, settings: Settings, files: RunFiles, watch: Watch, resume: bool, preview):
+    """`train`, which notes for the host's next Run that the run was stopped, or that a file of the cache was missing.
+
+    Says it where the run had no step left. Raises what `train` raises.
+    """
+    try:
+        lora, record = train(model, data, settings, files, watch, resume, preview, name_of(model))
+    except FileNotFoundError:  # a file of the cache
+        LOST[FOLDER] += 1
+        raise
+    if record.step < settings.steps:
+        STOPPED.update([name, None])
+    elif watch.bar is None:
+        show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
+    return lora, record
+
+
+def write_on_node(text: str) -> None:
+    """Live text on the node that runs, where somebody watches."""
+    server, context = running_server(), get_executing_context()
+    if server is not None and context is not None and server.client_id is not None:
+        server.send_progress_text(text, context.node_id, server.client_id)
+
+
+def output_folder() -> str:
+    return os.path.join(folder_paths.get_output_directory(), FOLDER)
+
+
+def run_files(name: str, resume: str) -> RunFiles:
+    """Files of the next run of a name, or of its last. Raises ValueError for a name that no file can have, and where
+    there is no run to go on with."""
+    if not RUN_NAME.fullmatch(name):
+        raise ValueError(f"name {name!r} cannot be a file's: use up to 100 letters, digits, spaces, dots, - and _.")
+    runs = output_folder()
+    known = os.listdir(runs) if os.path.isdir(runs) else []
+    numbers = [int(match[1]) for entry in known if (match := re.fullmatch(rf"{re.escape(name)}_(\d{{5}})", entry))]
+    states = [one for one in sorted(numbers) if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE))]
+    if resume == LATEST and not states:
+        raise ValueError(f"There is no run of the name {name} to go on with: choose resume new, or its name.")
+    run = f"{name}_{states[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
+    loras = folder_paths.get_folder_paths("loras")[0]
+    return RunFiles(os.path.join(runs, run, STATE), os.path.join(loras, f"{run}.safetensors"))
+
+
+def preview_of(encoded_set, positive, negative) -> Preview | None:
+    """The sample prompts at the size of the first picture; None without any."""
+    if not positive:
+        return None
+    height, width = encoded_set.samples[0].size
+    other = captions_of(negative)[0] if negative else None
+    return Preview(captions_of(positive), other, (height // RATIO, width // RATIO))
+
+
+def captions_of(conditioning) -> list[Caption]:
+    """Raises ValueError for a conditioning of another text encoder."""
+    if any("attention_mask" not in extra for _, extra in conditioning):
+        raise ValueError("The sample prompt has no mask of its tokens: encode it with SANA Gemma Encode.")
+    return [Caption(states[0].float(), extra["attention_mask"][0]) for states, extra in conditioning]
+
+
+def name_of(model) -> str:
+    """The file that a model was loaded from."""
+    source = model.cached_patcher_init[1][0] if model.cached_patcher_init else ""
+    return os.path.basename(os.path.normpath(str(source))) if source else ""
