@@ -63,6 +63,9 @@ class AdapterSet:
             for handle in handles:
                 handle.remove()
 
+    def publish(self) -> None:
+        """Nothing is to be done after a step: the network computes with the adapters themselves."""
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Puts tensors named as in `parameters` into the adapters; raises ValueError where they are of another set."""

@@ -10,9 +10,10 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..models.files.saving import check_merged
 from ..models.pixart.model_sampling import require_noise_prediction
 from ..models.runtime.precision import FLOAT16
-from .families import PIXART, family_of
+from .families import PIXART, SANA, family_of
 
 
 def require_trainable(patcher: Any) -> None:
@@ -44,6 +45,27 @@ def require_trainable(patcher: Any) -> None:
         )
     if any(isinstance(weight, QuantizedTensor) for weight in model.diffusion_model.parameters()):
         raise ValueError("This model has quantized weights: load its file in 16 or 32 bits to train on it.")
+
+
+def require_wholly_trainable(patcher: Any) -> None:
+    """Raises ValueError with one sentence for a model whose weights cannot all be trained as it is loaded."""
+    model = patcher.model
+    family = family_of(model)
+    if family is not SANA:
+        found = type(model).__name__ if family is None else family.name
+        cure = "connect one of these from SANA Model Loader"
+        cure += "" if family is None else ", or train a LoRA on this one with SANA Train LoRA"
+        raise ValueError(f"SANA Train Model trains SANA and SANA-1.5, and this model is {found}: {cure}.")
+    if model.is_sprint:
+        raise ValueError(
+            "SANA-Sprint cannot be trained as a plain flow, which would undo its distillation to few steps: train the "
+            "SANA model of its size, or a LoRA on that, which acts on Sprint too."
+        )
+    require_trainable(patcher)
+    narrow = next((one.dtype for one in model.diffusion_model.parameters() if one.element_size() < 2), None)
+    if narrow is not None:
+        raise ValueError(f"This model has weights in {narrow}, which no step would change: load it in 16 or 32 bits.")
+    check_merged("transformer", patcher)
 
 
 def require_states(model: Any, states: Tensor) -> None:

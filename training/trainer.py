@@ -1,4 +1,4 @@
-"""The training of a LoRA: steps, saves, and a resume that goes on to the bit.
+"""The training of a LoRA, or of all weights: steps, saves, and a resume that goes on to the bit.
 
 What is random at a step follows from the seed and the step alone, so a state needs no generator's.
 """
@@ -7,90 +7,40 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
-from .adapters import AdapterSet
 from .buckets import BatchPlan
 from .captions import batch_captions, drop_captions
 from .encode import EncodedSet
-from .loss import TIME_SAMPLINGS, UNIFORM
+from .loss import UNIFORM
 from .seeds import generator_of
-from .network import Prediction, copy_for_training, require_states, training_mode
-from .optimizer import CONSTANT, EMA, Average, learning_rate, load_optimizer, optimizer_tensors
+from .network import Prediction, copy_for_training, require_states, require_wholly_trainable, training_mode
+from .optimizer import (
+    EMA,
+    Average,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+)
 from .preview import Preview, generate
 from .processes import ALONE, Processes
+from .record import Record, Report
+from .settings import LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, save_state, save_whole
+from .trained import require_room, what_is_trained
 
 STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
 FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 FIXED_SAMPLES = 4
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
-ADAPTER = "adapter."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none."""
-
-    steps: int = 500
-    batch_size: int = 1
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    schedule: str = CONSTANT
-    warmup: int = 0
-    rank: int = 16
-    alpha: float = 16.0
-    layers: str = "attention qkv"
-    time_sampling: str = TIME_SAMPLINGS[0]
-    caption_dropout: float = 0.1
-    null_mask: str = "bos"
-    ema: float = 0.0
-    clip_norm: float = 1.0
-    weight_decay: float = 1e-4
-    checkpointing: bool = True
-    seed: int = 0
-    save_every: int = 250
-    sample_every: int = 0
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Where a run's files lie: its state, and the LoRA, which is also written with the step in its name."""
-
-    state: str
-    lora: str
-
-    def lora_at(self, step: int) -> str:
-        return f"{self.lora.removesuffix('.safetensors')}_step{step:06}.safetensors"
-
-
-@dataclass
-class Record:
-    """What happened so far. losses: one a step; fixed: (step, loss at each of FIXED_LEVELS)."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    fixed: list[tuple[int, list[float]]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is told after a step, and at 0 where there is a preview, with the loss at fixed noises and no time left yet.
-
-    sample: raw latents of the preview's prompts, where they were generated.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    seconds_left: float
-    sample: Tensor | None = None
+TRAINED = "adapter."
+AVERAGED = "_ema"
 
 
 class Trainer:
@@ -114,17 +64,18 @@ class Trainer:
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.processes = processes
         self.null = data.null()
+        if settings.target == MODEL:
+            require_wholly_trainable(patcher)
+            require_room(patcher, settings)
         self.patcher = copy_for_training(patcher)
         require_states(self.patcher.model, self.null.states)
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
-        self.family, network = self.predict.family, self.predict.network
-        self.adapters = AdapterSet(network, settings.layers, settings.rank, settings.alpha, settings.seed, self.family)
-        for adapter in self.adapters.adapters.values():
-            adapter.to(self.predict.device)
-        self.parameters = self.adapters.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        self.family = self.predict.family
+        self.trained = what_is_trained(self.patcher, self.predict, settings)
+        self.parameters = self.trained.parameters()
+        self.optimizer = make_optimizer(
+            settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay
         )
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in data.samples], settings.batch_size, settings.seed)
@@ -133,7 +84,7 @@ class Trainer:
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
         tensors, record = load_state(self.files.state)
-        self.adapters.load(part_of(tensors, ADAPTER))
+        self.trained.load(part_of(tensors, TRAINED))
         load_optimizer(self.optimizer, self.parameters, tensors)
         if self.average is not None:
             average = part_of(tensors, EMA)
@@ -146,7 +97,7 @@ class Trainer:
         tell: called after every step.
         """
         try:
-            with self.adapters.attached():
+            with self.trained.attached():
                 self.run_steps(tell, preview)
         except comfy.model_management.InterruptProcessingException:
             self.save()
@@ -206,6 +157,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm or math.inf)
         if math.isfinite(float(norm)):
             self.optimizer.step()
+            self.trained.publish()
             self.skipped = 0
         else:
             self.count_skipped()
@@ -275,9 +227,15 @@ class Trainer:
         """Brings the model back onto the device after other models were there."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
 
-    def lora_tensors(self) -> dict[str, Tensor]:
-        """The LoRA so far in diffusers' layout; of the averaged weights where there are."""
-        return self.adapters.file_tensors(self.average.values if self.average else self.parameters)
+    def results(self) -> dict[str, dict[str, Tensor]]:
+        """What was trained so far in the layout of files, by the ending of its name.
+
+        Of a LoRA the averaged weights where there are; of a model both.
+        """
+        if self.settings.target == LORA or self.average is None:
+            return {"": self.trained.file_tensors(self.average.values if self.average else self.parameters)}
+        both = {"": self.parameters, AVERAGED: self.average.values}
+        return {ending: self.trained.file_tensors(values) for ending, values in both.items()}
 
     def metadata(self) -> dict[str, str]:
         """Header of a LoRA's file: PEFT's configuration, and what the training was."""
@@ -288,14 +246,15 @@ class Trainer:
             name: value for name, value in asdict(self.settings).items() if name not in ("save_every", "sample_every")
         }
         told["time_sampling"] = self.time_sampling
-        own = {"modelspec.architecture": self.family.architecture, RECORD: json.dumps(told)}
-        return self.adapters.file_metadata() | own
+        architecture = self.family.architecture if self.settings.target == LORA else self.family.name
+        own = {"modelspec.architecture": architecture, RECORD: json.dumps(told)}
+        return self.trained.file_metadata() | own
 
     def save(self) -> None:
-        """The state, then the LoRA, each whole or not at all; by one process of a run."""
+        """The state, then the LoRA or model, each whole or not at all; by one process of a run."""
         if not self.processes.writes:
             return
-        tensors = {ADAPTER + name: value for name, value in self.parameters.items()}
+        tensors = {TRAINED + name: value for name, value in self.parameters.items()}
         tensors |= optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
@@ -304,7 +263,8 @@ class Trainer:
 
     def write(self, path: str) -> None:
         if self.processes.writes:
-            save_whole(self.lora_tensors(), path, self.metadata())
+            for ending, tensors in self.results().items():
+                save_whole(tensors, with_ending(path, ending), self.metadata())
 
 
 def require_pictures_for(processes: Processes, settings: Settings) -> None:
@@ -331,7 +291,9 @@ def train(
     base: str = "",
     processes: Processes = ALONE,
 ) -> tuple[dict[str, Tensor], Record]:
-    """Trains a LoRA, saves it, and returns it in diffusers' layout with the record of its run.
+    """Trains a LoRA or a model, saves it, and returns the record of its run and a LoRA in the layout of files.
+
+    Not a model, which is read from its file.
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
     Raises ValueError for a model, a set or settings that cannot be trained with.
@@ -341,4 +303,5 @@ def train(
         if resume:
             trainer.resume()
         trainer.run(lambda report: tell(trainer, report), preview)
-        return {name: value.detach().cpu() for name, value in trainer.lora_tensors().items()}, trainer.record
+        lora = trainer.results()[""] if settings.target == LORA else {}
+        return {name: value.detach().cpu() for name, value in lora.items()}, trainer.record

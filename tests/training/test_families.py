@@ -158,7 +158,7 @@ def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, fil
     with torch.inference_mode(), training_mode():
         trainer = Trainer(model, data(name), replace(SETTINGS, steps=3, layers=layers), files)
         trainer.run(lambda _: None)
-        with trainer.adapters.attached():
+        with trainer.trained.attached():
             trained = prediction_of(trainer.patcher, width)
     assert bench.relative(trained, plain) > 1e-3
     stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(files.lora), 1.0, 0)

@@ -84,7 +84,7 @@ def test_a_batch_equals_the_mean_of_its_samples_in_loss_and_gradient(encoded, fi
         with torch.no_grad():
             for name, value in trainer.parameters.items():
                 value.copy_(torch.randn(value.shape, generator=generator_of(len(name))) * 0.1)
-        with trainer.adapters.attached():
+        with trainer.trained.attached():
             both, gradient = gradients(trainer, [0, 3], 0)
             (one, first), (two, second) = gradients(trainer, [0], 0), gradients(trainer, [3], 1)
     torch.testing.assert_close(both, torch.cat([one, two]), rtol=1e-5, atol=0)
@@ -110,7 +110,7 @@ def test_recomputed_blocks_store_less_for_the_gradient(encoded, files):
                 sizes[tensor.data_ptr()] = tensor.nbytes if tensor.grad_fn is not None else 0
                 return tensor
 
-            with trainer.adapters.attached(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with trainer.trained.attached(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 trainer.batch_loss([0, 1], generator_of(0))
             stored[checkpointing] = sum(sizes.values())
     assert stored[True] < 0.5 * stored[False]
