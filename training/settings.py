@@ -7,6 +7,7 @@ from .loss import TIME_SAMPLINGS
 from .optimizer import ADAMW, CONSTANT
 
 LORA, MODEL = "LoRA", "model"  # what is trained and written
+CONFIG = "run.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class RunFiles:
 
     state: str
     lora: str
+
+    @property
+    def config(self) -> str:
+        """What a command needs to go on with the run, see `run_config.py`."""
+        return os.path.join(os.path.dirname(self.state), CONFIG)
 
     def lora_at(self, step: int) -> str:
         return with_ending(self.lora, f"_step{step:06}")

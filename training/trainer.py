@@ -31,6 +31,7 @@ from .optimizer import (
 from .preview import Preview, generate
 from .processes import ALONE, Processes
 from .record import Record, Report
+from .run_config import config_of, write_config
 from .settings import LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, save_state, save_whole
 from .trained import require_room, what_is_trained
@@ -302,6 +303,8 @@ def train(
         trainer = Trainer(patcher, data, settings, files, base, processes)
         if resume:
             trainer.resume()
+        if processes.writes:
+            write_config(config_of(patcher, data, settings, files, base))
         trainer.run(lambda report: tell(trainer, report), preview)
         lora = trainer.results()[""] if settings.target == LORA else {}
         return {name: value.detach().cpu() for name, value in lora.items()}, trainer.record
