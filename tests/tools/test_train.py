@@ -174,6 +174,7 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_files_before(run, files, cal
 
 
 def test_a_fault_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))  # where the command is started
     monkeypatch.setattr(logging.root, "level", logging.root.level)  # which the command sets
     assert main(["--config", str(tmp_path / "gone.json")]) == 1
     out, err = capsys.readouterr()
