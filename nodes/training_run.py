@@ -4,6 +4,10 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.utils
 import folder_paths
@@ -15,14 +19,15 @@ from PIL import Image
 
 from ..models.sana.resolution import RATIO
 from ..training.captions import Caption
-from ..training.plot import as_image, as_tensor, draw_losses
+from ..training.plot import as_image, as_tensor, draw_losses, means
 from ..training.preview import Preview
-from ..training.trainer import FIXED_LEVELS, RunFiles, Settings, train
+from ..training.record import FIXED_LEVELS, Record
+from ..training.settings import LATEST, LORA, MODEL, RunFiles, Settings
 from .host_server import running_server
 from .warnings import show
 
 FOLDER = "sana_training"  # below the output folder: the cache, and each run's state
-NEW, LATEST = "new", "latest"
+RESULTS = {LORA: "loras", MODEL: "diffusion_models"}  # the host's folders, which its loaders list
 STATE = "state.safetensors"
 RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
 PREVIEW_SIDE = 768
@@ -31,31 +36,41 @@ LOST = Counter()  # how often a training found a file of the cache missing
 STOPPED = Counter()  # how often a run of a name, None for any, was stopped; a name that is linked is None to the host
 
 
-def train_lora(
-    model, encoded_set, settings: Settings, name: str, resume: str, positive, negative, vae
-) -> io.NodeOutput:
-    """Trains, shows it on the node, and gives the node's outputs."""
-    files = run_files(name, resume)
-    preview = preview_of(encoded_set, positive, negative) if vae is not None else None
-    watch = Watch(vae)
-    lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
+@dataclass(frozen=True)
+class SamplePrompts:
+    """Conditionings to generate while a model is trained, and the VAE that decodes them; each None where it is open."""
+
+    positive: Any
+    negative: Any
+    vae: Any
+
+    def preview(self, encoded_set) -> Preview | None:
+        """At the size of the first picture; None without prompts or VAE."""
+        if not self.positive or self.vae is None:
+            return None
+        height, width = encoded_set.samples[0].size
+        other = captions_of(self.negative)[0] if self.negative else None
+        return Preview(captions_of(self.positive), other, (height // RATIO, width // RATIO))
+
+
+def node_output(result, record, samples: torch.Tensor | None, path: str) -> io.NodeOutput:
+    """The outputs of a training node, whose curve and pictures stay on it."""
     plot = as_tensor(draw(record))
-    samples = watch.pictures()
     shown = ui.PreviewImage(plot).as_dict()
     if samples is not None:
         shown["images"] = ui.PreviewImage(samples).as_dict()["images"] + shown["images"]
-    return io.NodeOutput(
-        lora,
-        {"loss": record.losses},
-        ExecutionBlocker(None) if samples is None else samples,
-        plot,
-        files.lora,
-        ui=shown,
-    )
+    samples = ExecutionBlocker(None) if samples is None else samples
+    return io.NodeOutput(result, {"loss": record.losses}, samples, plot, path, ui=shown)
+
+
+def mark_of_runs(name: str, resume: str, target: str) -> list:
+    """Changes when a run of the name was stopped, so that the host does not give its result again for a press of Run,
+    and when another run became the last."""
+    return [STOPPED[name], run_files(name, resume, target).state if resume == LATEST else ""]
 
 
 def draw(record) -> Image.Image:
-    return draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
+    return draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS], record.held_out)
 
 
 class Watch:
@@ -79,7 +94,7 @@ class Watch:
         minutes, seconds = divmod(round(report.seconds_left), 60)
         write_on_node(
             f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
-            f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}"
+            f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}{held_out(trainer.record)}"
         )
 
     def picture(self, trainer, report) -> tuple[str, Image.Image, int] | None:
@@ -98,6 +113,14 @@ class Watch:
         return torch.cat([self.first, self.last])
 
 
+def held_out(record) -> str:
+    """The loss of the pictures that are not trained, as a line of text; empty without any."""
+    if not record.held_out:
+        return ""
+    (_, first), (step, last) = means([record.held_out[0], record.held_out[-1]])
+    return f"\nheld out {last:.4f} after step {step}, {first:.4f} at first"
+
+
 def stacked(samples: Image.Image, curve: Image.Image) -> Image.Image:
     """Samples over a curve of the same width."""
     height = round(samples.height * curve.width / samples.width)
@@ -107,21 +130,22 @@ def stacked(samples: Image.Image, curve: Image.Image) -> Image.Image:
     return whole
 
 
-def train_noted(name: str, model, data, settings: Settings, files: RunFiles, watch: Watch, resume: bool, preview):
-    """`train`, which notes for the host's next Run that the run was stopped, or that a file of the cache was missing.
+@contextmanager
+def noted(name: str, settings: Settings, watch: Watch) -> Iterator[list]:
+    """Notes for the host's next Run that the run within was stopped, or that a file of the cache was missing.
 
-    Says it where the run had no step left. Raises what `train` raises.
+    Says it where the run had no step left. Within it the record of the run is put into the list.
     """
+    records: list[Record] = []
     try:
-        lora, record = train(model, data, settings, files, watch, resume, preview, name_of(model))
+        yield records
     except FileNotFoundError:  # a file of the cache
         LOST[FOLDER] += 1
         raise
-    if record.step < settings.steps:
+    if records[0].step < settings.steps:
         STOPPED.update([name, None])
     elif watch.bar is None:
-        show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
-    return lora, record
+        show([f"The run has {records[0].step} steps already: enter more than that in steps to go on with it."])
 
 
 def write_on_node(text: str) -> None:
@@ -135,7 +159,7 @@ def output_folder() -> str:
     return os.path.join(folder_paths.get_output_directory(), FOLDER)
 
 
-def run_files(name: str, resume: str) -> RunFiles:
+def run_files(name: str, resume: str, target: str = LORA) -> RunFiles:
     """Files of the next run of a name, or of its last. Raises ValueError for a name that no file can have, and where
     there is no run to go on with."""
     if not RUN_NAME.fullmatch(name):
@@ -147,17 +171,13 @@ def run_files(name: str, resume: str) -> RunFiles:
     if resume == LATEST and not states:
         raise ValueError(f"There is no run of the name {name} to go on with: choose resume new, or its name.")
     run = f"{name}_{states[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
-    loras = folder_paths.get_folder_paths("loras")[0]
-    return RunFiles(os.path.join(runs, run, STATE), os.path.join(loras, f"{run}.safetensors"))
+    return RunFiles(os.path.join(runs, run, STATE), os.path.join(result_folder(target), f"{run}.safetensors"))
 
 
-def preview_of(encoded_set, positive, negative) -> Preview | None:
-    """The sample prompts at the size of the first picture; None without any."""
-    if not positive:
-        return None
-    height, width = encoded_set.samples[0].size
-    other = captions_of(negative)[0] if negative else None
-    return Preview(captions_of(positive), other, (height // RATIO, width // RATIO))
+def result_folder(target: str) -> str:
+    """The folder of the host's that has the name of the kind of file, or its first."""
+    paths = folder_paths.get_folder_paths(RESULTS[target])
+    return next((path for path in paths if os.path.basename(path) == RESULTS[target]), paths[0])
 
 
 def captions_of(conditioning) -> list[Caption]:
@@ -165,9 +185,3 @@ def captions_of(conditioning) -> list[Caption]:
     if any("attention_mask" not in extra for _, extra in conditioning):
         raise ValueError("The sample prompt has no mask of its tokens: encode it with SANA Gemma Encode.")
     return [Caption(states[0].float(), extra["attention_mask"][0]) for states, extra in conditioning]
-
-
-def name_of(model) -> str:
-    """The file that a model was loaded from."""
-    source = model.cached_patcher_init[1][0] if model.cached_patcher_init else ""
-    return os.path.basename(os.path.normpath(str(source))) if source else ""

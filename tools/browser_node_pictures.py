@@ -173,6 +173,14 @@ SCENES = {
         [(0, "LoraModelLoader", "lora"), (3, "PreviewImage", "images")],
         width=260,
     ),
+    "SanaNativeTrainModel": Scene(
+        {
+            "model": MODEL,
+            "encoded_set": ("SanaNativeEncodeTrainingSet", 0),
+        },
+        [(0, TO_SAMPLER, "model"), (3, "PreviewImage", "images")],
+        width=260,
+    ),
 }
 # Empty, but there: the page frames nodes whose file is missing.
 FOLDERS = {

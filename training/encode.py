@@ -5,7 +5,7 @@ Encoded once, so that a training needs neither the autoencoder nor the text enco
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,12 @@ FORMAT = "1"  # of the files; a change makes others of them
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Files of one sample. size: (height, width) in pixels."""
+    """Files of one sample. size: (height, width) in pixels. picture: the same for a picture and its mirror image."""
 
     latent_path: str
     caption_path: str
     size: Size
+    picture: str = ""
 
     def latent(self) -> Tensor:
         """The raw latent (C, H, W), as the autoencoder gives it."""
@@ -52,6 +53,22 @@ class EncodedSet:
 
     def null(self) -> Caption:
         return load_caption(self.null_path)
+
+
+def hold_out(samples: Sequence[EncodedSample], count: int) -> tuple[list[EncodedSample], list[EncodedSample]]:
+    """The samples that are trained, and `count` pictures from all over the set, each once.
+
+    A mirrored picture goes with its own. Raises ValueError where nothing is left to train.
+    """
+    pictures = list(dict.fromkeys(sample.picture for sample in samples))
+    if count >= len(pictures):
+        raise ValueError(
+            f"validation {count} leaves no picture to train on, of {len(pictures)} in the set: enter fewer, or add "
+            "pictures."
+        )
+    held = [pictures[(2 * place + 1) * len(pictures) // (2 * count)] for place in range(count)]
+    first = {sample.picture: sample for sample in reversed(samples)}
+    return [sample for sample in samples if sample.picture not in held], [first[picture] for picture in held]
 
 
 def load_part(path: str) -> dict[str, Tensor]:
@@ -111,7 +128,7 @@ def encode_set(
         progress(1 + len(captions), total)
     for done, (sample, caption) in enumerate(zip(training_set.samples, captions, strict=True), 1):
         latent = encode_picture(vae, sample, vae_digest, folder)
-        encoded += [EncodedSample(latent, caption, sample.size)] * sample.repeats
+        encoded += [EncodedSample(latent, caption, sample.size, sample.digest)] * sample.repeats
         progress(1 + len(captions) + done, total)
     return EncodedSet(tuple(encoded), null_path, instruction, training_set.options)
 

@@ -10,7 +10,6 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..models.files.saving import check_merged
 from ..models.pixart.model_sampling import require_noise_prediction
 from ..models.runtime.precision import FLOAT16
 from .families import PIXART, SANA, family_of
@@ -65,7 +64,6 @@ def require_wholly_trainable(patcher: Any) -> None:
     narrow = next((one.dtype for one in model.diffusion_model.parameters() if one.element_size() < 2), None)
     if narrow is not None:
         raise ValueError(f"This model has weights in {narrow}, which no step would change: load it in 16 or 32 bits.")
-    check_merged("transformer", patcher)
 
 
 def require_states(model: Any, states: Tensor) -> None:

@@ -4,14 +4,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
 
 @dataclass
 class Record:
-    """What happened so far. losses: one a step; fixed: (step, loss at each of FIXED_LEVELS)."""
+    """What happened so far. losses: one a step; fixed: (step, loss at each of FIXED_LEVELS); held_out: the same of the
+    pictures that are not trained."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     fixed: list[tuple[int, list[float]]] = field(default_factory=list)
+    held_out: list[tuple[int, list[float]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

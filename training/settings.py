@@ -7,12 +7,15 @@ from .loss import TIME_SAMPLINGS
 from .optimizer import ADAMW, CONSTANT
 
 LORA, MODEL = "LoRA", "model"  # what is trained and written
+AVERAGED = "_ema"  # ending of the name of a model's average
+NEW, LATEST = "new", "latest"  # a run is begun, or the last is gone on with
 CONFIG = "run.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none. rank, alpha, layers: of a LoRA."""
+    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none. rank, alpha, layers: of a LoRA.
+    validation: how many pictures are not trained but measured."""
 
     steps: int = 500
     batch_size: int = 1
@@ -35,6 +38,7 @@ class Settings:
     sample_every: int = 0
     target: str = LORA
     optimizer: str = ADAMW
+    validation: int = 0
 
 
 @dataclass(frozen=True)

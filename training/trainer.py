@@ -14,13 +14,16 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from .adapters import AdapterSet
 from .buckets import BatchPlan
 from .captions import batch_captions, drop_captions
-from .encode import EncodedSet
+from .encode import EncodedSample, EncodedSet, hold_out
 from .loss import UNIFORM
 from .seeds import generator_of
 from .network import Prediction, copy_for_training, require_states, require_wholly_trainable, training_mode
 from .optimizer import (
+    ADAMW_8BIT,
+    STATE_BYTES,
     EMA,
     Average,
     learning_rate,
@@ -30,18 +33,17 @@ from .optimizer import (
 )
 from .preview import Preview, generate
 from .processes import ALONE, Processes
-from .record import Record, Report
+from .record import FIXED_LEVELS, Record, Report
 from .run_config import config_of, write_config
-from .settings import LORA, MODEL, RunFiles, Settings, with_ending
+from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, save_state, save_whole
-from .trained import require_room, what_is_trained
+from .weights import WeightSet, require_memory
 
 STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
-FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 FIXED_SAMPLES = 4
+MEMORY_CURE = f"choose {ADAMW_8BIT} or ema 0 where that is enough, or train a LoRA with SANA Train LoRA"
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
 TRAINED = "adapter."
-AVERAGED = "_ema"
 
 
 class Trainer:
@@ -65,6 +67,7 @@ class Trainer:
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.processes = processes
         self.null = data.null()
+        self.samples, self.held_out = hold_out(data.samples, settings.validation)
         if settings.target == MODEL:
             require_wholly_trainable(patcher)
             require_room(patcher, settings)
@@ -79,7 +82,7 @@ class Trainer:
             settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay
         )
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
-        self.plan = BatchPlan([sample.size for sample in data.samples], settings.batch_size, settings.seed)
+        self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
         self.record, self.skipped = Record(), 0
 
     def resume(self) -> None:
@@ -90,7 +93,8 @@ class Trainer:
         if self.average is not None:
             average = part_of(tensors, EMA)
             self.average.values = {name: average.get(name, value) for name, value in self.average.values.items()}
-        self.record = Record(record["step"], record["losses"], [(step, row) for step, row in record["fixed"]])
+        fixed, held_out = ([(step, row) for step, row in record.get(kind, [])] for kind in ("fixed", "held_out"))
+        self.record = Record(record["step"], record["losses"], fixed, held_out)
 
     def run(self, tell: Callable[[Report], None], preview: Preview | None = None) -> bool:
         """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
@@ -117,11 +121,13 @@ class Trainer:
             self.stop_if_asked()
             rate, loss = self.train_step()
             step = self.record.step
-            if settings.save_every and step % settings.save_every == 0 and step < settings.steps:
+            due = settings.sample_every and step % settings.sample_every == 0
+            saved = settings.save_every and step % settings.save_every == 0 and step < settings.steps
+            if due or saved:
                 self.measure_fixed()
+            if saved:
                 self.save()
                 self.write(self.files.lora_at(step))
-            due = settings.sample_every and step % settings.sample_every == 0
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
             left = (settings.steps - step) * (time.monotonic() - begun) / (step - first)
             tell(Report(step, settings.steps, loss, rate, left, sample))
@@ -187,7 +193,7 @@ class Trainer:
 
         places: those of the batch that are computed, with the numbers they have in the whole; None for all.
         """
-        settings, samples = self.settings, [self.data.samples[index] for index in indices]
+        settings, samples = self.settings, [self.samples[index] for index in indices]
         places = range(len(samples)) if places is None else places
         captions = drop_captions(
             [sample.caption() for sample in samples], self.null, settings.caption_dropout, settings.null_mask, generator
@@ -206,15 +212,22 @@ class Trainer:
         inputs = (x0, *batch_captions(captions), sigma, noise)
         return self.predict.loss(*(part.to(self.predict.device) for part in inputs))
 
-    @torch.no_grad()
     def measure_fixed(self) -> None:
-        """Records the loss of the first pictures at fixed noises, level by level: comparable from step to step."""
-        samples, row = self.data.samples[:FIXED_SAMPLES], []
+        """Records the loss of the first pictures, and of those held out, at fixed noises: comparable from step to
+        step."""
+        self.record.fixed.append((self.record.step, self.fixed_losses(self.samples[:FIXED_SAMPLES])))
+        if self.held_out:
+            self.record.held_out.append((self.record.step, self.fixed_losses(self.held_out)))
+
+    @torch.no_grad()
+    def fixed_losses(self, samples: Sequence[EncodedSample]) -> list[float]:
+        """Mean loss of samples at each of FIXED_LEVELS."""
+        row = []
         for place, level in enumerate(FIXED_LEVELS):
             sigma = torch.tensor([self.family.level(self.predict.sampling, level)])
             losses = [self.fixed_loss(one, sigma, generator_of(0, FIXED, place, i)) for i, one in enumerate(samples)]
             row.append(float(torch.cat(losses).mean()))
-        self.record.fixed.append((self.record.step, row))
+        return row
 
     def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(1, *sample.latent().shape, generator=generator)
@@ -266,6 +279,32 @@ class Trainer:
         if self.processes.writes:
             for ending, tensors in self.results().items():
                 save_whole(tensors, with_ending(path, ending), self.metadata())
+
+
+def what_is_trained(patcher: Any, predict: Prediction, settings: Settings) -> AdapterSet | WeightSet:
+    """Of a model's copy on its device, by the settings' target."""
+    if settings.target == MODEL:
+        # Its LoRAs are in the weights now, and must not be taken out of them again.
+        patcher.patches.clear()
+        patcher.backup.clear()
+        return WeightSet(predict.network)
+    trained = AdapterSet(predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family)
+    for adapter in trained.adapters.values():
+        adapter.to(predict.device)
+    return trained
+
+
+def require_room(patcher: Any, settings: Settings) -> None:
+    """Raises ValueError where all weights cannot be trained on the model's device."""
+    weights = list(patcher.model.diffusion_model.parameters())
+    require_memory(
+        sum(one.numel() for one in weights),
+        max(one.element_size() for one in weights),
+        STATE_BYTES.get(settings.optimizer, 0),
+        bool(settings.ema),
+        comfy.model_management.get_total_memory(patcher.load_device),
+        MEMORY_CURE,
+    )
 
 
 def require_pictures_for(processes: Processes, settings: Settings) -> None:

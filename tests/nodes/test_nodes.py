@@ -53,6 +53,7 @@ IDS = {
     "SanaNativeTrainingSet",
     "SanaNativeEncodeTrainingSet",
     "SanaNativeTrainLora",
+    "SanaNativeTrainModel",
 }
 SHELVES = {
     "image",

@@ -1,10 +1,12 @@
 """The training nodes as the executor runs them: folder -> set -> encoded set -> LoRA, plot and pictures."""
 
+import json
 import os
 from pathlib import Path
 
 import folder_paths
 import pytest
+import safetensors
 import torch
 from comfy_execution.graph import ExecutionBlocker
 from sana_native.nodes.training import listing, resolve_folder
@@ -120,3 +122,31 @@ def test_a_set_is_read_again_after_a_file_has_changed(folders):
     assert node.fingerprint_inputs(folder="cats", size=64) != before
     with pytest.raises(ValueError, match="No folder was entered"):
         call(node, folder=" ")
+
+
+def test_all_weights_become_a_model_in_the_hosts_list_that_goes_on_at_once(folders, monkeypatch):
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths,
+        "diffusion_models",
+        ([str(folders / "unet"), str(folders / "diffusion_models")], {".safetensors"}),
+    )
+    settings = {"steps": 2, "save_every": 0, "learning_rate": 1e-3}
+    trained, loss, _, plot, path = call(OURS["TrainModel"], bench.model("sana"), encoded(), "cats", ema=0.9, **settings)
+    assert folder_paths.get_filename_list("diffusion_models") == [
+        "cats_00001.safetensors",
+        "cats_00001_ema.safetensors",
+    ]
+    assert Path(path).parent.name == "diffusion_models" and len(loss["loss"]) == 2 and plot.std() > 0.01
+    drawn = [bench.draw(model, bench.encoded()) for model in (bench.model("sana"), trained)]
+    assert not torch.equal(*drawn)
+    (listed,) = call(OURS["ModelLoader"], "cats_00001_ema.safetensors")
+    assert torch.equal(bench.draw(listed, bench.encoded()), drawn[1])
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_preset_takes_the_place_of_the_values_above_it():
+    call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", preset="LoRA small", **SHORT)
+    (path,) = map(Path, folder_paths.get_folder_paths("loras"))
+    with safetensors.safe_open(path / "cat_00001.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["sana_training"])
+    assert (told["rank"], told["alpha"], told["layers"], told["steps"]) == (4, 4.0, "attention qkv", 2)

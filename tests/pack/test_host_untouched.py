@@ -16,8 +16,8 @@ NODES = ["BlendPrompts", "CFGZeroStar", "ControlNetLoader", "ControlNetSave", "D
          "EmptyLatent", "EncodeTrainingSet", "FitBack", "FlowDPMSampler", "FlowScheduler", "GemmaEncode",
          "GemmaLoader", "InpaintComposite", "InpaintCrop", "InpaintLatent", "InpaintStitch", "LoraLoader",
          "LuminaOptions", "ModelLoader", "NAG", "PAG", "PromptBatch", "PromptsFromFile", "QuantizeSave", "SCMSampler",
-         "SCMScheduler", "Sampler", "SaveNamed", "Scribble", "Seeds", "Size", "TrainLora", "TrainingSet",
-         "UpscaleLatent"]  # fmt: skip
+         "SCMScheduler", "Sampler", "SaveNamed", "Scribble", "Seeds", "Size", "TrainLora", "TrainModel",
+         "TrainingSet", "UpscaleLatent"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from sana_native.models.sana.loader import load_sana
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SETTINGS
-from sana_native.training import trained as trained_file
+from sana_native.training import trainer as trainer_file
 from sana_native.training.loss import flow_loss
 from sana_native.training.network import training_mode
 from sana_native.training.seeds import generator_of
@@ -138,7 +138,7 @@ def test_what_cannot_fit_is_refused_with_the_number(weight_bytes, state_bytes, n
 
 def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(run, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: 1e5)  # stands for a small GPU
-    monkeypatch.setattr(trained_file, "WeightSet", None)
+    monkeypatch.setattr(trainer_file, "WeightSet", None)
     with pytest.raises(ValueError, match="and the device has 0.0: choose AdamW 8-bit or ema 0 where that is enough"):
         run(**WHOLE)
 
