@@ -60,15 +60,16 @@ def hold_out(samples: Sequence[EncodedSample], count: int) -> tuple[list[Encoded
 
     A mirrored picture goes with its own. Raises ValueError where nothing is left to train.
     """
-    pictures = list(dict.fromkeys(sample.picture for sample in samples))
+    picture_of = {sample: sample.picture or sample.latent_path for sample in samples}
+    pictures = list(dict.fromkeys(picture_of.values()))
     if count >= len(pictures):
         raise ValueError(
             f"validation {count} leaves no picture to train on, of {len(pictures)} in the set: enter fewer, or add "
             "pictures."
         )
     held = [pictures[(2 * place + 1) * len(pictures) // (2 * count)] for place in range(count)]
-    first = {sample.picture: sample for sample in reversed(samples)}
-    return [sample for sample in samples if sample.picture not in held], [first[picture] for picture in held]
+    first = {picture_of[sample]: sample for sample in reversed(samples)}
+    return [sample for sample in samples if picture_of[sample] not in held], [first[picture] for picture in held]
 
 
 def load_part(path: str) -> dict[str, Tensor]:

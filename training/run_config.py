@@ -150,7 +150,7 @@ def read_encoded(reader: Reader, content: dict[str, Any]) -> EncodedSet:
             reader.existing(reader.value(one, name, str), "an entry of the cache")
             for name in ("latent_path", "caption_path")
         ]
-        samples.append(EncodedSample(*paths, tuple(reader.value(one, "size", list))))
+        samples.append(EncodedSample(*paths, tuple(reader.value(one, "size", list)), str(one.get("picture", ""))))
     null = reader.existing(reader.value(content, "null_path", str), "the empty prompt")
     known, options = {field.name for field in fields(SetOptions)}, reader.value(content, "options", dict)
     if not options.keys() <= known:
