@@ -66,11 +66,12 @@ def setting_inputs(target: str) -> list[io.Input]:
         make.number("learning_rate", 1.0, 1e-6, f"How far each step goes. {usual}; lower it when the loss jumps."),
         make.count("rank", 1, 1024, "Width of the LoRA: 4 to 16 for a thing, 16 to 64 for a style."),
         make.number("alpha", 1024.0, 0.5, "Strength of the LoRA while it is trained, divided by rank. Equal to rank is "
-                    "usual."),
+                    "usual.", **hidden),
         make.choice("layers", PRESETS, "Layers that are trained. attention qkv: as diffusers' script. The others learn "
                     "more and make larger files."),
         make.count("batch_size", 1, 256, "Pictures of one size computed at once; more needs more memory."),
-        make.count("accumulation", 1, 1024, "Batches before each step: a larger batch without more memory."),
+        make.count("accumulation", 1, 1024, "Batches before each step: a larger batch without more memory.",
+                   **hidden),
         make.count("seed", 0, 0xFFFFFFFFFFFFFFFF, f"The same seed, set and settings give the same {target} on the same "
                    "machine.", control_after_generate=False),
         make.count("save_every", 0, 1_000_000, f"Steps between saves of the run and of a {target} with the step in its "
