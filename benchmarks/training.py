@@ -84,7 +84,7 @@ def of_ours(folder: str, size: int, again: bool) -> tuple[Callable[[], object], 
     trainer = Trainer(load_sana(folder), data, settings, files)
 
     def step() -> None:
-        with trainer.adapters.attached():
+        with trainer.trained.attached():
             trainer.train_step()
 
     return step, sum(value.numel() for value in trainer.parameters.values())

@@ -167,8 +167,8 @@ def train_on_node(
     if settings.target == MODEL:
         check_merged("transformer", model)
     files, watch = run_files(name, resume, settings.target), Watch(prompts.vae)
-    preview = prompts.preview(encoded_set)
     with noted(name, settings, watch) as records:
+        preview = prompts.preview(encoded_set)
         lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
         records.append(record)
     result = lora if settings.target == LORA else load_trained(model, files, settings)

@@ -17,7 +17,6 @@ from comfy_execution.graph import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from ..models.sana.resolution import RATIO
 from ..training.captions import Caption
 from ..training.plot import as_image, as_tensor, draw_losses, means
 from ..training.preview import Preview
@@ -48,9 +47,9 @@ class SamplePrompts:
         """At the size of the first picture; None without prompts or VAE."""
         if not self.positive or self.vae is None:
             return None
-        height, width = encoded_set.samples[0].size
-        other = captions_of(self.negative)[0] if self.negative else None
-        return Preview(captions_of(self.positive), other, (height // RATIO, width // RATIO))
+        size, width = encoded_set.samples[0].latent().shape[-2:], encoded_set.null().states.shape[-1]
+        other = captions_of(self.negative, width)[0] if self.negative else None
+        return Preview(captions_of(self.positive, width), other, tuple(size))
 
 
 def node_output(result, record, samples: torch.Tensor | None, path: str) -> io.NodeOutput:
@@ -180,8 +179,19 @@ def result_folder(target: str) -> str:
     return next((path for path in paths if os.path.basename(path) == RESULTS[target]), paths[0])
 
 
-def captions_of(conditioning) -> list[Caption]:
-    """Raises ValueError for a conditioning of another text encoder."""
-    if any("attention_mask" not in extra for _, extra in conditioning):
-        raise ValueError("The sample prompt has no mask of its tokens: encode it with SANA Gemma Encode.")
-    return [Caption(states[0].float(), extra["attention_mask"][0]) for states, extra in conditioning]
+def captions_of(conditioning, width: int) -> list[Caption]:
+    """Captions of a conditioning; every position counts where its encoder gives no mask.
+
+    width: of the training set's states. Raises ValueError for a conditioning of another text encoder.
+    """
+    found = next((states.shape[-1] for states, _ in conditioning if states.shape[-1] != width), None)
+    if found is not None:
+        raise ValueError(
+            f"The sample prompt was encoded to states of {found} where the captions have {width}: encode both with the "
+            "same clip."
+        )
+    masks = [
+        extra["attention_mask"][0] if "attention_mask" in extra else torch.ones(states.shape[1])
+        for states, extra in conditioning
+    ]
+    return [Caption(states[0].float(), mask) for (states, _), mask in zip(conditioning, masks, strict=True)]

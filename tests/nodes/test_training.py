@@ -107,9 +107,20 @@ def test_names_without_a_file_or_a_run_are_refused(name, resume, message):
 
 
 @pytest.mark.usefixtures("folders")
+def test_sample_prompts_of_an_encoder_without_padding_count_as_a_whole():
+    states, extra = bench.encoded()[0][0]
+    states = states[:, : int(extra["attention_mask"].sum())]
+    shown = []
+    for own in ({}, {"attention_mask": torch.ones(1, states.shape[1])}):
+        prompts = {"sample_positive": [[states, own]], "vae": bench.vae()}
+        shown.append(call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)[2])
+    assert torch.equal(*shown)
+
+
+@pytest.mark.usefixtures("folders")
 def test_sample_prompts_of_another_encoder_are_refused():
-    prompts = {"sample_positive": [[torch.zeros(1, 3, 64), {}]], "vae": bench.vae()}
-    with pytest.raises(ValueError, match="The sample prompt has no mask of its tokens"):
+    prompts = {"sample_positive": [[torch.zeros(1, 3, 32), {}]], "vae": bench.vae()}
+    with pytest.raises(ValueError, match="The sample prompt was encoded to states of 32 where the captions have 64"):
         call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)
 
 

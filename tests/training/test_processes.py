@@ -49,7 +49,7 @@ def test_losses_of_the_shares_are_those_of_the_batch_and_so_are_their_gradients(
             losses = trainer.batch_loss([0, 1, 3], generator_of(9), places)
             return losses.detach(), torch.autograd.grad(losses.sum(), values)
 
-        with trainer.adapters.attached():
+        with trainer.trained.attached():
             (whole, gradient), (a, first), (b, second) = part(None), part((0, 2)), part((1,))
     torch.testing.assert_close(whole[[0, 2, 1]], torch.cat([a, b]), rtol=1e-5, atol=0)
     for total, one, two in zip(gradient, first, second, strict=True):
