@@ -138,11 +138,12 @@ def of_host(folder: str, size: int, again: bool, steps: int) -> dict[str, float]
     }  # fmt: skip
     times = []
 
-    def tell(*_, **__) -> None:
-        """Called at the end of a step."""
-        if not times:
-            start_peak()
-        times.append(time.process_time())
+    def tell(value: int, total: int, *_, **__) -> None:
+        """Called after the first and the last step; loading a model has a progress of its own, with another total."""
+        if total == options["steps"] and value in (1, total):
+            if not times:
+                start_peak()
+            times.append(time.process_time())
 
     comfy.utils.set_progress_bar_global_hook(tell)
     model = load_sana(folder)
@@ -153,7 +154,7 @@ def of_host(folder: str, size: int, again: bool, steps: int) -> dict[str, float]
         model=[model], latents=[{"samples": latent}], positive=[conditioning], **lists
     ).result
     trained = sum(value.numel() for value in lora.values() if isinstance(value, torch.Tensor))
-    seconds = (times[-1] - times[0]) / (len(times) - 1)
+    seconds = (times[-1] - times[0]) / steps
     return {"seconds": seconds, "peak": memory("VmHWM") - before, "trained": trained}
 
 
