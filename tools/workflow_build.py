@@ -39,7 +39,7 @@ PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 
                   "Painter": 320}  # fmt: skip
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
 LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230,
-                       "SanaNativeTrainLora": 230, "SanaNativeTrainModel": 230}  # fmt: skip
+                       "SanaNativeTrainLora": 260, "SanaNativeTrainModel": 260}  # fmt: skip
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.
 ELEMENT_HEIGHT = {
     "SanaNativeGemmaLoader": 114,

@@ -729,7 +729,8 @@ def train_lora() -> Graph:
         "SanaNativeTrainLora",
         "sana_lora",
         "Enter the **folder** of 10 to 30 pictures, each with a .txt of its name that says what it shows, and a "
-        "**trigger_word** such as sks dog. Cancel keeps what was learned, **resume** at latest goes on. Then use sana_lora.",
+        "**trigger_word** such as sks dog. Cancel keeps what was learned, **resume** at latest goes on. Then use "
+        "sana_lora.",
         preset="LoRA small",
         accumulation=4,
         sample_every=100,
@@ -740,8 +741,9 @@ def train_model() -> Graph:
     return training(
         "SanaNativeTrainModel",
         "sana_model",
-        "Trains all weights, for hundreds of pictures: enter their **folder**, each with a .txt that says what it shows. "
-        "Takes over 29 GB of GPU memory, over 19 with **optimizer** at AdamW 8-bit. For few pictures: sana_train_lora.",
+        "Trains all weights, for hundreds of pictures: enter their **folder**, each with a .txt that says what it "
+        "shows. Takes over 29 GB of GPU memory, over 19 with **optimizer** at AdamW 8-bit. For few pictures: "
+        "sana_train_lora.",
         steps=2000,
         accumulation=8,
         warmup=100,
