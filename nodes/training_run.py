@@ -93,7 +93,7 @@ class Watch:
         minutes, seconds = divmod(round(report.seconds_left), 60)
         write_on_node(
             f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
-            f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}{held_out(trainer.record)}"
+            f"loss {report.loss:.4f}, mean {mean:.4f}, rate {report.rate:.2g}{held_out(trainer.record)}"
         )
 
     def picture(self, trainer, report) -> tuple[str, Image.Image, int] | None:
