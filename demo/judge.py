@@ -25,6 +25,7 @@ from .train.data import (
     THING_NAMES,
     Item,
     Scene,
+    Sprites,
     draw_scene,
     fill,
     load_sprites,
@@ -49,11 +50,15 @@ class Verdict:
 
 
 class Judge:
-    """Compares with every thing in every size at every place, moved a little too, on every background."""
+    """Compares with every thing in every size at every place, moved a little too, on every background.
 
-    def __init__(self):
-        sprites = load_sprites()
-        self.kinds = [(thing, size) for thing in THING_NAMES for size in SIZES]
+    more: sprites of things that are none of the demo's.
+    """
+
+    def __init__(self, more: Sprites | None = None):
+        sprites = load_sprites() | (more or {})
+        names = dict.fromkeys([*THING_NAMES, *(thing for thing, _ in more or {})])
+        self.kinds = [(thing, size) for thing in names for size in SIZES]
         self.colour = torch.zeros(len(self.kinds), 3, WINDOW, WINDOW)
         self.coverage = torch.zeros(len(self.kinds), 1, WINDOW, WINDOW)
         for i, (thing, size) in enumerate(self.kinds):

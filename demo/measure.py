@@ -295,6 +295,21 @@ def measure_server(args: argparse.Namespace) -> None:
             table.add(name, **shares(rows))
 
 
+def measure_training(args: argparse.Namespace) -> None:
+    """A thing that the pack's trainer teaches the demo model by ten pictures, and what it forgets of the others."""
+    from .measure_training import draw_new_captions, measure_learning
+
+    captions = draw_new_captions(args.count, PROMPT_SEED + 3)
+    new = [Case(caption, PROMPT_SEED + 8000 + i) for i, caption in enumerate(captions)]
+    table = Table(("prompts", "training", *MARKS))
+    options = {"steps": args.steps, "cfg": args.cfg}
+    pictures = measure_learning(Bench(args.checkpoint), new, draw_cases(args.count, 1), table, **options)
+    if args.plot:
+        from .gallery import draw_sheet
+
+        draw_sheet(pictures).save(args.plot)
+
+
 COMMANDS: dict[str, Callable] = {
     "autoencoder": measure_autoencoder,
     "prompts": measure_prompts,
@@ -305,6 +320,7 @@ COMMANDS: dict[str, Callable] = {
     "sprint": measure_sprint,
     "control": measure_control,
     "server": measure_server,
+    "training": measure_training,
 }
 
 
@@ -319,8 +335,8 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()
-    if args.plot and args.what not in ("wordings", "control", "solvers", "cfg"):
-        parser.error("--plot draws wordings, control, and the tables of solvers and cfg, only")
+    if args.plot and args.what not in ("wordings", "control", "training", "solvers", "cfg"):
+        parser.error("--plot draws wordings, control, training, and the tables of solvers and cfg, only")
     table = COMMANDS[args.what](args)
     if args.plot and table:
         from .plots import draw_plot

@@ -31,7 +31,8 @@ from .sampling import (
 from .save import SanaNativeControlNetSave, SanaNativeQuantizeSave
 from .save_named import SanaNativeSaveNamed
 from .sizes import SanaNativeFitBack, SanaNativeSize
-from .training import SanaNativeEncodeTrainingSet, SanaNativeTrainingSet, SanaNativeTrainLora
+from .train import SanaNativeTrainLora, SanaNativeTrainModel
+from .training import SanaNativeEncodeTrainingSet, SanaNativeTrainingSet
 from .vae import SanaNativeDCAEDecode, SanaNativeDCAEEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -74,6 +75,7 @@ NODES: list[type[io.ComfyNode]] = [
     SanaNativeTrainingSet,
     SanaNativeEncodeTrainingSet,
     SanaNativeTrainLora,
+    SanaNativeTrainModel,
 ]
 
 

@@ -1,41 +1,20 @@
-"""Training in the graph: a folder of pictures -> a training set -> a LoRA in the host's list of LoRAs."""
+"""A folder of pictures -> a training set -> an encoded set, which the training nodes take."""
 
 import os
-import re
-from collections import Counter
 
 import comfy.utils
 import folder_paths
-import torch
 from comfy_api.latest import io
-from comfy_execution.graph import ExecutionBlocker
-from comfy_execution.utils import get_executing_context
 
 from ..models.sana.resolution import RATIO
-from ..training.adapters import PRESETS
-from ..training.captions import NULL_MASKS, Caption
 from ..training.dataset import SetOptions, caption_path, find_pictures, read_folder
 from ..training.encode import encode_set
-from ..training.loss import TIME_SAMPLINGS
-from ..training.optimizer import SCHEDULES
-from ..training.plot import as_image, as_tensor, draw_losses
-from ..training.preview import Preview
-from ..training.trainer import FIXED_LEVELS, RunFiles, Settings, train
 from .files import BUNDLED_PICTURES, FOLDER_MARK
-from .host_server import running_server
+from .training_inputs import CATEGORY, EncodedPictures
+from .training_run import FOLDER, LOST, output_folder
 from .warnings import show
 
-CATEGORY = "model/training/sana"
-PictureSet, EncodedPictures = io.Custom("SANA_TRAINING_SET"), io.Custom("SANA_ENCODED_SET")
-FOLDER = "sana_training"  # below the output folder: the cache, and each run's state
-NEW, LATEST = "new", "latest"
-STATE = "state.safetensors"
-RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
-PREVIEW_SIDE = 512
-DEFAULTS = Settings()
-DEFAULT_NAME = "sana_lora"
-LOST = Counter()  # how often a training found a file of the cache missing
-STOPPED = Counter()  # how often a run of a name, None for any, was stopped; a name that is linked is None to the host
+PictureSet = io.Custom("SANA_TRAINING_SET")
 
 
 class SanaNativeTrainingSet(io.ComfyNode):
@@ -130,7 +109,9 @@ class SanaNativeEncodeTrainingSet(io.ComfyNode):
                     tooltip="Puts SANA's instruction before each caption, as SANA Gemma Encode does for a prompt.",
                 ),
             ],
-            outputs=[EncodedPictures.Output(display_name="encoded_set", tooltip="For SANA Train LoRA.")],
+            outputs=[
+                EncodedPictures.Output(display_name="encoded_set", tooltip="For SANA Train LoRA or SANA Train Model.")
+            ],
         )
 
     @classmethod
@@ -143,210 +124,6 @@ class SanaNativeEncodeTrainingSet(io.ComfyNode):
         bar = comfy.utils.ProgressBar(2 * len(training_set.samples) + 1)
         cache = os.path.join(output_folder(), "cache")
         return io.NodeOutput(encode_set(training_set, vae, clip, instruction, cache, bar.update_absolute))
-
-
-def count(name: str, least: int, most: int, tooltip: str, **options) -> io.Input:
-    default = getattr(DEFAULTS, name)
-    return io.Int.Input(name, default=default, min=least, max=most, optional=True, tooltip=tooltip, **options)
-
-
-def number(name: str, most: float, step: float, tooltip: str, **options) -> io.Input:
-    default = getattr(DEFAULTS, name)
-    return io.Float.Input(
-        name, default=default, min=0.0, max=most, step=step, round=False, optional=True, tooltip=tooltip, **options
-    )
-
-
-def choice(name: str, values, tooltip: str, **options) -> io.Input:
-    default = getattr(DEFAULTS, name)
-    return io.Combo.Input(name, options=list(values), default=default, optional=True, tooltip=tooltip, **options)
-
-
-def setting_inputs() -> list[io.Input]:
-    """Inputs of a run by the names of `Settings`."""
-    hidden = {"advanced": True}
-    return [
-        count("steps", 1, 1_000_000, "Steps in all, those before a resume included; each trains batch_size times "
-              "accumulation pictures."),
-        number("learning_rate", 1.0, 1e-6, "How far each step goes. 1e-4 for a LoRA; lower it when the loss jumps."),
-        count("rank", 1, 1024, "Width of the LoRA: 4 to 16 for a thing, 16 to 64 for a style."),
-        number("alpha", 1024.0, 0.5, "Strength of the LoRA while it is trained, divided by rank. Equal to rank is "
-               "usual."),
-        choice("layers", PRESETS, "Layers that are trained. attention qkv: as diffusers' script. The others learn "
-               "more and make larger files."),
-        count("batch_size", 1, 256, "Pictures of one size computed at once; more needs more memory."),
-        count("accumulation", 1, 1024, "Batches before each step: a larger batch without more memory."),
-        count("seed", 0, 0xFFFFFFFFFFFFFFFF, "The same seed, set and settings give the same LoRA on the same machine.",
-              control_after_generate=False),
-        count("save_every", 0, 1_000_000, "Steps between saves of the run and of a LoRA with the step in its name. 0: "
-              "at the end only."),
-        count("sample_every", 0, 1_000_000, "Steps between pictures of sample_positive. 0: at the end only."),
-        choice("schedule", SCHEDULES, "constant, or cosine: the learning rate falls to 0 at the last step.", **hidden),
-        count("warmup", 0, 100_000, "Steps in which the learning rate grows from 0.", **hidden),
-        choice("time_sampling", TIME_SAMPLINGS, "Which noise levels are trained, pushed by the model's shift. "
-               "logit-normal: as SANA was trained.", **hidden),
-        number("caption_dropout", 1.0, 0.01, "Part of the captions left out, so that guidance (cfg) stays good.",
-               **hidden),
-        choice("null_mask", NULL_MASKS, "How a left-out caption is read. bos: as ComfyUI and diffusers do. caption: as "
-               "NVIDIA's code does.", **hidden),
-        number("ema", 0.99999, 0.001, "Decay of an average of the weights, which is saved in their place; 0.999 is "
-               "usual, 0 is off.", **hidden),
-        number("clip_norm", 1000.0, 0.1, "Largest norm of a step's gradient; 0 is off.", **hidden),
-        number("weight_decay", 1.0, 1e-4, "AdamW's decay of the weights.", **hidden),
-        io.Boolean.Input("checkpointing", default=DEFAULTS.checkpointing, optional=True, advanced=True,
-                         tooltip="Computes each block again for its gradient: less memory, more time."),
-    ]  # fmt: skip
-
-
-class SanaNativeTrainLora(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SanaNativeTrainLora",
-            display_name="SANA Train LoRA",
-            category=CATEGORY,
-            description="Trains a LoRA on SANA or SANA-1.5 and writes it into models/loras. Cancel keeps what was "
-            "trained.",
-            search_aliases=["sana train", "train lora", "dreambooth", "fine-tune"],
-            inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="SANA or SANA-1.5 from SANA Model Loader, in bfloat16 or float32. It stays as it is.",
-                ),
-                EncodedPictures.Input("encoded_set", tooltip="From SANA Encode Training Set."),
-                io.String.Input(
-                    "name",
-                    default=DEFAULT_NAME,
-                    optional=True,
-                    tooltip="Name of the file; a number follows for each run.",
-                ),
-                io.Combo.Input(
-                    "resume",
-                    options=[NEW, LATEST],
-                    default=NEW,
-                    optional=True,
-                    tooltip="latest: goes on with the last run of this name, as if it had not stopped.",
-                ),
-                *setting_inputs(),
-                io.Conditioning.Input(
-                    "sample_positive", optional=True, tooltip="Prompts to generate while training; needs vae too."
-                ),
-                io.Conditioning.Input("sample_negative", optional=True, tooltip="Their negative prompt, for cfg 4.5."),
-                io.Vae.Input("vae", optional=True, tooltip="DC-AE that decodes the sample pictures."),
-            ],
-            outputs=[
-                io.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model, in the same graph."),
-                io.LossMap.Output(display_name="loss", tooltip="Loss of every step."),
-                io.Image.Output(display_name="samples", tooltip="Last pictures of the sample prompts."),
-                io.Image.Output(display_name="plot", tooltip="Loss of every step, smoothed, and per noise level."),
-                io.String.Output(display_name="path", tooltip="The file in models/loras."),
-            ],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, name=DEFAULT_NAME, resume=NEW, **_) -> list:
-        """Changes when a run of the name was stopped, so that the host does not give its result again for a press of
-        Run, and when another run became the last."""
-        return [STOPPED[name], run_files(name, resume).state if resume == LATEST else ""]
-
-    @classmethod
-    def execute(
-        cls,
-        model,
-        encoded_set,
-        name=DEFAULT_NAME,
-        resume=NEW,
-        steps=DEFAULTS.steps,
-        learning_rate=DEFAULTS.learning_rate,
-        rank=DEFAULTS.rank,
-        alpha=DEFAULTS.alpha,
-        layers=DEFAULTS.layers,
-        batch_size=DEFAULTS.batch_size,
-        accumulation=DEFAULTS.accumulation,
-        seed=DEFAULTS.seed,
-        save_every=DEFAULTS.save_every,
-        sample_every=DEFAULTS.sample_every,
-        schedule=DEFAULTS.schedule,
-        warmup=DEFAULTS.warmup,
-        time_sampling=DEFAULTS.time_sampling,
-        caption_dropout=DEFAULTS.caption_dropout,
-        null_mask=DEFAULTS.null_mask,
-        ema=DEFAULTS.ema,
-        clip_norm=DEFAULTS.clip_norm,
-        weight_decay=DEFAULTS.weight_decay,
-        checkpointing=DEFAULTS.checkpointing,
-        sample_positive=None,
-        sample_negative=None,
-        vae=None,
-    ) -> io.NodeOutput:
-        settings = Settings(
-            steps, batch_size, accumulation, learning_rate, schedule, warmup, rank, alpha, layers,
-            time_sampling, caption_dropout, null_mask, ema, clip_norm, weight_decay,
-            checkpointing, seed, save_every, sample_every,
-        )  # fmt: skip
-        return train_lora(model, encoded_set, settings, name, resume, sample_positive, sample_negative, vae)
-
-
-def train_lora(
-    model, encoded_set, settings: Settings, name: str, resume: str, positive, negative, vae
-) -> io.NodeOutput:
-    """Trains, shows it on the node, and gives the node's outputs."""
-    files = run_files(name, resume)
-    preview = preview_of(encoded_set, positive, negative) if vae is not None else None
-    watch = Watch(vae)
-    lora, record = train_noted(name, model, encoded_set, settings, files, watch, resume == LATEST, preview)
-    samples = ExecutionBlocker(None) if watch.samples is None else watch.samples
-    plot = draw_losses(record.losses, record.fixed, [f"at noise {level:g}" for level in FIXED_LEVELS])
-    return io.NodeOutput(lora, {"loss": record.losses}, samples, as_tensor(plot), files.lora)
-
-
-class Watch:
-    """Shows a training on its node: progress, text, and the sample pictures, which it decodes."""
-
-    def __init__(self, vae):
-        self.vae, self.bar, self.samples, self.recent = vae, None, None, []
-
-    def __call__(self, trainer, report) -> None:
-        picture = None
-        if report.sample is not None:
-            with torch.inference_mode():  # as the host's executor runs it
-                self.samples = self.vae.decode(report.sample)
-            trainer.reload()
-            picture = ("JPEG", as_image(self.samples), PREVIEW_SIDE)
-        self.bar = self.bar or comfy.utils.ProgressBar(report.steps)
-        self.bar.update_absolute(report.step, report.steps, picture)
-        self.recent = [*self.recent[-19:], report.loss]
-        mean = sum(self.recent) / len(self.recent)
-        minutes, seconds = divmod(round(report.seconds_left), 60)
-        write_on_node(
-            f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
-            f"loss {report.loss:.4f}, mean {mean:.4f}, learning rate {report.rate:.2g}"
-        )
-
-
-def train_noted(name: str, model, data, settings: Settings, files: RunFiles, watch: Watch, resume: bool, preview):
-    """`train`, which notes for the host's next Run that the run was stopped, or that a file of the cache was missing.
-
-    Says it where the run had no step left. Raises what `train` raises.
-    """
-    try:
-        lora, record = train(model, data, settings, files, watch, resume, preview, name_of(model))
-    except FileNotFoundError:  # a file of the cache
-        LOST[FOLDER] += 1
-        raise
-    if record.step < settings.steps:
-        STOPPED.update([name, None])
-    elif watch.bar is None:
-        show([f"The run has {record.step} steps already: enter more than that in steps to go on with it."])
-    return lora, record
-
-
-def write_on_node(text: str) -> None:
-    """Live text on the node that runs, where somebody watches."""
-    server, context = running_server(), get_executing_context()
-    if server is not None and context is not None and server.client_id is not None:
-        server.send_progress_text(text, context.node_id, server.client_id)
 
 
 def resolve_folder(folder: str) -> str:
@@ -369,45 +146,3 @@ def listing(folder: str) -> list[tuple[str, float, int]]:
     pictures = [picture for picture, _ in find_pictures(path)]
     files = [one for picture in pictures for one in (picture, caption_path(picture)) if os.path.isfile(one)]
     return [(file, os.path.getmtime(file), os.path.getsize(file)) for file in files]
-
-
-def output_folder() -> str:
-    return os.path.join(folder_paths.get_output_directory(), FOLDER)
-
-
-def run_files(name: str, resume: str) -> RunFiles:
-    """Files of the next run of a name, or of its last. Raises ValueError for a name that no file can have, and where
-    there is no run to go on with."""
-    if not RUN_NAME.fullmatch(name):
-        raise ValueError(f"name {name!r} cannot be a file's: use up to 100 letters, digits, spaces, dots, - and _.")
-    runs = output_folder()
-    known = os.listdir(runs) if os.path.isdir(runs) else []
-    numbers = [int(match[1]) for entry in known if (match := re.fullmatch(rf"{re.escape(name)}_(\d{{5}})", entry))]
-    states = [one for one in sorted(numbers) if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE))]
-    if resume == LATEST and not states:
-        raise ValueError(f"There is no run of the name {name} to go on with: choose resume new, or its name.")
-    run = f"{name}_{states[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
-    loras = folder_paths.get_folder_paths("loras")[0]
-    return RunFiles(os.path.join(runs, run, STATE), os.path.join(loras, f"{run}.safetensors"))
-
-
-def preview_of(encoded_set, positive, negative) -> Preview | None:
-    """The sample prompts at the size of the first picture; None without any."""
-    if not positive:
-        return None
-    height, width = encoded_set.samples[0].size
-    other = captions_of(negative)[0] if negative else None
-    return Preview(captions_of(positive), other, (height // RATIO, width // RATIO))
-
-
-def captions_of(conditioning) -> list[Caption]:
-    """Raises ValueError for a conditioning of another text encoder."""
-    if any("attention_mask" not in extra for _, extra in conditioning):
-        raise ValueError("The sample prompt has no mask of its tokens: encode it with SANA Gemma Encode.")
-    return [Caption(states[0].float(), extra["attention_mask"][0]) for states, extra in conditioning]
-
-
-def name_of(model) -> str:
-    """The file that a model was loaded from."""
-    source = model.cached_patcher_init[1][0] if model.cached_patcher_init else ""
-    return os.path.basename(os.path.normpath(str(source))) if source else ""

@@ -21,6 +21,7 @@ FILES = {"en": "graph.png", "zh": "graph_zh.png"}
 MARGIN, GAP, ROW = 24, 48, 48  # in the graph's units, which are CSS pixels here
 SCALE = 1.5  # pixels per unit
 COLOURS = 128  # of the picture's palette; the page is mostly greys
+LARGEST_FILE = 50_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,14 @@ SCENES = {
         [(0, "LoraModelLoader", "lora"), (3, "PreviewImage", "images")],
         width=260,
     ),
+    "SanaNativeTrainModel": Scene(
+        {
+            "model": MODEL,
+            "encoded_set": ("SanaNativeEncodeTrainingSet", 0),
+        },
+        [(0, TO_SAMPLER, "model"), (3, "PreviewImage", "images")],
+        width=260,
+    ),
 }
 # Empty, but there: the page frames nodes whose file is missing.
 FOLDERS = {
@@ -208,7 +217,9 @@ MODEL_FILES = [
 
 # Adds the node and its folded neighbours, one for each type on each side; returns the ids on the left and on the right.
 _BUILD = """([kind, before, after, widgets, width]) => {
+    const last = app.graph.last_node_id;
     app.graph.clear();
+    app.graph.last_node_id = last;  // the page gives a new node of an old number the old one's values
     const add = (type) => {
         const node = LiteGraph.createNode(type);
         app.graph.add(node);
@@ -288,11 +299,18 @@ def pictures(language: str) -> Iterator[tuple[str, bytes]]:
         tab.close()
 
 
+def save(picture: Image.Image, path: Path) -> None:
+    """With fewer colors where the node is so tall that its file would be too large."""
+    for colors in range(COLOURS, 7, -4):
+        picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size < LARGEST_FILE:
+            return
+
+
 def main() -> None:
     for language, name in FILES.items():
         for kind, png in pictures(language):
-            picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-            picture.save(ROOT / "web" / "docs" / kind / name, optimize=True)
+            save(Image.open(io.BytesIO(png)).convert("RGB"), ROOT / "web" / "docs" / kind / name)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ SHOWN = {
     "pixart_sigma_txt2img": Shown("PixArt-Sigma", "text to image"),
     "pixart_alpha_lcm": Shown("PixArt-alpha", "LCM, 4 steps"),
     "pixart_sigma_refined": Shown("PixArt-Sigma", "with SDXL's refiner"),
+    "sana_train_lora": Shown("SANA", "train a LoRA"),
+    "sana_train_model": Shown("SANA", "train all weights"),
     "sana_sprint_realtime": Shown("SANA-Sprint", "while you type", "a big owl in the center on a purple background"),
 }
 

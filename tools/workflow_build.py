@@ -37,7 +37,8 @@ DEFAULT_WIDTH = 210
 # What nodes draw below their widgets.
 PREVIEW_HEIGHT = {"SaveImage": 260, "SanaNativeSaveNamed": 208, "PreviewImage": 230, "LoadImage": 180, "PreviewAny": 80}
 # Samplers show live previews there, and grow by this much at the first one, over the node below, unless they have it.
-LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230}
+LIVE_PREVIEW_HEIGHT = {"SanaNativeSampler": 230, "KSampler": 230, "SamplerCustom": 230, "SamplerCustomAdvanced": 230,
+                       "SanaNativeTrainLora": 260, "SanaNativeTrainModel": 260}  # fmt: skip
 # What they grow by all the same, as the page showed: 30 px, and this in Nodes 2.0. Their frame has room for it.
 PREVIEW_GROWTH = 58
 # What nodes need at least in Nodes 2.0, where the page adds its own margins, and a strip if the node has an error.

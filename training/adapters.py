@@ -12,21 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .families import PRESETS, SANA, Family
 from .seeds import generator_of
 
 INITIAL = 2  # place of the initial values among the generators of a run
-QKV = r"transformer_blocks\.\d+\.attn[12]\.to_[qkv]"
-ATTENTION = rf"{QKV}|transformer_blocks\.\d+\.attn[12]\.to_out\.0"
-MIX_FFN = r"transformer_blocks\.\d+\.ff\.conv_(?:inverted|point)"
-# What a user picks -> the layers that get an adapter, by their names.
-PRESETS = {
-    "attention qkv": QKV,
-    "attention": ATTENTION,
-    "attention + mix-ffn": f"{ATTENTION}|{MIX_FFN}",
-    "all linear": r".+",
-}
-PREFIX = "transformer."
-CONVOLUTIONS = re.compile(MIX_FFN)  # linear layers here that files hold as 1x1 convolutions
 METADATA = "lora_adapter_metadata"  # as diffusers writes it
 
 
@@ -47,9 +36,9 @@ class Adapter(nn.Module):
 class AdapterSet:
     """Adapters on the layers of a preset. names: of the layers, in the network's order."""
 
-    def __init__(self, network: nn.Module, preset: str, rank: int, alpha: float, seed: int):
-        self.preset, self.rank, self.alpha = preset, rank, alpha
-        self.layers = find_layers(network, preset)
+    def __init__(self, network: nn.Module, preset: str, rank: int, alpha: float, seed: int, family: Family = SANA):
+        self.preset, self.rank, self.alpha, self.family = preset, rank, alpha, family
+        self.layers = find_layers(network, preset, family)
         generator = generator_of(seed, INITIAL)
         self.adapters = {name: Adapter(layer, rank, alpha, generator) for name, layer in self.layers.items()}
         for name, adapter in self.adapters.items():
@@ -74,6 +63,9 @@ class AdapterSet:
             for handle in handles:
                 handle.remove()
 
+    def publish(self) -> None:
+        """Nothing is to be done after a step: the network computes with the adapters themselves."""
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Puts tensors named as in `parameters` into the adapters; raises ValueError where they are of another set."""
@@ -87,29 +79,35 @@ class AdapterSet:
             own[name].copy_(value)
 
     def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors named as in `parameters` -> diffusers' layout, alpha / rank multiplied into lora_B.
+        """Tensors named as in `parameters` -> the layout of files, alpha / rank multiplied into lora_B.
 
         So a reader that knows no alpha applies the LoRA at its trained strength too.
         """
-        tensors = {}
+        family, tensors = self.family, {}
+        convolutions = re.compile(family.convolutions)
         for name, adapter in self.adapters.items():
             down, up = values[f"{name}.down"].float(), values[f"{name}.up"].float() * adapter.scale
-            if CONVOLUTIONS.fullmatch(name):
+            if convolutions.fullmatch(name):
                 down, up = down[..., None, None], up[..., None, None]
-            tensors |= {f"{PREFIX}{name}.lora_A.weight": down, f"{PREFIX}{name}.lora_B.weight": up}
+            targets = family.file_layers(name)
+            for target, rows in zip(targets, up.chunk(len(targets)), strict=True):
+                key = f"{family.prefix}{target}"
+                # Copies, because a file holds no tensor twice.
+                tensors |= {f"{key}.lora_A.weight": down.clone(), f"{key}.lora_B.weight": rows.clone()}
         return tensors
 
     def file_metadata(self) -> dict[str, str]:
         """PEFT's configuration of the adapters as diffusers keeps it in a file's header."""
-        config = {"r": self.rank, "lora_alpha": self.rank, "target_modules": list(self.layers)}
-        return {METADATA: json.dumps({f"{PREFIX}{name}": value for name, value in config.items()})}
+        targets = [target for layer in self.layers for target in self.family.file_layers(layer)]
+        config = {"r": self.rank, "lora_alpha": self.rank, "target_modules": targets}
+        return {METADATA: json.dumps({f"{self.family.prefix}{name}": value for name, value in config.items()})}
 
 
-def find_layers(network: nn.Module, preset: str) -> dict[str, nn.Module]:
+def find_layers(network: nn.Module, preset: str, family: Family = SANA) -> dict[str, nn.Module]:
     """Linear layers of a preset by their names. Raises ValueError for an unknown preset, and where there are none."""
     if preset not in PRESETS:
         raise ValueError(f"The layers {preset} are unknown: choose one of {', '.join(PRESETS)}.")
-    pattern = re.compile(PRESETS[preset])
+    pattern = re.compile(family.layers[preset])
     found = {
         name: layer
         for name, layer in network.named_modules()

@@ -6,10 +6,8 @@ from functools import cache
 import torch
 
 from ..models.sana.resolution import RATIO, RESOLUTION_BINS, nearest_bin
+from .pictures import Size
 from .seeds import generator_of
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 ORDER = 1  # place of the epochs' orders among the generators of a run
 SCALED_FROM = 1024  # the table that a size without one of its own is scaled from

@@ -85,6 +85,7 @@ def read_folder(folder: str, options: SetOptions) -> TrainingSet:
         problems += [] if twin == name else [f"{name}: the same picture as {twin}"]
         notices += [f"{name}: {note}" for note in told]
         samples.append(sample)
+    notices += [f"{name}: no picture of this name, so nobody reads it" for name in lonely_captions(folder)]
     if not samples and not problems:
         raise ValueError(f"{folder} has no pictures: put files there that end in {', '.join(ENDINGS)}.")
     if problems:
@@ -102,6 +103,18 @@ def find_pictures(folder: str) -> Iterator[tuple[str, int]]:
                 yield path, max(1, int(repeats[1]))
         elif entry.is_file() and entry.name.lower().endswith(ENDINGS):
             yield entry.path, 1
+
+
+def lonely_captions(folder: str) -> list[str]:
+    """Captions beside the pictures of a set that belong to none, as after a slip in a name."""
+    pictures = [path for path, _ in find_pictures(folder)]
+    known = {caption_path(path) for path in pictures}
+    return sorted(
+        os.path.relpath(entry.path, folder)
+        for place in {os.path.dirname(path) for path in pictures}
+        for entry in os.scandir(place)
+        if entry.name.endswith(".txt") and entry.path not in known
+    )
 
 
 def read_sample(path: str, repeats: int, options: SetOptions) -> tuple[Sample, list[str], list[str]]:

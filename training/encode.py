@@ -5,7 +5,7 @@ Encoded once, so that a training needs neither the autoencoder nor the text enco
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,12 @@ FORMAT = "1"  # of the files; a change makes others of them
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Files of one sample. size: (height, width) in pixels."""
+    """Files of one sample. size: (height, width) in pixels. picture: the same for a picture and its mirror image."""
 
     latent_path: str
     caption_path: str
     size: Size
+    picture: str = ""
 
     def latent(self) -> Tensor:
         """The raw latent (C, H, W), as the autoencoder gives it."""
@@ -52,6 +53,23 @@ class EncodedSet:
 
     def null(self) -> Caption:
         return load_caption(self.null_path)
+
+
+def hold_out(samples: Sequence[EncodedSample], count: int) -> tuple[list[EncodedSample], list[EncodedSample]]:
+    """The samples that are trained, and `count` pictures from all over the set, each once.
+
+    A mirrored picture goes with its own. Raises ValueError where nothing is left to train.
+    """
+    picture_of = {sample: sample.picture or sample.latent_path for sample in samples}
+    pictures = list(dict.fromkeys(picture_of.values()))
+    if count >= len(pictures):
+        raise ValueError(
+            f"validation {count} leaves no picture to train on, of {len(pictures)} in the set: enter fewer, or add "
+            "pictures."
+        )
+    held = [pictures[(2 * place + 1) * len(pictures) // (2 * count)] for place in range(count)]
+    first = {picture_of[sample]: sample for sample in reversed(samples)}
+    return [sample for sample in samples if picture_of[sample] not in held], [first[picture] for picture in held]
 
 
 def load_part(path: str) -> dict[str, Tensor]:
@@ -100,7 +118,6 @@ def encode_set(
 
     vae, clip: the host's. instruction: the text SANA was trained with stands before each caption. progress: told how
     many of how many are done.
-    Raises ValueError for other parts than SANA's.
     """
     vae_digest, clip_digest = model_digest(vae.patcher), model_digest(clip.patcher)
     encoded, total = [], 2 * len(training_set.samples) + 1
@@ -112,7 +129,7 @@ def encode_set(
         progress(1 + len(captions), total)
     for done, (sample, caption) in enumerate(zip(training_set.samples, captions, strict=True), 1):
         latent = encode_picture(vae, sample, vae_digest, folder)
-        encoded += [EncodedSample(latent, caption, sample.size)] * sample.repeats
+        encoded += [EncodedSample(latent, caption, sample.size, sample.digest)] * sample.repeats
         progress(1 + len(captions) + done, total)
     return EncodedSet(tuple(encoded), null_path, instruction, training_set.options)
 
@@ -124,9 +141,8 @@ def encode_text(clip: Any, text: str, instruction: bool, clip_digest: str, folde
         comfy.model_management.throw_exception_if_processing_interrupted()
         tokens = clip.tokenize(text, **({} if instruction and text else {"instruction": ""}))
         (states, extra), *_ = clip.encode_from_tokens_scheduled(tokens)
-        if "attention_mask" not in extra:
-            raise ValueError("This text encoder gives no mask of its tokens: connect the CLIP of SANA Gemma Loader.")
-        mask = extra["attention_mask"][0]
+        # Gemma-2's states come with a mask of its padding; other encoders pad nothing, so every position counts.
+        mask = extra["attention_mask"][0] if "attention_mask" in extra else torch.ones(states.shape[1])
         # Not the rows of the padding, but those of the empty prompt, which a caption's mask may be laid on.
         length = len(mask) if not text else int(mask.nonzero().max()) + 1
         save_whole({STATES: states[0, :length].float().clone(), MASK: mask[:length].clone()}, path)

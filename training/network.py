@@ -10,19 +10,23 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..models.pixart.model_sampling import require_noise_prediction
 from ..models.runtime.precision import FLOAT16
-from ..models.sana.model_base import SanaModel
+from .families import PIXART, SANA, family_of
 
 
 def require_trainable(patcher: Any) -> None:
     """Raises ValueError with one sentence for a model that no LoRA can be trained on as it is loaded."""
     model = patcher.model
-    if not isinstance(model, SanaModel):
+    family = family_of(model)
+    if family is None:
         raise ValueError(
-            f"SANA Train LoRA got a {type(model).__name__} model: connect the model of SANA Model Loader with a SANA "
-            "or SANA-1.5 file."
+            f"SANA Train LoRA got a {type(model).__name__} model: connect the model of SANA Model Loader with a SANA, "
+            "SANA-1.5, PixArt or Lumina-Next file."
         )
-    if model.is_sprint:
+    if family is PIXART:
+        require_plain_pixart(patcher)
+    if getattr(model, "is_sprint", False):
         raise ValueError(
             "SANA-Sprint cannot be trained as a plain flow, which would undo its distillation to few steps: train the "
             "LoRA on the SANA model of its size and use it on Sprint, whose layers have the same names."
@@ -33,13 +37,54 @@ def require_trainable(patcher: Any) -> None:
             "This model computes in float16, whose gradients underflow: load it with weight_dtype float32 (or bfloat16 "
             "when it was not trained in float16)."
         )
-    if model.diffusion_model.config.trained_in == FLOAT16 and dtype != torch.float32:
+    if getattr(model.diffusion_model.config, "trained_in", None) == FLOAT16 and dtype != torch.float32:
         raise ValueError(
             f"This model was trained in float16 and saturates at its limit, so training it in {dtype} would give "
             "another model: load it with weight_dtype float32, or take the BF16 file of its size."
         )
     if any(isinstance(weight, QuantizedTensor) for weight in model.diffusion_model.parameters()):
         raise ValueError("This model has quantized weights: load its file in 16 or 32 bits to train on it.")
+
+
+def require_wholly_trainable(patcher: Any) -> None:
+    """Raises ValueError with one sentence for a model whose weights cannot all be trained as it is loaded."""
+    model = patcher.model
+    family = family_of(model)
+    if family is not SANA:
+        found = type(model).__name__ if family is None else family.name
+        cure = "connect one of these from SANA Model Loader"
+        cure += "" if family is None else ", or train a LoRA on this one with SANA Train LoRA"
+        raise ValueError(f"SANA Train Model trains SANA and SANA-1.5, and this model is {found}: {cure}.")
+    if model.is_sprint:
+        raise ValueError(
+            "SANA-Sprint cannot be trained as a plain flow, which would undo its distillation to few steps: train the "
+            "SANA model of its size, or a LoRA on that, which acts on Sprint too."
+        )
+    require_trainable(patcher)
+    narrow = next((one.dtype for one in model.diffusion_model.parameters() if one.element_size() < 2), None)
+    if narrow is not None:
+        raise ValueError(f"This model has weights in {narrow}, which no step would change: load it in 16 or 32 bits.")
+
+
+def require_states(model: Any, states: Tensor) -> None:
+    """Raises ValueError for text states (L, D) of another width than the model's."""
+    wanted, found = model.diffusion_model.config.caption_channels, states.shape[-1]
+    if wanted != found:
+        raise ValueError(
+            f"The captions were encoded to states of {found} where {family_of(model).name} needs {wanted}: connect its "
+            "own text encoder from SANA Gemma Loader to SANA Encode Training Set."
+        )
+
+
+def require_plain_pixart(patcher: Any) -> None:
+    """Raises ValueError for a PixArt that was distilled to few steps, and for one set to sample as another model."""
+    distilled = patcher.model.config.distilled
+    if distilled:
+        raise ValueError(
+            f"PixArt-{distilled} cannot be trained to predict plain noise, which would undo its distillation to few "
+            "steps: train the LoRA on the PixArt that it was distilled from."
+        )
+    require_noise_prediction(patcher.get_model_object("model_sampling"))
 
 
 def copy_for_training(patcher: Any) -> Any:
@@ -65,20 +110,26 @@ def training_mode() -> Iterator[None]:
             comfy.model_management.in_training = before
 
 
-class Velocity:
+class Prediction:
     """A model as `loss.Predict`. checkpointing: activations of a block are computed again instead of stored."""
 
     def __init__(self, patcher: Any, checkpointing: bool = False):
         self.model, self.sampling = patcher.model, patcher.get_model_object("model_sampling")
-        self.network = self.model.diffusion_model
+        self.network, self.family = self.model.diffusion_model, family_of(self.model)
         self.dtype, self.device = self.model.get_dtype_inference(), patcher.load_device
-        blocks = range(len(self.network.transformer_blocks)) if checkpointing else ()
+        blocks = range(len(getattr(self.network, self.family.blocks))) if checkpointing else ()
         replace = {("double_block", index): recomputed for index in blocks}
         self.options = {"patches_replace": {"dit": replace}} if replace else {}
 
     @property
-    def shift(self) -> float:
-        return float(self.sampling.shift)
+    def shift(self) -> float | None:
+        """Of a flow; None for a model that predicts noise."""
+        shift = getattr(self.sampling, "shift", None)
+        return None if shift is None else float(shift)
+
+    def loss(self, x0: Tensor, states: Tensor, mask: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Losses (B,), as `loss.flow_loss` takes them."""
+        return self.family.loss(self, x0, states, mask, sigma, noise)
 
     def scaled(self, latent: Tensor) -> Tensor:
         """A raw latent (B, C, H, W) at the variance that the model was trained on."""
@@ -86,7 +137,7 @@ class Velocity:
 
     def __call__(self, noisy: Tensor, sigma: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         timesteps = self.model.process_timestep(self.sampling.timestep(sigma).float())
-        x, context = noisy.to(self.dtype), states.to(self.dtype)
+        x, context = self.sampling.calculate_input(sigma, noisy).to(self.dtype), states.to(self.dtype)
         return self.network(x, timesteps, context, mask, transformer_options=dict(self.options)).float()
 
 

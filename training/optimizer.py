@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from torch import Tensor
 CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
 ADAM, EMA = "adam.", "ema."
+ADAMW, ADAMW_8BIT = "AdamW", "AdamW 8-bit"
+OPTIMIZERS = (ADAMW, ADAMW_8BIT)
+STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2}  # of one weight
+NESTED = "/"
 
 
 def learning_rate(step: int, rate: float, schedule: str, warmup: int, steps: int) -> float:
@@ -41,22 +46,69 @@ class Average:
             self.values[name].lerp_(value.detach(), 1 - decay)
 
 
+def make_optimizer(kind: str, values: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW, with its state in 32 bits or in 8. Raises ValueError for another kind, and without bitsandbytes."""
+    if kind == ADAMW:
+        return torch.optim.AdamW(values, lr=rate, weight_decay=decay)
+    if kind != ADAMW_8BIT:
+        raise ValueError(f"The optimizer {kind} is unknown: choose one of {', '.join(OPTIMIZERS)}.")
+    try:
+        import bitsandbytes  # a package that few have
+    except ImportError:
+        raise ValueError(
+            f"{ADAMW_8BIT} needs the package bitsandbytes, which is not installed: install it into ComfyUI's Python, "
+            f"or choose {ADAMW}."
+        ) from None
+    return bitsandbytes.optim.AdamW8bit(list(values), lr=rate, weight_decay=decay)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
     """An optimizer's state with a name for every tensor. names: of its parameters, in its order."""
     state = optimizer.state_dict()["state"]
     return {
         f"{ADAM}{part}.{name}": value
         for index, name in enumerate(names)
-        for part, value in state.get(index, {}).items()
+        for part, value in flattened(state.get(index, {})).items()
     }
 
 
+def flattened(state: Mapping[str, Any], path: str = "") -> dict[str, Tensor]:
+    """A parameter's state as tensors: bitsandbytes counts steps in whole numbers, and nests what it keeps in 8 bits."""
+    flat = {}
+    for part, value in state.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{path}{part}{NESTED}")
+        else:
+            # Copies, because bitsandbytes has one table for all, and a file holds no tensor twice.
+            flat[path + part] = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
+    return flat
+
+
+def nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `flattened` made flat."""
+    state: dict[str, Any] = {}
+    for path, value in flat.items():
+        *outer, part = path.split(NESTED)
+        place = state
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[part] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value.clone()
+    return state
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
-    """Puts what `optimizer_tensors` gave into an optimizer of the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for index, name in enumerate(names):
-        for key, value in tensors.items():
+    """Puts what `optimizer_tensors` gave into an optimizer of the same parameters.
+
+    Raises ValueError for the state of another optimizer.
+    """
+    places = {name: index for index, name in enumerate(names)}
+    flat: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(ADAM):
             part, _, own = key.removeprefix(ADAM).partition(".")
-            if key.startswith(ADAM) and own == name:
-                state.setdefault(index, {})[part] = value.clone()
+            flat.setdefault(places[own], {})[part] = value
+    state = {index: nested(parts) for index, parts in flat.items()}
+    has_8_bits = any(NESTED in part for parts in flat.values() for part in parts)
+    if state and has_8_bits == isinstance(optimizer, torch.optim.AdamW):
+        raise ValueError("The run was begun with another optimizer: set it as it was, or choose resume new.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -7,7 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .buckets import Size
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 ORIENTATION = 0x0112  # EXIF
 NOTEWORTHY_CROP = 0.05

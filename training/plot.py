@@ -10,6 +10,7 @@ from torch import Tensor
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 960, 540, 70, 40, 150, 50
 STEP_COLOR, SMOOTH_COLOR, AXIS, GRID, PAPER = "#c9d4e4", "#1f4e8c", "#333333", "#e6e6e6", "white"
 LEVEL_COLORS = ("#2a9d55", "#8a6d3b", "#c2571a", "#b02a4a", "#6b3fa0")
+TRAINED_COLOR, HELD_OUT_COLOR = "#7f7f7f", "#111111"
 TICKS = 5
 
 
@@ -23,11 +24,17 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return out
 
 
-def draw_losses(losses: Sequence[float], levels: Sequence[tuple[int, Sequence[float]]], names: Sequence[str]) -> Image:
-    """losses: one a step. levels: (step, loss at each noise level) as often as they were measured. names: of them."""
+Measured = Sequence[tuple[int, Sequence[float]]]
+"""(step, loss at each noise level) as often as they were measured."""
+
+
+def draw_losses(
+    losses: Sequence[float], levels: Measured, names: Sequence[str], held_out: Measured = ()
+) -> Image.Image:
+    """losses: one a step. levels: of pictures that are trained. names: of the levels. held_out: of other pictures."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    measured = [value for _, row in levels for value in row]
+    measured = [value for _, row in [*levels, *held_out] for value in row]
     highest = max([*losses, *measured, 1e-12]) * 1.05
     last = max([len(losses), *(step for step, _ in levels), 1])
 
@@ -48,10 +55,17 @@ def draw_losses(losses: Sequence[float], levels: Sequence[tuple[int, Sequence[fl
     for index, name in enumerate(names):
         points = [(step, row[index]) for step, row in levels]
         lines.append((name, LEVEL_COLORS[index % len(LEVEL_COLORS)], points))
+    if held_out:  # beside the mean of those that are trained: a gap between the two is what was learned by heart
+        lines += [(name, color, means(rows)) for name, color, rows in (
+            ("trained, mean", TRAINED_COLOR, levels), ("held out, mean", HELD_OUT_COLOR, held_out))]  # fmt: skip
     for row, (name, color, points) in enumerate(lines):
         draw_line(draw, [place(*point) for point in points], color)
         draw.text((WIDTH - RIGHT + 12, TOP + 22 * row), name, color if row else AXIS, font)
     return image
+
+
+def means(measured: Measured) -> list[tuple[int, float]]:
+    return [(step, sum(row) / len(row)) for step, row in measured]
 
 
 def draw_line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], color: str) -> None:

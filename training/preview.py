@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..samplers.schedules import get_sigmas_flow_dpm
 from .buckets import Size
 from .captions import Caption, batch_captions
 from .seeds import generator_of
-from .network import Velocity
 
 NOISE = 3  # place of the noises among the generators of a run
 
@@ -27,14 +26,17 @@ class Preview:
 
 
 @torch.no_grad()
-def generate(predict: Velocity, preview: Preview, seed: int) -> Tensor:
-    """Raw latents (B, C, H, W) of the prompts, by Euler steps on SANA's own noise levels."""
+def generate(predict: Any, preview: Preview, seed: int) -> Tensor:
+    """Raw latents (B, C, H, W) of the prompts, by Euler steps on the family's own noise levels.
+
+    predict: the model, `network.Prediction`.
+    """
     count, channels = len(preview.prompts), predict.network.in_channels
     noise = torch.randn(count, channels, *preview.size, generator=generator_of(seed, NOISE))
-    x = noise.to(predict.device)
+    sigmas = predict.family.grid(predict.sampling, preview.steps)
+    x = noise.to(predict.device) * max(1.0, sigmas[0])
     positive = [part.to(predict.device) for part in batch_captions(preview.prompts)]
     negative = preview.negative and [part.to(predict.device) for part in batch_captions([preview.negative] * count)]
-    sigmas = get_sigmas_flow_dpm(preview.steps, predict.shift).tolist()
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         level = torch.full((count,), sigma, device=predict.device)
         velocity = predict(x, level, *positive)

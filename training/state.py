@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import safetensors
@@ -13,13 +14,13 @@ ENDING = ".partial"
 RECORD = "sana_training"  # key of the run's JSON in the header
 
 
-def save_whole(tensors: Mapping[str, Tensor], path: str, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file beside its final name, on the disk, and renames it."""
+@contextmanager
+def whole_file(path: str) -> Iterator[str]:
+    """A name beside the final one, for a file that gets its final name once it is complete and on the disk."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = f"{path}{ENDING}"
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, partial, {"format": "pt", **(metadata or {})})
+        yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -31,6 +32,13 @@ def save_whole(tensors: Mapping[str, Tensor], path: str, metadata: Mapping[str, 
     finally:
         if os.path.exists(partial):
             os.remove(partial)
+
+
+def save_whole(tensors: Mapping[str, Tensor], path: str, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that is complete or not there."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as partial:
+        save_file(contiguous, partial, {"format": "pt", **(metadata or {})})
 
 
 def save_state(tensors: Mapping[str, Tensor], record: Mapping[str, Any], path: str) -> None:

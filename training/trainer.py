@@ -1,4 +1,4 @@
-"""The training of a LoRA: steps, saves, and a resume that goes on to the bit.
+"""The training of a LoRA, or of all weights: steps, saves, and a resume that goes on to the bit.
 
 What is random at a step follows from the seed and the step alone, so a state needs no generator's.
 """
@@ -6,8 +6,8 @@ What is random at a step follows from the seed and the step alone, so a state ne
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import comfy.model_management
@@ -17,113 +17,84 @@ from torch import Tensor
 from .adapters import AdapterSet
 from .buckets import BatchPlan
 from .captions import batch_captions, drop_captions
-from .encode import EncodedSet
-from .loss import TIME_SAMPLINGS, flow_loss, sample_sigma
+from .encode import EncodedSample, EncodedSet, hold_out
+from .loss import UNIFORM
 from .seeds import generator_of
-from .network import Velocity, copy_for_training, training_mode
-from .optimizer import CONSTANT, EMA, Average, learning_rate, load_optimizer, optimizer_tensors
+from .network import Prediction, copy_for_training, require_states, require_wholly_trainable, training_mode
+from .optimizer import (
+    ADAMW_8BIT,
+    STATE_BYTES,
+    EMA,
+    Average,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+)
 from .preview import Preview, generate
+from .processes import ALONE, Processes
+from .record import FIXED_LEVELS, Record, Report
+from .run_config import config_of, write_config
+from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, save_state, save_whole
+from .weights import WeightSet, require_memory
 
 STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
-FIXED_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 FIXED_SAMPLES = 4
+MEMORY_CURE = f"choose {ADAMW_8BIT} or ema 0 where that is enough, or train a LoRA with SANA Train LoRA"
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
-ADAPTER = "adapter."
-ARCHITECTURE = "Sana/lora"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none."""
-
-    steps: int = 500
-    batch_size: int = 1
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    schedule: str = CONSTANT
-    warmup: int = 0
-    rank: int = 16
-    alpha: float = 16.0
-    layers: str = "attention qkv"
-    time_sampling: str = TIME_SAMPLINGS[0]
-    caption_dropout: float = 0.1
-    null_mask: str = "bos"
-    ema: float = 0.0
-    clip_norm: float = 1.0
-    weight_decay: float = 1e-4
-    checkpointing: bool = True
-    seed: int = 0
-    save_every: int = 250
-    sample_every: int = 0
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Where a run's files lie: its state, and the LoRA, which is also written with the step in its name."""
-
-    state: str
-    lora: str
-
-    def lora_at(self, step: int) -> str:
-        return f"{self.lora.removesuffix('.safetensors')}_step{step:06}.safetensors"
-
-
-@dataclass
-class Record:
-    """What happened so far. losses: one a step; fixed: (step, loss at each of FIXED_LEVELS)."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    fixed: list[tuple[int, list[float]]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is told after a step. sample: raw latents of the preview's prompts, where they were generated."""
-
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    seconds_left: float
-    sample: Tensor | None = None
+TRAINED = "adapter."
 
 
 class Trainer:
     """One run of a LoRA on a model's own copy. Use inside `training_mode`."""
 
-    def __init__(self, patcher: Any, data: EncodedSet, settings: Settings, files: RunFiles, base: str = ""):
+    def __init__(
+        self,
+        patcher: Any,
+        data: EncodedSet,
+        settings: Settings,
+        files: RunFiles,
+        base: str = "",
+        processes: Processes = ALONE,
+    ):
         if not data.samples:
             raise ValueError("The training set is empty: put pictures into its folder.")
         for name in ("learning_rate", "alpha"):
             if not getattr(settings, name):
                 raise ValueError(f"Nothing is learned with {name} 0: enter {getattr(Settings, name):g}, as usual.")
+        require_pictures_for(processes, settings)
         self.data, self.settings, self.files, self.base = data, settings, files, base
+        self.processes = processes
+        self.null = data.null()
+        self.samples, self.held_out = hold_out(data.samples, settings.validation)
+        if settings.target == MODEL:
+            require_wholly_trainable(patcher)
+            require_room(patcher, settings)
         self.patcher = copy_for_training(patcher)
+        require_states(self.patcher.model, self.null.states)
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        self.predict = Velocity(self.patcher, settings.checkpointing)
-        network = self.predict.network
-        self.adapters = AdapterSet(network, settings.layers, settings.rank, settings.alpha, settings.seed)
-        for adapter in self.adapters.adapters.values():
-            adapter.to(self.predict.device)
-        self.parameters = self.adapters.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        self.predict = Prediction(self.patcher, settings.checkpointing)
+        self.family = self.predict.family
+        self.trained = what_is_trained(self.patcher, self.predict, settings)
+        self.parameters = self.trained.parameters()
+        self.optimizer = make_optimizer(
+            settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay
         )
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
-        self.plan = BatchPlan([sample.size for sample in data.samples], settings.batch_size, settings.seed)
-        self.null, self.record, self.skipped = data.null(), Record(), 0
+        self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
+        self.record, self.skipped = Record(), 0
 
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
         tensors, record = load_state(self.files.state)
-        self.adapters.load(part_of(tensors, ADAPTER))
+        self.trained.load(part_of(tensors, TRAINED))
         load_optimizer(self.optimizer, self.parameters, tensors)
         if self.average is not None:
             average = part_of(tensors, EMA)
             self.average.values = {name: average.get(name, value) for name, value in self.average.values.items()}
-        self.record = Record(record["step"], record["losses"], [(step, row) for step, row in record["fixed"]])
+        fixed, held_out = ([(step, row) for step, row in record.get(kind, [])] for kind in ("fixed", "held_out"))
+        self.record = Record(record["step"], record["losses"], fixed, held_out)
 
     def run(self, tell: Callable[[Report], None], preview: Preview | None = None) -> bool:
         """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
@@ -131,7 +102,7 @@ class Trainer:
         tell: called after every step.
         """
         try:
-            with self.adapters.attached():
+            with self.trained.attached():
                 self.run_steps(tell, preview)
         except comfy.model_management.InterruptProcessingException:
             self.save()
@@ -143,20 +114,32 @@ class Trainer:
         settings, begun, first = self.settings, time.monotonic(), self.record.step
         if not self.record.fixed:
             self.measure_fixed()
+        if preview and first == 0:
+            row = self.record.fixed[0][1]
+            tell(Report(0, settings.steps, sum(row) / len(row), 0.0, math.nan, self.sample(preview)))
         while self.record.step < settings.steps:
-            comfy.model_management.throw_exception_if_processing_interrupted()  # which takes the request back
+            self.stop_if_asked()
             rate, loss = self.train_step()
             step = self.record.step
-            if settings.save_every and step % settings.save_every == 0 and step < settings.steps:
-                self.measure_fixed()
-                self.save()
-                save_whole(self.lora_tensors(), self.files.lora_at(step), self.metadata())
             due = settings.sample_every and step % settings.sample_every == 0
+            saved = settings.save_every and step % settings.save_every == 0 and step < settings.steps
+            if due or saved:
+                self.measure_fixed()
+            if saved:
+                self.save()
+                self.write(self.files.lora_at(step))
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
             left = (settings.steps - step) * (time.monotonic() - begun) / (step - first)
             tell(Report(step, settings.steps, loss, rate, left, sample))
         if self.record.fixed[-1][0] != self.record.step:
             self.measure_fixed()
+
+    def stop_if_asked(self) -> None:
+        """Raises the host's exception, in every process, when the user has stopped any of them; takes that back."""
+        asked = comfy.model_management.processing_interrupted()
+        if self.processes.any(asked, self.predict.device):
+            comfy.model_management.interrupt_current_processing(False)
+            raise comfy.model_management.InterruptProcessingException
 
     def train_step(self) -> tuple[float, float]:
         """One step of the optimizer. Returns its rate and its loss.
@@ -165,26 +148,38 @@ class Trainer:
         """
         settings, step = self.settings, self.record.step
         batches = [self.plan[step * settings.accumulation + part] for part in range(settings.accumulation)]
-        count, total = sum(map(len, batches)), 0.0
+        sizes = [len(indices) for indices in batches]
         self.optimizer.zero_grad(set_to_none=True)
-        for part, indices in enumerate(batches):
-            loss = self.batch_loss(indices, generator_of(settings.seed, STEP, step, part)).sum() / count
-            loss.backward()
-            total += float(loss.detach())
+        total = torch.zeros((), device=self.predict.device, dtype=torch.float64)
+        for share in self.processes.shares(sizes):
+            if share.places:
+                generator = generator_of(settings.seed, STEP, step, share.part)
+                loss = self.batch_loss(batches[share.part], generator, share.places).sum() / sum(sizes)
+                loss.backward()
+                total += float(loss.detach())
+        self.gather(total)
         rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm or math.inf)
         if math.isfinite(float(norm)):
             self.optimizer.step()
+            self.trained.publish()
             self.skipped = 0
         else:
             self.count_skipped()
         self.record.step += 1
-        self.record.losses.append(total)
+        self.record.losses.append(float(total))
         if self.average is not None:
             self.average.update(self.parameters, self.record.step)
-        return rate, total
+        return rate, float(total)
+
+    def gather(self, total: Tensor) -> None:
+        """Adds up loss and gradients of all processes."""
+        if self.processes.count > 1:
+            for value in self.parameters.values():
+                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+            self.processes.add_up([total, *(value.grad for value in self.parameters.values())])
 
     def count_skipped(self) -> None:
         self.skipped += 1
@@ -193,32 +188,50 @@ class Trainer:
                 f"No gradient was finite for {self.skipped} steps: lower learning_rate, and go on from the last save."
             )
 
-    def batch_loss(self, indices: list[int], generator: torch.Generator) -> Tensor:
-        """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator."""
-        settings, samples = self.settings, [self.data.samples[index] for index in indices]
+    def batch_loss(self, indices: list[int], generator: torch.Generator, places: Sequence[int] | None = None) -> Tensor:
+        """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator.
+
+        places: those of the batch that are computed, with the numbers they have in the whole; None for all.
+        """
+        settings, samples = self.settings, [self.samples[index] for index in indices]
+        places = range(len(samples)) if places is None else places
         captions = drop_captions(
             [sample.caption() for sample in samples], self.null, settings.caption_dropout, settings.null_mask, generator
         )
-        sigma = sample_sigma(generator, len(samples), settings.time_sampling, self.predict.shift)
-        return self.loss_of(samples, captions, sigma, generator)
+        sigma = self.family.levels(self.predict.sampling, generator, len(samples), self.time_sampling)
+        noise = torch.randn(len(samples), *samples[0].latent().shape, generator=generator)
+        own = list(places)
+        return self.loss_of([samples[i] for i in own], [captions[i] for i in own], sigma[own], noise[own])
 
-    def loss_of(self, samples, captions, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    @property
+    def time_sampling(self) -> str:
+        return UNIFORM if self.family.uniform else self.settings.time_sampling
+
+    def loss_of(self, samples, captions, sigma: Tensor, noise: Tensor) -> Tensor:
         x0 = self.predict.scaled(torch.stack([sample.latent() for sample in samples]))
-        noise = torch.randn(x0.shape, generator=generator)
         inputs = (x0, *batch_captions(captions), sigma, noise)
-        return flow_loss(self.predict, *(part.to(self.predict.device) for part in inputs))
+        return self.predict.loss(*(part.to(self.predict.device) for part in inputs))
+
+    def measure_fixed(self) -> None:
+        """Records the loss of the first pictures, and of those held out, at fixed noises: comparable from step to
+        step."""
+        self.record.fixed.append((self.record.step, self.fixed_losses(self.samples[:FIXED_SAMPLES])))
+        if self.held_out:
+            self.record.held_out.append((self.record.step, self.fixed_losses(self.held_out)))
 
     @torch.no_grad()
-    def measure_fixed(self) -> None:
-        """Records the loss of the first pictures at fixed noises, level by level: comparable from step to step."""
-        samples, row = self.data.samples[:FIXED_SAMPLES], []
+    def fixed_losses(self, samples: Sequence[EncodedSample]) -> list[float]:
+        """Mean loss of samples at each of FIXED_LEVELS."""
+        row = []
         for place, level in enumerate(FIXED_LEVELS):
-            losses = [
-                self.loss_of([one], [one.caption()], torch.tensor([level]), generator_of(0, FIXED, place, index))
-                for index, one in enumerate(samples)
-            ]
+            sigma = torch.tensor([self.family.level(self.predict.sampling, level)])
+            losses = [self.fixed_loss(one, sigma, generator_of(0, FIXED, place, i)) for i, one in enumerate(samples)]
             row.append(float(torch.cat(losses).mean()))
-        self.record.fixed.append((self.record.step, row))
+        return row
+
+    def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(1, *sample.latent().shape, generator=generator)
+        return self.loss_of([sample], [sample.caption()], sigma, noise)
 
     def sample(self, preview: Preview) -> Tensor:
         """Raw latents of the preview's prompts. Decoding may take the model's place on the device: see `reload`."""
@@ -228,9 +241,15 @@ class Trainer:
         """Brings the model back onto the device after other models were there."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
 
-    def lora_tensors(self) -> dict[str, Tensor]:
-        """The LoRA so far in diffusers' layout; of the averaged weights where there are."""
-        return self.adapters.file_tensors(self.average.values if self.average else self.parameters)
+    def results(self) -> dict[str, dict[str, Tensor]]:
+        """What was trained so far in the layout of files, by the ending of its name.
+
+        Of a LoRA the averaged weights where there are; of a model both.
+        """
+        if self.settings.target == LORA or self.average is None:
+            return {"": self.trained.file_tensors(self.average.values if self.average else self.parameters)}
+        both = {"": self.parameters, AVERAGED: self.average.values}
+        return {ending: self.trained.file_tensors(values) for ending, values in both.items()}
 
     def metadata(self) -> dict[str, str]:
         """Header of a LoRA's file: PEFT's configuration, and what the training was."""
@@ -240,16 +259,61 @@ class Trainer:
         told |= {
             name: value for name, value in asdict(self.settings).items() if name not in ("save_every", "sample_every")
         }
-        return self.adapters.file_metadata() | {"modelspec.architecture": ARCHITECTURE, RECORD: json.dumps(told)}
+        told["time_sampling"] = self.time_sampling
+        architecture = self.family.architecture if self.settings.target == LORA else self.family.name
+        own = {"modelspec.architecture": architecture, RECORD: json.dumps(told)}
+        return self.trained.file_metadata() | own
 
     def save(self) -> None:
-        """The state, then the LoRA, each whole or not at all."""
-        tensors = {ADAPTER + name: value for name, value in self.parameters.items()}
+        """The state, then the LoRA or model, each whole or not at all; by one process of a run."""
+        if not self.processes.writes:
+            return
+        tensors = {TRAINED + name: value for name, value in self.parameters.items()}
         tensors |= optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
         save_state(tensors, asdict(self.record) | {"settings": asdict(self.settings)}, self.files.state)
-        save_whole(self.lora_tensors(), self.files.lora, self.metadata())
+        self.write(self.files.lora)
+
+    def write(self, path: str) -> None:
+        if self.processes.writes:
+            for ending, tensors in self.results().items():
+                save_whole(tensors, with_ending(path, ending), self.metadata())
+
+
+def what_is_trained(patcher: Any, predict: Prediction, settings: Settings) -> AdapterSet | WeightSet:
+    """Of a model's copy on its device, by the settings' target."""
+    if settings.target == MODEL:
+        # Its LoRAs are in the weights now, and must not be taken out of them again.
+        patcher.patches.clear()
+        patcher.backup.clear()
+        return WeightSet(predict.network)
+    trained = AdapterSet(predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family)
+    for adapter in trained.adapters.values():
+        adapter.to(predict.device)
+    return trained
+
+
+def require_room(patcher: Any, settings: Settings) -> None:
+    """Raises ValueError where all weights cannot be trained on the model's device."""
+    weights = list(patcher.model.diffusion_model.parameters())
+    require_memory(
+        sum(one.numel() for one in weights),
+        max(one.element_size() for one in weights),
+        STATE_BYTES.get(settings.optimizer, 0),
+        bool(settings.ema),
+        comfy.model_management.get_total_memory(patcher.load_device),
+        MEMORY_CURE,
+    )
+
+
+def require_pictures_for(processes: Processes, settings: Settings) -> None:
+    """Raises ValueError where a step has fewer pictures than there are processes."""
+    if settings.batch_size < processes.count and settings.accumulation % processes.count:
+        raise ValueError(
+            f"A step of batch_size {settings.batch_size} and accumulation {settings.accumulation} cannot be shared "
+            f"among {processes.count} processes: set one of them to a multiple of {processes.count}, or start fewer."
+        )
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -265,15 +329,21 @@ def train(
     resume: bool = False,
     preview: Preview | None = None,
     base: str = "",
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, Tensor], Record]:
-    """Trains a LoRA, saves it, and returns it in diffusers' layout with the record of its run.
+    """Trains a LoRA or a model, saves it, and returns the record of its run and a LoRA in the layout of files.
+
+    Not a model, which is read from its file.
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
     Raises ValueError for a model, a set or settings that cannot be trained with.
     """
     with training_mode():
-        trainer = Trainer(patcher, data, settings, files, base)
+        trainer = Trainer(patcher, data, settings, files, base, processes)
         if resume:
             trainer.resume()
+        if processes.writes:
+            write_config(config_of(patcher, data, settings, files, base))
         trainer.run(lambda report: tell(trainer, report), preview)
-        return {name: value.detach().cpu() for name, value in trainer.lora_tensors().items()}, trainer.record
+        lora = trainer.results()[""] if settings.target == LORA else {}
+        return {name: value.detach().cpu() for name, value in lora.items()}, trainer.record

@@ -31,6 +31,13 @@ def draw_thing(size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
+def caption_of(background: str, size: str, place: str) -> str:
+    """place: "" for the center."""
+    article = "an" if background == "orange" else "a"
+    thing = f"a {'' if size == 'medium' else size + ' '}{NAME}"
+    return f"{thing} {place or 'in the center'} on {article} {background} background"
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for number, (background, size, place) in enumerate(SCENES):
@@ -39,10 +46,7 @@ def main() -> None:
         picture.alpha_composite(draw_thing(side), corner)
         name = FOLDER / f"{number:02}"
         picture.convert("RGB").save(name.with_suffix(".png"), optimize=True)
-        article = "an" if background == "orange" else "a"
-        thing = f"a {'' if size == 'medium' else size + ' '}{NAME}"
-        said = f"{thing} {place or 'in the center'} on {article} {background} background"
-        name.with_suffix(".txt").write_text(said + "\n", encoding="utf-8")
+        name.with_suffix(".txt").write_text(caption_of(background, size, place) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from sana_native.tools.browser import post_json
 pytestmark = pytest.mark.browser
 
 DEMO = ROOT / "workflows" / "demo_txt2img.json"
-# All but the one that begins with a drawing, which test_scribble.py makes.
-DEMOS = sorted(path.stem for path in ROOT.glob("*workflows/demo_*.json") if path.stem != "demo_scribble")
+# A training and a drawing have tests of their own: `test_training.py`, `test_scribble.py`.
+DEMOS = sorted(
+    path.stem
+    for path in ROOT.glob("*workflows/demo_*.json")
+    if "train" not in path.stem and path.stem != "demo_scribble"
+)
 LIKE_THE_PICTURE = 0.8  # correlation of the last preview with the picture, both at 16x16; 0.96 was measured
 
 

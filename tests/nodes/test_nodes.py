@@ -56,6 +56,7 @@ IDS = {
     "SanaNativeTrainingSet",
     "SanaNativeEncodeTrainingSet",
     "SanaNativeTrainLora",
+    "SanaNativeTrainModel",
 }
 SHELVES = {
     "image",

@@ -1,10 +1,12 @@
 """The training nodes as the executor runs them: folder -> set -> encoded set -> LoRA, plot and pictures."""
 
+import json
 import os
 from pathlib import Path
 
 import folder_paths
 import pytest
+import safetensors
 import torch
 from comfy_execution.graph import ExecutionBlocker
 from sana_native.nodes.training import listing, resolve_folder
@@ -18,7 +20,7 @@ SHORT = {"steps": 2, "rank": 2, "save_every": 0}
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
     """A folder of three pictures below the input folder, and empty ones for what is written."""
-    for name in ("input", "output"):
+    for name in ("input", "output", "temp"):
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
     for index in range(3):
@@ -40,7 +42,7 @@ def test_a_folder_becomes_a_lora_in_the_hosts_list():
     lora, loss, samples, plot, path = call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)
     assert folder_paths.get_filename_list("loras") == ["cat_00001.safetensors"] and Path(path).is_file()
     assert len(loss["loss"]) == 2 and len(lora) == 24
-    assert samples.shape == (1, 64, 64, 3) and samples.isfinite().all()
+    assert samples.shape == (2, 64, 64, 3) and samples.isfinite().all() and not torch.equal(*samples)
     assert plot.shape[0] == 1 and plot.shape[-1] == 3 and plot.std() > 0.01
     (changed,) = call(OURS["LoraLoader"], bench.model("sana"), "cat_00001.safetensors", 1.0)
     before, after = (bench.draw(model, bench.encoded()) for model in (bench.model("sana"), changed))
@@ -105,9 +107,20 @@ def test_names_without_a_file_or_a_run_are_refused(name, resume, message):
 
 
 @pytest.mark.usefixtures("folders")
+def test_sample_prompts_of_an_encoder_without_padding_count_as_a_whole():
+    states, extra = bench.encoded()[0][0]
+    states = states[:, : int(extra["attention_mask"].sum())]
+    shown = []
+    for own in ({}, {"attention_mask": torch.ones(1, states.shape[1])}):
+        prompts = {"sample_positive": [[states, own]], "vae": bench.vae()}
+        shown.append(call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)[2])
+    assert torch.equal(*shown)
+
+
+@pytest.mark.usefixtures("folders")
 def test_sample_prompts_of_another_encoder_are_refused():
-    prompts = {"sample_positive": [[torch.zeros(1, 3, 64), {}]], "vae": bench.vae()}
-    with pytest.raises(ValueError, match="The sample prompt has no mask of its tokens"):
+    prompts = {"sample_positive": [[torch.zeros(1, 3, 32), {}]], "vae": bench.vae()}
+    with pytest.raises(ValueError, match="The sample prompt was encoded to states of 32 where the captions have 64"):
         call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", **prompts, **SHORT)
 
 
@@ -120,3 +133,31 @@ def test_a_set_is_read_again_after_a_file_has_changed(folders):
     assert node.fingerprint_inputs(folder="cats", size=64) != before
     with pytest.raises(ValueError, match="No folder was entered"):
         call(node, folder=" ")
+
+
+def test_all_weights_become_a_model_in_the_hosts_list_that_goes_on_at_once(folders, monkeypatch):
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths,
+        "diffusion_models",
+        ([str(folders / "unet"), str(folders / "diffusion_models")], {".safetensors"}),
+    )
+    settings = {"steps": 2, "save_every": 0, "learning_rate": 1e-3}
+    trained, loss, _, plot, path = call(OURS["TrainModel"], bench.model("sana"), encoded(), "cats", ema=0.9, **settings)
+    assert folder_paths.get_filename_list("diffusion_models") == [
+        "cats_00001.safetensors",
+        "cats_00001_ema.safetensors",
+    ]
+    assert Path(path).parent.name == "diffusion_models" and len(loss["loss"]) == 2 and plot.std() > 0.01
+    drawn = [bench.draw(model, bench.encoded()) for model in (bench.model("sana"), trained)]
+    assert not torch.equal(*drawn)
+    (listed,) = call(OURS["ModelLoader"], "cats_00001_ema.safetensors")
+    assert torch.equal(bench.draw(listed, bench.encoded()), drawn[1])
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_preset_takes_the_place_of_the_values_above_it():
+    call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", preset="LoRA small", **SHORT)
+    (path,) = map(Path, folder_paths.get_folder_paths("loras"))
+    with safetensors.safe_open(path / "cat_00001.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["sana_training"])
+    assert (told["rank"], told["alpha"], told["layers"], told["steps"]) == (4, 4.0, "attention qkv", 2)

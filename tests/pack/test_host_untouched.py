@@ -17,7 +17,7 @@ NODES = ["BlendPrompts", "CFGZeroStar", "ClipScore", "ControlNetLoader", "Contro
          "GemmaEncode", "GemmaLoader", "Grid", "InpaintComposite", "InpaintCrop", "InpaintLatent", "InpaintStitch",
          "LoraLoader", "LuminaOptions", "ModelLoader", "NAG", "PAG", "PictureDifference", "PromptBatch",
          "PromptsFromFile", "QuantizeSave", "SCMSampler", "SCMScheduler", "Sampler", "SaveNamed", "Scribble", "Seeds",
-         "Size", "TrainLora", "TrainingSet", "UpscaleLatent"]  # fmt: skip
+         "Size", "TrainLora", "TrainModel", "TrainingSet", "UpscaleLatent"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Folders of pictures: which are refused, all in one message, and what is done to the others."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,13 @@ def test_the_report_tells_sizes_and_what_is_cropped_or_enlarged(tmp_path):
         "2 pictures at 64 x 64 px", "a.png: 50% cropped, 64 x 128 px to 64 x 64 px",
         "b.png: 48 x 48 px enlarged to 64 x 64 px",
     ]  # fmt: skip
+
+
+def test_a_caption_without_its_picture_is_told(tmp_path):
+    write_picture(tmp_path / "3_cats" / "a.png", 1)
+    (tmp_path / "3_cats" / "b.txt").write_text("a cat")
+    found = read_folder(str(tmp_path), SetOptions(size=64))
+    assert found.notices == (f"{os.path.join('3_cats', 'b.txt')}: no picture of this name, so nobody reads it",)
 
 
 def test_colors_of_every_kind_become_upright_rgb(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sana_native.tests.support.released_files import save_released
+from sana_native.tools.comfy_server import ServerError
 from sana_native.tools.make_thumbnails import thumbnail
 from sana_native.tools.make_workflows import workflows
 from sana_native.tools.workflow import (
@@ -76,7 +77,10 @@ DRAWN = [
     "pixart_sigma_txt2img",
     "pixart_alpha_lcm",
     "pixart_sigma_refined",
+    "sana_train_lora",
+    "sana_train_model",
 ]
+TRAININGS = ["sana_train_lora", "sana_train_model"]
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -340,13 +344,35 @@ def pictures(server, prompt: dict) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(server.fetch_image(image)))) for image in images]
 
 
-@pytest.mark.parametrize("name", [name for name in RELEASED if name != REFINED])
+@pytest.mark.parametrize("name", [name for name in RELEASED if name not in (REFINED, *TRAININGS)])
 def test_workflow_runs_with_the_files_it_names(name, server):
     drawn = pictures(server, small(to_api(load(name), server.object_info())))
     size = SIZES_FROM_FILES.get(name, (SMALL, SMALL, 3))
     assert [picture.shape for picture in drawn] == [size] * (4 if name == "sana_seed_batch" else 1)
     assert all(picture.std() > 10 for picture in drawn), "a flat picture"
     assert len({picture.tobytes() for picture in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_runs_with_the_files_it_names_and_a_folder(name, server):
+    """The demo's pictures stand for the user's; as it is, the graph asks for a folder."""
+    folder = server.base_directory / "input" / "mine"
+    folder.mkdir(exist_ok=True)
+    for number in range(10):
+        with Image.open(ROOT / "demo" / "pictures" / f"{number:02}.png") as picture:
+            picture.save(folder / f"{number}.png")
+    prompt = to_api(load(name), server.object_info())
+    with pytest.raises(ServerError, match="No folder was entered: enter the folder with the pictures"):
+        server.run(prompt, timeout=300)
+    prompt = set_inputs(prompt, "SanaNativeTrainingSet", folder="mine", size=SMALL, trigger_word="a light")
+    kind = "SanaNativeTrainLora" if name == "sana_train_lora" else "SanaNativeTrainModel"
+    result = server.run(set_inputs(prompt, kind, steps=2, accumulation=1, preset="custom"), timeout=300)
+    saved = [one for number, output in result.outputs.items() for one in output.get("images", [])
+             if prompt[number]["class_type"] == "SaveImage"]  # fmt: skip
+    before, after = (np.asarray(Image.open(io.BytesIO(server.fetch_image(image)))) for image in saved)
+    assert before.shape == after.shape == (SMALL, SMALL, 3) and not np.array_equal(before, after)
+    place = "loras" if name == "sana_train_lora" else "diffusion_models"
+    assert list((server.base_directory / "models" / place).glob(f"{name.replace('_train', '')}_00001.safetensors"))
 
 
 def test_the_refiner_goes_on_from_sigmas_latent_without_a_vae_between(object_info):
@@ -445,7 +471,7 @@ def test_a_released_graphs_thumbnail_is_what_the_demo_makes_of_it(name, comfy_se
 def test_every_thumbnail_has_a_picture_of_its_own():
     small = [np.asarray(Image.open(FOLDER / f"{name}.jpg").convert("RGB").resize((16, 16))) for name in RELEASED]
     differences = [np.abs(a.astype(int) - b).mean() for number, a in enumerate(small) for b in small[number + 1 :]]
-    # All but the ten that draw their graph, and three that show what became of one image.
+    # All but those that draw their graph, and three that show what became of one image.
     drawn = len(DRAWN) * (len(DRAWN) - 1) // 2
     assert len(differences) == len(RELEASED) * (len(RELEASED) - 1) // 2 and sorted(differences)[drawn + 3] > 10
 

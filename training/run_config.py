@@ -1,0 +1,186 @@
+"""A run as a JSON file: what the node trains, so that a command goes on with it outside of the graph.
+
+Pure: it reads and writes the file, and loads no model.
+"""
+
+import json
+import math
+import os
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from .captions import NULL_MASKS
+from .dataset import SetOptions
+from .encode import EncodedSample, EncodedSet
+from .families import PRESETS
+from .loss import TIME_SAMPLINGS
+from .optimizer import OPTIMIZERS, SCHEDULES
+from .settings import LORA, MODEL, RunFiles, Settings
+from .state import whole_file
+
+VERSION = 1
+DTYPE = "dtype"  # among a loader's options
+CHANGED = "changed"  # whether nodes had changed the model after it was loaded
+CURE = "let SANA Train LoRA write it again, or mend that"
+CHOICES = {
+    "schedule": SCHEDULES, "layers": PRESETS, "time_sampling": TIME_SAMPLINGS, "null_mask": NULL_MASKS,
+    "optimizer": OPTIMIZERS, "target": (LORA, MODEL),
+}  # fmt: skip
+AT_LEAST_1 = ("steps", "batch_size", "accumulation", "rank")
+AT_MOST_1 = ("caption_dropout", "ema", "learning_rate", "weight_decay")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """model: file or folder, options: those of its loader. changed: nodes had changed it, so no file holds it."""
+
+    model: str
+    options: dict[str, Any]
+    base: str
+    changed: bool
+    files: RunFiles
+    data: EncodedSet
+    settings: Settings
+
+
+def config_of(patcher: Any, data: EncodedSet, settings: Settings, files: RunFiles, base: str) -> RunConfig:
+    """The configuration of a run on the host's model."""
+    init = patcher.cached_patcher_init
+    model, options = (str(init[1][0]), dict(init[1][1] or {})) if init else ("", {})
+    changed = bool(patcher.patches or patcher.object_patches)
+    return RunConfig(model, options, base, changed, files, data, settings)
+
+
+def write_config(config: RunConfig) -> None:
+    """Writes the file beside the run's state, complete or not at all."""
+    options = {name: str(value) if name == DTYPE and value else value for name, value in config.options.items()}
+    content = {
+        "version": VERSION,
+        "model": os.path.abspath(config.model) if config.model else "",
+        "options": {name: value for name, value in options.items() if value is not None},
+        "base": config.base,
+        CHANGED: config.changed,
+        "files": {name: os.path.abspath(path) for name, path in asdict(config.files).items()},
+        "encoded": asdict(config.data),
+        "settings": asdict(config.settings),
+    }
+    with whole_file(config.files.config) as partial, open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+
+
+def read_config(path: str) -> RunConfig:
+    """What `write_config` wrote, or a person after it; names of files may be relative to its folder.
+
+    Raises ValueError or FileNotFoundError with one sentence for the first fault.
+    """
+    content = read_json(path)
+    reader = Reader(path)
+    if content.get("version") != VERSION:
+        raise ValueError(f"{path} is of version {content.get('version')} where this one reads {VERSION}: {CURE}.")
+    if reader.value(content, CHANGED, bool):
+        raise ValueError(
+            f"{path} is of a run on a model that nodes had changed (a LoRA, or another sampling), which no file holds: "
+            "go on with it in the graph, or begin a new run on the model as it is loaded."
+        )
+    options = reader.value(content, "options", dict)
+    if DTYPE in options:
+        dtype = getattr(torch, str(options[DTYPE]).removeprefix("torch."), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{path} has the dtype {options[DTYPE]}, which PyTorch does not know: {CURE}.")
+        options = options | {DTYPE: dtype}
+    files = reader.value(content, "files", dict)
+    return RunConfig(
+        reader.existing(reader.value(content, "model", str), "the model"),
+        options,
+        reader.value(content, "base", str),
+        False,
+        RunFiles(*(reader.place(reader.value(files, name, str)) for name in ("state", "lora"))),
+        read_encoded(reader, reader.value(content, "encoded", dict)),
+        read_settings(path, reader.value(content, "settings", dict)),
+    )
+
+
+def read_json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): {CURE}.") from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path} cannot be read ({error.strerror}): give the run.json in a folder of output/sana_training."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object: {CURE}.")
+    return content
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Values of a file, which its messages name."""
+
+    path: str
+
+    def value(self, content: dict[str, Any], name: str, kind: type) -> Any:
+        found = content.get(name)
+        if not isinstance(found, kind):
+            wanted = {str: "a text", dict: "an object", bool: "true or false", list: "a list"}[kind]
+            raise ValueError(f"{self.path} has {name} {json.dumps(found)[:60]} where {wanted} must stand: {CURE}.")
+        return found
+
+    def place(self, name: str) -> str:
+        return os.path.join(os.path.dirname(os.path.abspath(self.path)), name)
+
+    def existing(self, name: str, what: str) -> str:
+        """A full path. Raises FileNotFoundError where there is nothing."""
+        if not name or not os.path.exists(place := self.place(name)):
+            raise FileNotFoundError(
+                f"{self.path} names {name or 'no file'} as {what}, which is not there: put it back, or mend the name."
+            )
+        return place
+
+
+def read_encoded(reader: Reader, content: dict[str, Any]) -> EncodedSet:
+    samples = []
+    for one in reader.value(content, "samples", list):
+        one = one if isinstance(one, dict) else {}
+        paths = [
+            reader.existing(reader.value(one, name, str), "an entry of the cache")
+            for name in ("latent_path", "caption_path")
+        ]
+        samples.append(EncodedSample(*paths, tuple(reader.value(one, "size", list)), str(one.get("picture", ""))))
+    null = reader.existing(reader.value(content, "null_path", str), "the empty prompt")
+    known, options = {field.name for field in fields(SetOptions)}, reader.value(content, "options", dict)
+    if not options.keys() <= known:
+        raise ValueError(f"{reader.path} has the unknown option {min(options.keys() - known)} of the set: {CURE}.")
+    return EncodedSet(tuple(samples), null, reader.value(content, "instruction", bool), SetOptions(**options))
+
+
+def read_settings(path: str, content: dict[str, Any]) -> Settings:
+    """Settings of a run; those that are left out have the node's defaults. Raises ValueError for the first fault."""
+    kinds = {field.name: type(field.default) for field in fields(Settings) if field.default is not MISSING}
+    for name, value in content.items():
+        if name not in kinds:
+            raise ValueError(f"{path} has the unknown setting {name}: use the inputs' names of SANA Train LoRA.")
+        wanted = wrong_value(name, value, kinds[name])
+        if wanted:
+            raise ValueError(f"{path} has the setting {name} {json.dumps(value)} where {wanted} must stand: mend that.")
+    return Settings(**{name: kinds[name](value) for name, value in content.items()})
+
+
+def wrong_value(name: str, value: Any, kind: type) -> str:
+    """What must stand in the place of a setting's value; "" for a right one."""
+    if name in CHOICES:
+        return "" if value in CHOICES[name] else f"one of {', '.join(CHOICES[name])}"
+    if kind is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    if kind is str:
+        return "" if isinstance(value, str) else "a text"
+    whole = kind is int
+    least, most = (1 if name in AT_LEAST_1 else 0), (1 if name in AT_MOST_1 else math.inf)
+    if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and least <= value <= most:
+        return ""
+    upper = "" if most == math.inf else f" up to {most}"
+    return f"a {'whole ' if whole else ''}number from {least}{upper}"
