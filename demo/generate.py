@@ -39,11 +39,16 @@ class Denoiser:
     """The network as the samplers call it: x (B, 32, h, w), sigma (B,) -> denoised, of the same shape.
 
     SANA is guided by a second pass over the negative prompt, half of `context`; SANA-Sprint by its embedded guidance.
-    control: a ControlNet's network, and the scaled latents (B, 32, h, w) of its images.
+    control: a ControlNet's network, the scaled latents (B, 32, h, w) of its images, and its strength.
     """
 
     def __init__(
-        self, patcher, context: Tensor, masks: Tensor, cfg: float, control: tuple[nn.Module, Tensor] | None = None
+        self,
+        patcher,
+        context: Tensor,
+        masks: Tensor,
+        cfg: float,
+        control: tuple[nn.Module, Tensor, float] | None = None,
     ):
         self.inner_model = SimpleNamespace(model_patcher=patcher)  # where the samplers look up the model's sampling
         self.model, self.context, self.masks, self.cfg = patcher.model, context, masks, cfg
@@ -53,9 +58,10 @@ class Denoiser:
         """The velocity (B, 32, h, w); of a batch that is the images twice, the control's images count twice too."""
         network, residuals = self.model.diffusion_model, None
         if self.control is not None:
-            branch, hint = self.control
+            branch, hint, strength = self.control
             hint = hint.repeat(len(x) // len(hint), 1, 1, 1)
-            residuals = branch(x, hint, time, self.context, self.masks, guidance, base=network)
+            kinds = branch(x, hint, time, self.context, self.masks, guidance, base=network)
+            residuals = {kind: [None if one is None else strength * one for one in own] for kind, own in kinds.items()}
         return network(x, time, self.context, self.masks, guidance=guidance, control=residuals)
 
     def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
@@ -112,16 +118,17 @@ class Painter:
         negative_prompt: str = "",
         sigmas: Tensor | None = None,
         hints: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
         """Scaled latents (B, 32, h, w), number i from noise of seed i; `sigmas` replaces the solver's own schedule.
 
-        hints: scaled latents of the ControlNet's images, one a prompt.
+        hints: scaled latents of the ControlNet's images, one a prompt. strength: of the ControlNet.
         """
         shape = (32, SIDE // 32, SIDE // 32)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         device = next(self.network.parameters()).device
         context, masks = (tensor.to(device) for tensor in self.encode(prompts, negative_prompt))
-        control = None if hints is None else (self.control, hints.to(device))
+        control = None if hints is None else (self.control, hints.to(device), strength)
         denoiser = Denoiser(self.patcher, context, masks, cfg, control)
         if self.is_sprint:
             sigmas = get_sigmas_scm(steps) if sigmas is None else sigmas

@@ -29,6 +29,7 @@ PROMPT_SEED = 1_000_003  # prompts and noise of the measurements; training draws
 BEST_CFG, STEPS = 4.5, 20
 EXACT_STEPS = 200  # of the solution that others are measured against
 CONTROL_STEPS = {"SANA": STEPS, "SANA-Sprint": 2}
+CONTROL_STRENGTHS = {"SANA": (0.0, 0.7, 1.0), "SANA-Sprint": (0.0, 0.5, 1.0)}  # 0: no control
 MARKS = ("thing", "place", "size", "background", "all")
 WORDINGS = ROOT / "demo" / "wordings.json"  # prompts as people write them, and what they tell
 NOISES = 3  # pictures of each of them
@@ -244,12 +245,12 @@ def draw_control_cases(count: int) -> tuple[list[Case], list[Tensor]]:
 
 
 def measure_control(args: argparse.Namespace) -> None:
-    """What is right with the scribble of a rendering and without it, and how much the silhouettes overlap."""
+    """What is right with the scribble of a rendering, at several strengths, and how much the silhouettes overlap."""
     from .train.controlnet import SANA_LATENT_SCALE, draw_scribble
 
     cases, renderings = draw_control_cases(args.count)
     scribbles = torch.stack([draw_scribble(picture) for picture in renderings])
-    table = Table(("model", "steps", "control", "thing", "background", "median IoU", "mean IoU"))
+    table = Table(("model", "steps", "strength", "thing", "background", "median IoU", "mean IoU"))
     for name, checkpoint, controlnet in (
         ("SANA", args.checkpoint, CONTROLNET_CHECKPOINT),
         ("SANA-Sprint", SPRINT_CHECKPOINT, SPRINT_CONTROLNET_CHECKPOINT),
@@ -259,17 +260,17 @@ def measure_control(args: argparse.Namespace) -> None:
             continue
         bench = Bench(checkpoint, controlnet)
         hints = torch.cat([bench.painter.vae.encode(one[None]) for one in scribbles]) * SANA_LATENT_SCALE
-        for control in ("none", "scribble"):
-            options = {"steps": CONTROL_STEPS[name], "cfg": args.cfg}
-            latents = bench.paint_latents(cases, hints=hints if control == "scribble" else None, **options)
+        for strength in CONTROL_STRENGTHS[name]:
+            options = {"steps": CONTROL_STEPS[name], "cfg": args.cfg, "strength": strength}
+            latents = bench.paint_latents(cases, hints=hints if strength else None, **options)
             pictures = bench.painter.decode(latents)
             found = torch.tensor([overlap(a, b) for a, b in zip(pictures, renderings, strict=True)])
             iou = {"median IoU": found.median().item(), "mean IoU": found.mean().item()}
-            table.add(name, options["steps"], control, **bench.rate(cases, pictures), **iou)
+            table.add(name, options["steps"], strength, **bench.rate(cases, pictures), **iou)
             if args.plot:
                 from .gallery import draw_sheet
 
-                file = f"{args.plot.stem}_{name}_{control}{args.plot.suffix}"
+                file = f"{args.plot.stem}_{name}_{strength:g}{args.plot.suffix}"
                 draw_sheet(pictures).save(args.plot.with_name(file))
 
 

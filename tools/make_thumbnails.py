@@ -102,7 +102,7 @@ def thumbnail(name: str, server: ComfyServer) -> Image.Image:
 
 def with_drawing(prompt: dict, server: ComfyServer) -> Image.Image:
     """The image that a drawing gives, and the drawing in its corner."""
-    drawing = draw_cat_face()
+    drawing = draw_tree()
     drawing.save(server.base_directory / "input" / DRAWING)
     image = _fetch(server, server.run(set_inputs(prompt, PAINTER, mask=DRAWING)).images()[-1])
     on_black = Image.new("RGBA", drawing.size, "black")
@@ -111,16 +111,12 @@ def with_drawing(prompt: dict, server: ComfyServer) -> Image.Image:
     return image
 
 
-def draw_cat_face() -> Image.Image:
+def draw_tree() -> Image.Image:
     """White lines on nothing, as the Painter saves them."""
     drawing = Image.new("RGBA", (DEMO_SIZE, DEMO_SIZE))
     pen = ImageDraw.Draw(drawing)
-    for ear in ([(88, 132), (92, 76), (128, 102)], [(168, 102), (204, 76), (208, 132)]):
-        pen.line(ear, "white", DEMO_BRUSH, joint="curve")
-    pen.ellipse((84, 92, 212, 216), outline="white", width=DEMO_BRUSH)
-    for eye in ((112, 142, 128, 158), (168, 142, 184, 158)):
-        pen.ellipse(eye, "white")
-    pen.polygon([(138, 174), (158, 174), (148, 184)], "white")
+    pen.arc((64, 40, 192, 176), 105, 75, "white", DEMO_BRUSH)
+    pen.line([(112, 170), (112, 216), (144, 216), (144, 170)], "white", DEMO_BRUSH, joint="curve")
     return drawing
 
 

@@ -58,6 +58,7 @@ TRAINING_SET = 213  # width
 DEMO_SIZE, DEMO_SEED, DEMO_CFG = 256, 5, 4.5
 PAINTER = "Painter"  # the host's own
 DEMO_BRUSH = 8  # px of the drawing; the lines of the scribbles that its ControlNet was trained on have 2 to 15
+DEMO_CONTROL = 0.5  # strength at which the demo SANA-Sprint follows lines and still draws the thing, as measured
 DEMO_REMARK = (
     f"Needs no download: the demo model comes with the pack. It generates one or two things on a plain background, "
     f"{DEMO_SIZE} px, from English, Chinese or emoji.\n\n"
@@ -644,10 +645,10 @@ def demo_scribble() -> Graph:
                    title="Draw here", width=240)  # fmt: skip
     lines = Node("SanaNativeScribble", {"image": drawing})
     control = Node("SanaNativeControlNetLoader", {"control_net_name": DEMO_SPRINT_CONTROLNET}, width=width)
-    text = encode(gemma, "a cat face on a blue background", width=width)
+    text = encode(gemma, "a tree on a blue background", width=width)
     latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=width)
     links = {"positive": text[0], "negative": text[1], "control_net": control, "image": lines, "vae": vae}
-    applied = Node("ControlNetApplyAdvanced", links)
+    applied = Node("ControlNetApplyAdvanced", links | {"strength": DEMO_CONTROL})
     guided = Node("FluxGuidance", {"conditioning": applied[0], "guidance": SPRINT_GUIDANCE}, title="Guidance")
     drawn = sample(transformer, guided, applied[1], latent, "fixed", seed=DEMO_SEED, steps=2, cfg=1.0, width=width)
     image = decode(vae, drawn, width)

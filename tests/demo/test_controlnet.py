@@ -128,14 +128,15 @@ def measure_control(demo, monkeypatch, capsys, *options: str) -> list[list[str]]
 def test_the_measure_compares_both_models_with_and_without_control(demo, monkeypatch, capsys, tmp_path):
     rows = measure_control(demo, monkeypatch, capsys, "--plot", str(tmp_path / "seen.png"))
     assert [row[:3] for row in rows] == [
-        [model, steps, control]
-        for model, steps in (("SANA", "2"), ("SANA-Sprint", "1"))
-        for control in ("none", "scribble")
+        [model, steps, strength]
+        for model, steps, middle in (("SANA", "2", "0.7"), ("SANA-Sprint", "1", "0.5"))
+        for strength in ("0", middle, "1")
     ]
     shares = [[float(cell.rstrip("%")) for cell in row[3:]] for row in rows]
     assert all(0 <= value <= 100 for row in shares for value in row) and {len(row) for row in shares} == {4}
-    assert shares[0][2:] != shares[1][2:] and shares[2][2:] != shares[3][2:], "the ControlNet acts"
-    assert len(list(tmp_path.glob("seen_*.png"))) == 4
+    overlaps = [tuple(row[2:]) for row in shares]
+    assert len(set(overlaps[:3])) == len(set(overlaps[3:])) == 3, "the ControlNet acts, and its strength"
+    assert len(list(tmp_path.glob("seen_*.png"))) == 6
 
 
 def test_the_measure_says_what_is_not_trained(demo, monkeypatch, capsys, tmp_path):

@@ -1,10 +1,12 @@
 """The measure of a thing that the demo learns from ten pictures: what it asks for, and that the judge knows it."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sana_native.tests.conftest import ROOT
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import folder_paths
 import pytest
 import torch
 from safetensors.torch import load_file
-from sana_native.tests.conftest import HOST, ROOT
 from sana_native.tests.training import conftest as training
 from sana_native.tools.train import main
 from sana_native.training.state import load_state
 
+ROOT = Path(__file__).resolve().parents[2]
+HOST = Path(folder_paths.__file__).resolve().parent
 pictures, encoded, files, run = training.pictures, training.encoded, training.files, training.run  # fixtures
 ENVIRONMENT = os.environ | {"COMFYUI_PATH": str(HOST), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
