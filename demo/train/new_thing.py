@@ -12,9 +12,9 @@ from .data import BACKGROUNDS, REACH, SIDE, SIZES
 FOLDER = Path(__file__).resolve().parents[1] / "pictures"
 NAME, SCALE = "traffic light", 8
 SCENES = (
-    ("yellow", "big", ""), ("blue", "big", "left"), ("white", "medium", ""), ("pink", "big", "top"),
-    ("green", "medium", "right"), ("orange", "big", ""), ("purple", "medium", "bottom left"), ("blue", "big", ""),
-    ("white", "big", "right"), ("yellow", "medium", "top right"),
+    ("yellow", "big", ""), ("blue", "big", "left"), ("white", "medium", ""), ("pink", "small", "top"),
+    ("green", "medium", "right"), ("orange", "big", ""), ("purple", "small", "bottom left"), ("blue", "medium", ""),
+    ("white", "big", "right"), ("yellow", "small", "top right"),
 )  # fmt: skip
 OFFSETS = {"": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom left": (-1, 1), "top right": (1, -1)}
 
