@@ -6,7 +6,7 @@ import torch
 from sana_native.models.registry import FAMILIES, describe_file, load_model
 from sana_native.nodes.control import SanaNativeControlNetLoader
 from sana_native.nodes.loaders import SanaNativeDCAELoader, SanaNativeGemmaLoader, SanaNativeModelLoader
-from sana_native.tests.support import controlnets, pixart, tiny
+from sana_native.tests.support import controlnets, pixart, pixart_controlnets, tiny
 from sana_native.tests.support import workbench as bench
 
 NODES = {
@@ -37,7 +37,6 @@ def test_each_mark_is_described_as_its_family(family):
         assert describe_file(dict.fromkeys(mark.split("+"), torch.zeros(1))).startswith(family.name), mark
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def files_of_the_families() -> dict[str, dict[str, torch.Tensor]]:
     parts = {
         "a SANA transformer": "transformer",
@@ -55,6 +54,7 @@ def files_of_the_families() -> dict[str, dict[str, torch.Tensor]]:
         "a T5 text encoder": pixart.t5().state_dict(),
         "an AutoencoderKL": pixart.kl(widths=(32,) * 4).state_dict(),
         "a SANA ControlNet": controlnets.reference().state_dict(),
+        "a PixArt ControlNet": pixart_controlnets.authors_branch(pixart_controlnets.reference()),
     }
 
 
