@@ -54,7 +54,7 @@ DEMO_INPAINT_PROMPT = "a big strawberry top left and a small apple bottom right 
 DEMO_OTHER_PROMPT = "a red apple and a rocket on a yellow background"
 DEMO_LEARNED_PROMPT = "a big traffic light left and a cat right on a blue background"
 DEMO_PICTURES = "sana-native-demo-pictures/"
-TRAINING_SET = 213  # width
+TRAINING_SET = 215  # width
 DEMO_SIZE, DEMO_SEED, DEMO_CFG = 256, 5, 4.5
 PAINTER = "Painter"  # the host's own
 DEMO_BRUSH = 8  # px of the drawing; the lines of the scribbles that its ControlNet was trained on have 2 to 15
@@ -705,7 +705,7 @@ def demo_inpaint() -> Graph:
 def demo_train_lora() -> Graph:
     """Ten pictures of a thing that the demo model does not know become a LoRA, which then generates it elsewhere."""
     width = 209
-    transformer, gemma, vae = loaders(DEMO, 210)
+    transformer, gemma, vae = loaders(DEMO, 215)
     pictures = Node(
         "SanaNativeTrainingSet", {"folder": DEMO_PICTURES, "size": DEMO_SIZE, "bins": False}, width=TRAINING_SET
     )
@@ -715,7 +715,7 @@ def demo_train_lora() -> Graph:
     other = Node("CLIPTextEncode", {"clip": gemma, "text": DEMO_LEARNED_PROMPT}, title="Prompt for the LoRA")
     settings = {"steps": 60, "learning_rate": 0.001, "layers": "attention + mix-ffn", "batch_size": 5}
     settings |= {"sample_every": 20, "schedule": "cosine", "save_every": 0}
-    trained = train("SanaNativeTrainLora", transformer, encoded, watched, vae, "demo_lora", 270, **settings)
+    trained = train("SanaNativeTrainLora", transformer, encoded, watched, vae, "demo_lora", 268, **settings)
     learned = Node("LoraModelLoader", {"model": transformer, "lora": trained[0]}, width=width)
     drawn = sample(learned, other, watched[1], latent, "fixed", seed=DEMO_SEED, steps=20, cfg=DEMO_CFG, width=width)
     image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=width)

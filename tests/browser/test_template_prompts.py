@@ -9,6 +9,8 @@ from sana_native.tools.workflow import to_api
 pytestmark = pytest.mark.browser
 
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+# The classic page unfolds their many advanced inputs: no node may lie below them.
+UNFOLDED = {"SanaNativeTrainLora", "SanaNativeTrainModel"}
 
 
 def bare(prompt: dict) -> dict:
@@ -24,7 +26,14 @@ def test_browser_queues_what_our_reader_makes_of_a_file_and_no_node_grows(tab, w
         assert bare(tab.prompt()) == bare(to_api(graph, object_info)), path.name
         shown = tab.page.evaluate("() => app.graph.nodes.map(({id, pos, size}) => [id, [...pos], [...size]])")
         saved = {node["id"]: (node["pos"], node["size"]) for node in graph["nodes"]}
+        kinds = {node["id"]: node["type"] for node in graph["nodes"]}
         for number, place, size in shown:
             assert place == pytest.approx(saved[int(number)][0]), (path.name, number)
             width, height = saved[int(number)][1]
-            assert size[0] <= width + 1 and size[1] <= height + 1, f"{path.name}: node {number} has grown"
+            assert size[0] <= width + 1, f"{path.name}: node {number} has grown"
+            if kinds[int(number)] in UNFOLDED:
+                left, right = place[0], place[0] + width
+                below = [x < right and left < x + across and y > place[1] for (x, y), (across, _) in saved.values()]
+                assert not any(below), f"{path.name}: a node lies below node {number}"
+            else:
+                assert size[1] <= height + 1, f"{path.name}: node {number} has grown"
