@@ -100,8 +100,8 @@ class SanaNativeEncodeTrainingSet(io.ComfyNode):
             search_aliases=["sana train", "cache latents", "cache text states"],
             inputs=[
                 PictureSet.Input("training_set", tooltip="From SANA Training Set."),
-                io.Vae.Input("vae", tooltip="DC-AE from SANA DC-AE Loader."),
-                io.Clip.Input("clip", tooltip="Gemma-2 from SANA Gemma Loader."),
+                io.Vae.Input("vae", tooltip="The model's own VAE; for SANA the DC-AE."),
+                io.Clip.Input("clip", tooltip="The model's own text encoder; for SANA Gemma-2."),
                 io.Boolean.Input(
                     "instruction",
                     default=True,

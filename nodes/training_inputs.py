@@ -103,7 +103,7 @@ def sample_inputs() -> list[io.Input]:
             "sample_positive", optional=True, tooltip="Prompts to generate while training; needs vae too."
         ),
         io.Conditioning.Input("sample_negative", optional=True, tooltip="Their negative prompt, for cfg 4.5."),
-        io.Vae.Input("vae", optional=True, tooltip="DC-AE that decodes the sample pictures."),
+        io.Vae.Input("vae", optional=True, tooltip="The model's own VAE, to decode the sample pictures."),
     ]
 
 

@@ -73,7 +73,7 @@ class AdapterSet:
         if own.keys() != values.keys() or any(own[name].shape != value.shape for name, value in values.items()):
             raise ValueError(
                 f"The run was begun with another rank, other layers or another model than rank {self.rank} on "
-                f"{self.preset}: set them as they were, or choose resume new."
+                f"{self.preset}, or trains a whole model: set them as they were, or choose resume new."
             )
         for name, value in values.items():
             own[name].copy_(value)

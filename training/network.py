@@ -90,10 +90,11 @@ def require_plain_pixart(patcher: Any) -> None:
 def copy_for_training(patcher: Any) -> Any:
     """A copy of the model, loaded anew from its file with the patches it carries, so that the one given stays as it is.
 
-    Outside inference mode, in which the host runs nodes and whose tensors no gradient goes through.
+    Outside inference mode, in which the host runs nodes and whose tensors no gradient goes through. Not in the host's
+    dynamic memory, whose layers compute with copies of their weights: no gradient would reach the weights.
     """
     require_trainable(patcher)
-    copy = patcher.clone(force_deepcopy=True)
+    copy = patcher.clone(disable_dynamic=True, force_deepcopy=True)
     copy.model.requires_grad_(False)
     return copy
 

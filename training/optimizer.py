@@ -13,6 +13,7 @@ ADAM, EMA = "adam.", "ema."
 ADAMW, ADAMW_8BIT = "AdamW", "AdamW 8-bit"
 OPTIMIZERS = (ADAMW, ADAMW_8BIT)
 STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2}  # of one weight
+TORCHS_STATE = "exp_avg"  # which no state of bitsandbytes has, old or new
 NESTED = "/"
 
 
@@ -108,7 +109,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tenso
             part, _, own = key.removeprefix(ADAM).partition(".")
             flat.setdefault(places[own], {})[part] = value
     state = {index: nested(parts) for index, parts in flat.items()}
-    has_8_bits = any(NESTED in part for parts in flat.values() for part in parts)
-    if state and has_8_bits == isinstance(optimizer, torch.optim.AdamW):
+    is_torchs = any(TORCHS_STATE in parts for parts in flat.values())
+    if state and is_torchs != isinstance(optimizer, torch.optim.AdamW):
         raise ValueError("The run was begun with another optimizer: set it as it was, or choose resume new.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -23,7 +23,7 @@ from .state import whole_file
 VERSION = 1
 DTYPE = "dtype"  # among a loader's options
 CHANGED = "changed"  # whether nodes had changed the model after it was loaded
-CURE = "let SANA Train LoRA write it again, or mend that"
+CURE = "let the training node write it again, or mend that"
 CHOICES = {
     "schedule": SCHEDULES, "layers": PRESETS, "time_sampling": TIME_SAMPLINGS, "null_mask": NULL_MASKS,
     "optimizer": OPTIMIZERS, "target": (LORA, MODEL),
@@ -49,7 +49,7 @@ def config_of(patcher: Any, data: EncodedSet, settings: Settings, files: RunFile
     """The configuration of a run on the host's model."""
     init = patcher.cached_patcher_init
     model, options = (str(init[1][0]), dict(init[1][1] or {})) if init else ("", {})
-    changed = bool(patcher.patches or patcher.object_patches)
+    changed = bool(patcher.patches or patcher.object_patches or any(patcher.injections.values()))
     return RunConfig(model, options, base, changed, files, data, settings)
 
 
@@ -163,7 +163,7 @@ def read_settings(path: str, content: dict[str, Any]) -> Settings:
     kinds = {field.name: type(field.default) for field in fields(Settings) if field.default is not MISSING}
     for name, value in content.items():
         if name not in kinds:
-            raise ValueError(f"{path} has the unknown setting {name}: use the inputs' names of SANA Train LoRA.")
+            raise ValueError(f"{path} has the unknown setting {name}: use the names of the training node's inputs.")
         wanted = wrong_value(name, value, kinds[name])
         if wanted:
             raise ValueError(f"{path} has the setting {name} {json.dumps(value)} where {wanted} must stand: mend that.")

@@ -91,8 +91,8 @@ class Trainer:
         self.trained.load(part_of(tensors, TRAINED))
         load_optimizer(self.optimizer, self.parameters, tensors)
         if self.average is not None:
-            average = part_of(tensors, EMA)
-            self.average.values = {name: average.get(name, value) for name, value in self.average.values.items()}
+            average, own = part_of(tensors, EMA), self.average.values
+            self.average.values = {name: average.get(name, value).to(value.device) for name, value in own.items()}
         fixed, held_out = ([(step, row) for step, row in record.get(kind, [])] for kind in ("fixed", "held_out"))
         self.record = Record(record["step"], record["losses"], fixed, held_out)
 

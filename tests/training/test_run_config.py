@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfy.patcher_extension import PatcherInjection
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SETTINGS
 from sana_native.training.run_config import config_of, read_config, write_config
@@ -31,6 +32,13 @@ def test_options_of_the_loader_come_back_with_their_types(encoded, files):
     model = bench.fresh_model("sana", dtype=torch.bfloat16, shift=4.0, clamp=None)
     write_config(config_of(model, encoded, SETTINGS, files, "tiny"))
     assert read_config(files.config).options == {"dtype": torch.bfloat16, "shift": 4.0}
+
+
+def test_a_lora_in_bypass_mode_is_a_change_that_no_file_holds(encoded, files):
+    model = bench.fresh_model("sana")
+    assert not config_of(model, encoded, SETTINGS, files, "tiny").changed
+    model.set_injections("bypass_lora", [PatcherInjection(lambda _: None, lambda _: None)])
+    assert config_of(model, encoded, SETTINGS, files, "tiny").changed
 
 
 def test_names_may_be_relative_to_the_files_folder_and_settings_left_out(written):
