@@ -211,14 +211,28 @@ def measure(metric: str, given: argparse.Namespace, networks: Networks):
     return Score(metric.upper(), found, {"cmmd": 3, "kid": 5}.get(metric, 2), note)
 
 
+def by_name(pictures: Sequence[Path], what: str) -> dict[str, Path]:
+    """Pictures by name.  Raises: EvaluationError for two of one name, whose pair is not sure."""
+    found = {}
+    for path in pictures:
+        if path.stem in found:
+            raise EvaluationError(
+                f"{what} has {found[path.stem]} and {path}, where one picture of the name {path.stem} was expected; "
+                "rename one, take one away, or evaluate their folders one by one."
+            )
+        found[path.stem] = path
+    return found
+
+
 def compared(metric: str, pictures: Sequence[Path], others: Sequence[Path]):
-    """PSNR or SSIM of pictures and those of the same names.  Raises: EvaluationError for a name without its pair."""
+    """PSNR or SSIM of pictures and those of the same names.  Raises: EvaluationError for a name without one pair."""
     import torch
     from sana_native.evaluation import pictures as pair
     from sana_native.evaluation.intervals import mean_of
     from sana_native.evaluation.report import Score
 
-    known, values, equal = {path.stem: path for path in others}, [], 0
+    by_name(pictures, "PICTURES")
+    known, values, equal = by_name(others, "REFERENCE"), [], 0
     for path in pictures:
         if path.stem not in known:
             raise EvaluationError(f"{path.name} has no picture of its name in REFERENCE to be compared with.")

@@ -86,6 +86,18 @@ def test_psnr_and_ssim_compare_pictures_of_one_name(folder):
         run(folder, "--metrics", "psnr", "--reference", str(other))
 
 
+def test_two_pictures_of_one_name_are_refused_on_either_side(folder):
+    pictures, twice = folder / "pictures", folder / "twice"
+    for kind in ("cat", "dog"):
+        (twice / kind).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(twice / kind / "00.png")
+    message = r"{} has .*cat.00\.png and .*dog.00\.png, where one picture of the name 00 was expected; rename one"
+    with pytest.raises(EvaluationError, match=message.format("REFERENCE")):
+        run(folder, "--metrics", "psnr", "--reference", str(twice))
+    with pytest.raises(EvaluationError, match=message.format("PICTURES")):
+        run(folder, "--metrics", "ssim", "--pictures", str(twice), "--reference", str(pictures))
+
+
 def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
     (folder / "inception.pth").write_bytes(b"")
     arguments = ("--metrics", "fid", "--inception", str(folder / "inception.pth"))
