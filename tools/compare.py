@@ -198,8 +198,9 @@ def picture_of(rows: list[list[Drawn]], best: tuple[int, int], title: str, notes
     return draw_grid(cells, [cell.x for cell in rows[0]], names, SHOWN, title, notes)
 
 
-def table_of(rows: list[list[Drawn]]) -> str:
-    """The cells as a Markdown table, each number with its 95 % interval."""
+def table_of(rows: list[list[Drawn]], best: tuple[int, int]) -> str:
+    """The cells as a Markdown table, each number with its 95 % interval; - for what cells of other sizes have not."""
+    reference = rows[best[0]][best[1]]
     cells = [cell for row in rows for cell in row]
     columns = [name for name in ("psnr", "ssim", "right", "clip") if any(name in cell.numbers for cell in cells)]
     forms = {"psnr": ".1f", "ssim": ".4f", "right": ".0%", "clip": ".2f"}
@@ -209,8 +210,8 @@ def table_of(rows: list[list[Drawn]]) -> str:
     for cell in cells:
         told = [cell.x, cell.y or "-", f"{cell.numbers['seconds']:.2f}"]
         for name in columns:
-            found = cell.numbers.get(name)
-            told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else "the reference")
+            found, none = cell.numbers.get(name), "the reference" if cell is reference else "-"
+            told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else none)
         lines.append("| " + " | ".join([*told, str(len(cell.pictures))]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -243,8 +244,8 @@ def compare(given: argparse.Namespace) -> None:
     cells = [{"x": cell.x, "y": cell.y} | cell.numbers | {"count": len(cell.pictures)} for row in rows for cell in row]
     told = {"x": given.x, "y": given.y, "best": [reference.x, reference.y], "cells": cells}
     out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(table_of(rows), encoding="utf-8")
-    say(f"{table_of(rows)}\n{out}, with the numbers in {out.stem}.json and {out.stem}.md")
+    out.with_suffix(".md").write_text(table_of(rows, best), encoding="utf-8")
+    say(f"{table_of(rows, best)}\n{out}, with the numbers in {out.stem}.json and {out.stem}.md")
 
 
 def main(arguments: list[str] | None = None) -> int:
