@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,9 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp")
 METRICS = {"clip": "clip", "cmmd": "clip", "kid": "inception", "fid": "inception", "psnr": None, "ssim": None}
 NEED_REFERENCE = ("cmmd", "kid", "fid", "psnr", "ssim")
 PART = 64  # pictures embedded between two files
-DESCRIPTION = "Description"  # of a PNG: the image's own prompt, as SANA Save Named writes it
+# The image's own prompt as SANA Save Named writes it: a text of a PNG; in jpg and webp lines of an EXIF tag.
+DESCRIPTION, EXIF_DESCRIPTION = "Description", 0x010E
+EXIF_LINES = re.compile(rf"{DESCRIPTION}: (.*?)(?:\nSeed: \d+)?", re.DOTALL)
 
 
 class EvaluationError(ValueError):
@@ -106,7 +109,17 @@ def prompt_beside(path: Path) -> str | None:
     if path.with_suffix(".txt").is_file():
         return path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
     with Image.open(path) as file:
-        return getattr(file, "text", {}).get(DESCRIPTION)
+        text = getattr(file, "text", {}).get(DESCRIPTION)
+        return exif_prompt(file) if text is None else text
+
+
+def exif_prompt(file: Image.Image) -> str | None:
+    """The prompt in a picture's EXIF; None for one of other programs, such as a camera's."""
+    try:
+        lines = EXIF_LINES.fullmatch(str(file.getexif().get(EXIF_DESCRIPTION, "")))
+    except SyntaxError:  # Pillow's for an EXIF that is none
+        return None
+    return lines and lines[1]
 
 
 def read_prompts(prompts: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sana_native.nodes.save_named import Target
 from sana_native.tests.support.clips import host_text, host_vision, random_clip
 from sana_native.tools import evaluate, evaluation_files
 from sana_native.tools.evaluate import EvaluationError, find_pictures, prompts_of, read_arguments
@@ -117,6 +118,24 @@ def test_prompts_come_from_a_file_by_name_or_from_the_picture_itself(folder, tmp
     named = tmp_path / "named.png"
     Image.new("RGB", (8, 8)).save(named, pnginfo=info)
     assert prompts_of([named], "") == ["一只猫"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("seed", [{}, {"Seed": "3"}])
+def test_the_prompt_that_save_named_writes_is_read_from_every_format(kind, seed, tmp_path):
+    prompt, path = "a cat: grey\non a chair, who asks: Seed: 4?", tmp_path / f"a.{kind}"
+    Target("", kind, 92, False, {}).write(Image.new("RGB", (8, 8)), str(path), {"Description": prompt} | seed)
+    assert prompts_of([path], "") == [prompt]
+
+
+@pytest.mark.parametrize("exif", [b"garbage", "OLYMPUS DIGITAL CAMERA", "Seed: 3"])
+def test_an_exif_without_a_prompt_counts_as_none(exif, tmp_path):
+    picture = Image.new("RGB", (8, 8))
+    known = picture.getexif()
+    known[0x010E] = exif
+    picture.save(tmp_path / "photo.webp", exif=exif if isinstance(exif, bytes) else known)
+    with pytest.raises(EvaluationError, match="The prompt of .*photo.webp is not known: give PROMPTS="):
+        prompts_of([tmp_path / "photo.webp"], "")
 
 
 def test_a_picture_without_a_prompt_is_named(tmp_path):
