@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import statistics
 import sys
@@ -45,6 +46,7 @@ from .workflow import WorkflowError, to_api
 STEPS_AXIS = "KSampler.steps=4,8,14,20"
 SOLVER_AXIS = "KSampler.sampler_name+scheduler=sana_flow_dpm+sana_flow,euler+sana_flow_euler"
 TIMED = ("Sampler", "Decode")  # in the class of a node whose seconds count: loading and text are shared by all cells
+PATHS = ("workflow", "prompts", "clip", "models", "out", "base")  # among the arguments
 EQUAL = 100.0  # dB that stand for equal pictures in a mean, whose own are infinite
 SHOWN = 256  # px of a picture in the grid
 
@@ -77,6 +79,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     for name, value in {"workflow": "demo", "prompts": "12", "seeds": "1", "out": "output/compare.png"}.items():
         setattr(given, name, getattr(given, name) or value)
+    for name in PATHS:  # make gives ~ as it was typed
+        setattr(given, name, os.path.expanduser(getattr(given, name)))
     if not given.seeds.isdecimal() or not int(given.seeds):
         raise PlanError(f"SEEDS={given.seeds} is no number of pictures; give 1 or more.")
     if Path(given.out).suffix.lower() != ".png":
@@ -222,7 +226,7 @@ def compare(given: argparse.Namespace) -> None:
     x, y = read_axis(given.x), read_axis(given.y) if given.y else None
     best = best_place(given.best, x, y)
     workflow, subjects = read_graph(given.workflow), read_subjects(given.prompts, int(given.seeds), demo)
-    out = Path(given.out).expanduser()
+    out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if given.clip:
         from .evaluation_files import require_clip

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import signal
 import sys
@@ -28,6 +29,7 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp")
 # Metric -> the network that it needs.
 METRICS = {"clip": "clip", "cmmd": "clip", "kid": "inception", "fid": "inception", "psnr": None, "ssim": None}
 NEED_REFERENCE = ("cmmd", "kid", "fid", "psnr", "ssim")
+PATHS = ("pictures", "prompts", "reference", "clip", "inception", "out")  # among the arguments
 PART = 64  # pictures embedded between two files
 # The image's own prompt as SANA Save Named writes it: a text of a PNG; in jpg and webp lines of an EXIF tag.
 DESCRIPTION, EXIF_DESCRIPTION = "Description", 0x010E
@@ -55,6 +57,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.metrics = [name.strip() for name in (given.metrics or "clip").split(",") if name.strip()]
     given.out = given.out or "output/evaluation.json"
+    for name in PATHS:  # make gives ~ as it was typed
+        setattr(given, name, os.path.expanduser(getattr(given, name)))
     unknown = [name for name in given.metrics if name not in METRICS]
     if unknown:
         raise EvaluationError(f"METRICS={','.join(given.metrics)}: {unknown[0]} is none of {', '.join(METRICS)}.")
@@ -71,7 +75,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def find_pictures(folder: str, what: str) -> list[Path]:
     """Every picture in a folder and the folders in it, by name.  Raises: EvaluationError for none."""
-    place = Path(folder).expanduser()
+    place = Path(folder)
     found = sorted(path for path in place.rglob("*") if path.suffix.lower() in KINDS) if place.is_dir() else []
     if not found:
         raise EvaluationError(f"{what}={folder} is no folder with pictures ({', '.join(KINDS)}); give another one.")
@@ -279,7 +283,7 @@ def evaluate(given: argparse.Namespace) -> None:
     for kind in {METRICS[name] for name in given.metrics}:
         if kind:
             require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
-    out = Path(given.out).expanduser()
+    out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     networks = Networks(given)
     scores = [measure(name, given, networks) for name in given.metrics]

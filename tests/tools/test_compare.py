@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -136,6 +137,17 @@ def test_the_cell_that_others_are_compared_with_can_be_chosen():
 def test_wrong_settings_are_refused_before_anything_starts(arguments, message):
     with pytest.raises(PlanError, match=message):
         read_arguments(arguments)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "p.txt").write_text("a cat\n", encoding="utf-8")
+    paths = ["--models", "~", "--prompts", "~/p.txt", "--out", "~/grid.png", "--workflow", "~/w.json"]
+    given = read_arguments(paths)
+    assert [Path(given.models), Path(given.out)] == [tmp_path, tmp_path / "grid.png"]
+    assert [one.prompt for one in read_subjects(given.prompts, 1, demo=False)] == ["a cat"]
+    assert read_arguments([]).workflow == "demo" and Path(given.workflow) == tmp_path / "w.json"
 
 
 def test_a_graph_that_is_none_is_named(tmp_path):

@@ -99,6 +99,20 @@ def test_two_pictures_of_one_name_are_refused_on_either_side(folder):
         run(folder, "--metrics", "ssim", "--pictures", str(twice), "--reference", str(pictures))
 
 
+@pytest.mark.usefixtures("small_clip")
+def test_a_tilde_is_the_home_folder_in_every_path(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    rows = "".join(f"{json.dumps({'id': f'{i:02}', 'prompt': 'a cat'})}\n" for i in range(12))
+    (folder / "p.jsonl").write_text(rows, encoding="utf-8")
+    paths = ("--pictures", "~/pictures", "--prompts", "~/p.jsonl", "--reference", "~/pictures", "--out", "~/o/s.json")
+    evaluate.evaluate(read_arguments([*paths, "--clip", "~/clip.safetensors", "--metrics", "clip,cmmd"]))
+    assert sorted(path.name for path in (folder / "o").iterdir()) == ["s.json", "s.md", "s_parts"]
+    np.savez(folder / "m.npz", mu=np.zeros(3), sigma=np.eye(3))
+    moments = read_arguments(["--pictures", "~", "--metrics", "fid", "--reference", "~/m.npz"]).reference
+    assert evaluate.read_moments(moments).mean.shape == (3,)
+
+
 def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
     (folder / "inception.pth").write_bytes(b"")
     arguments = ("--metrics", "fid", "--inception", str(folder / "inception.pth"))
