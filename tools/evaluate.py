@@ -12,6 +12,7 @@ read again when the same pictures are evaluated again. docs/evaluation.md says w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -120,9 +121,12 @@ def prompt_beside(path: Path) -> str | None:
 def exif_prompt(file: Image.Image) -> str | None:
     """The prompt in a picture's EXIF; None for one of other programs, such as a camera's."""
     try:
-        lines = EXIF_LINES.fullmatch(str(file.getexif().get(EXIF_DESCRIPTION, "")))
+        text = str(file.getexif().get(EXIF_DESCRIPTION, ""))
     except SyntaxError:  # Pillow's for an EXIF that is none
         return None
+    with contextlib.suppress(UnicodeError):  # Pillow reads UTF-8 as Latin-1
+        text = text.encode("latin-1").decode("utf-8")
+    lines = EXIF_LINES.fullmatch(text)
     return lines and lines[1]
 
 

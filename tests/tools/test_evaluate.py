@@ -137,7 +137,7 @@ def test_prompts_come_from_a_file_by_name_or_from_the_picture_itself(folder, tmp
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("seed", [{}, {"Seed": "3"}])
 def test_the_prompt_that_save_named_writes_is_read_from_every_format(kind, seed, tmp_path):
-    prompt, path = "a cat: grey\non a chair, who asks: Seed: 4?", tmp_path / f"a.{kind}"
+    prompt, path = "a cat, 一只猫:\non a chaise longue, déjà vu. Seed: 4?", tmp_path / f"a.{kind}"
     Target("", kind, 92, False, {}).write(Image.new("RGB", (8, 8)), str(path), {"Description": prompt} | seed)
     assert prompts_of([path], "") == [prompt]
 
