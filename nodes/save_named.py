@@ -233,7 +233,8 @@ class Target:
             return
         exif = picture.getexif()
         if texts:
-            exif[EXIF_DESCRIPTION] = "\n".join(f"{key}: {text}" for key, text in texts.items())
+            lines = "\n".join(f"{key}: {text}" for key, text in texts.items())
+            exif[EXIF_DESCRIPTION] = lines.encode("utf-8", "replace")  # of a str Pillow keeps ASCII alone
         if self.format == "webp":
             for tag, key in ((EXIF_PROMPT, "prompt"), (EXIF_WORKFLOW, "workflow")):
                 if key in self.graph:

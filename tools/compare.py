@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import statistics
 import sys
@@ -45,6 +46,7 @@ from .workflow import WorkflowError, to_api
 STEPS_AXIS = "KSampler.steps=4,8,14,20"
 SOLVER_AXIS = "KSampler.sampler_name+scheduler=sana_flow_dpm+sana_flow,euler+sana_flow_euler"
 TIMED = ("Sampler", "Decode")  # in the class of a node whose seconds count: loading and text are shared by all cells
+PATHS = ("workflow", "prompts", "clip", "models", "out", "base")  # among the arguments
 EQUAL = 100.0  # dB that stand for equal pictures in a mean, whose own are infinite
 SHOWN = 256  # px of a picture in the grid
 
@@ -77,6 +79,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     for name, value in {"workflow": "demo", "prompts": "12", "seeds": "1", "out": "output/compare.png"}.items():
         setattr(given, name, getattr(given, name) or value)
+    for name in PATHS:  # make gives ~ as it was typed
+        setattr(given, name, os.path.expanduser(getattr(given, name)))
     if not given.seeds.isdecimal() or not int(given.seeds):
         raise PlanError(f"SEEDS={given.seeds} is no number of pictures; give 1 or more.")
     if Path(given.out).suffix.lower() != ".png":
@@ -198,8 +202,9 @@ def picture_of(rows: list[list[Drawn]], best: tuple[int, int], title: str, notes
     return draw_grid(cells, [cell.x for cell in rows[0]], names, SHOWN, title, notes)
 
 
-def table_of(rows: list[list[Drawn]]) -> str:
-    """The cells as a Markdown table, each number with its 95 % interval."""
+def table_of(rows: list[list[Drawn]], best: tuple[int, int]) -> str:
+    """The cells as a Markdown table, each number with its 95 % interval; - for what cells of other sizes have not."""
+    reference = rows[best[0]][best[1]]
     cells = [cell for row in rows for cell in row]
     columns = [name for name in ("psnr", "ssim", "right", "clip") if any(name in cell.numbers for cell in cells)]
     forms = {"psnr": ".1f", "ssim": ".4f", "right": ".0%", "clip": ".2f"}
@@ -209,8 +214,8 @@ def table_of(rows: list[list[Drawn]]) -> str:
     for cell in cells:
         told = [cell.x, cell.y or "-", f"{cell.numbers['seconds']:.2f}"]
         for name in columns:
-            found = cell.numbers.get(name)
-            told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else "the reference")
+            found, none = cell.numbers.get(name), "the reference" if cell is reference else "-"
+            told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else none)
         lines.append("| " + " | ".join([*told, str(len(cell.pictures))]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -221,7 +226,7 @@ def compare(given: argparse.Namespace) -> None:
     x, y = read_axis(given.x), read_axis(given.y) if given.y else None
     best = best_place(given.best, x, y)
     workflow, subjects = read_graph(given.workflow), read_subjects(given.prompts, int(given.seeds), demo)
-    out = Path(given.out).expanduser()
+    out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if given.clip:
         from .evaluation_files import require_clip
@@ -243,8 +248,8 @@ def compare(given: argparse.Namespace) -> None:
     cells = [{"x": cell.x, "y": cell.y} | cell.numbers | {"count": len(cell.pictures)} for row in rows for cell in row]
     told = {"x": given.x, "y": given.y, "best": [reference.x, reference.y], "cells": cells}
     out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(table_of(rows), encoding="utf-8")
-    say(f"{table_of(rows)}\n{out}, with the numbers in {out.stem}.json and {out.stem}.md")
+    out.with_suffix(".md").write_text(table_of(rows, best), encoding="utf-8")
+    say(f"{table_of(rows, best)}\n{out}, with the numbers in {out.stem}.json and {out.stem}.md")
 
 
 def main(arguments: list[str] | None = None) -> int:

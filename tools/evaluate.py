@@ -12,7 +12,10 @@ read again when the same pictures are evaluated again. docs/evaluation.md says w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +30,11 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp")
 # Metric -> the network that it needs.
 METRICS = {"clip": "clip", "cmmd": "clip", "kid": "inception", "fid": "inception", "psnr": None, "ssim": None}
 NEED_REFERENCE = ("cmmd", "kid", "fid", "psnr", "ssim")
+PATHS = ("pictures", "prompts", "reference", "clip", "inception", "out")  # among the arguments
 PART = 64  # pictures embedded between two files
-DESCRIPTION = "Description"  # of a PNG: the image's own prompt, as SANA Save Named writes it
+# The image's own prompt as SANA Save Named writes it: a text of a PNG; in jpg and webp lines of an EXIF tag.
+DESCRIPTION, EXIF_DESCRIPTION = "Description", 0x010E
+EXIF_LINES = re.compile(rf"{DESCRIPTION}: (.*?)(?:\nSeed: \d+)?", re.DOTALL)
 
 
 class EvaluationError(ValueError):
@@ -52,6 +58,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.metrics = [name.strip() for name in (given.metrics or "clip").split(",") if name.strip()]
     given.out = given.out or "output/evaluation.json"
+    for name in PATHS:  # make gives ~ as it was typed
+        setattr(given, name, os.path.expanduser(getattr(given, name)))
     unknown = [name for name in given.metrics if name not in METRICS]
     if unknown:
         raise EvaluationError(f"METRICS={','.join(given.metrics)}: {unknown[0]} is none of {', '.join(METRICS)}.")
@@ -68,7 +76,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def find_pictures(folder: str, what: str) -> list[Path]:
     """Every picture in a folder and the folders in it, by name.  Raises: EvaluationError for none."""
-    place = Path(folder).expanduser()
+    place = Path(folder)
     found = sorted(path for path in place.rglob("*") if path.suffix.lower() in KINDS) if place.is_dir() else []
     if not found:
         raise EvaluationError(f"{what}={folder} is no folder with pictures ({', '.join(KINDS)}); give another one.")
@@ -106,7 +114,20 @@ def prompt_beside(path: Path) -> str | None:
     if path.with_suffix(".txt").is_file():
         return path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
     with Image.open(path) as file:
-        return getattr(file, "text", {}).get(DESCRIPTION)
+        text = getattr(file, "text", {}).get(DESCRIPTION)
+        return exif_prompt(file) if text is None else text
+
+
+def exif_prompt(file: Image.Image) -> str | None:
+    """The prompt in a picture's EXIF; None for one of other programs, such as a camera's."""
+    try:
+        text = str(file.getexif().get(EXIF_DESCRIPTION, ""))
+    except SyntaxError:  # Pillow's for an EXIF that is none
+        return None
+    with contextlib.suppress(UnicodeError):  # Pillow reads UTF-8 as Latin-1
+        text = text.encode("latin-1").decode("utf-8")
+    lines = EXIF_LINES.fullmatch(text)
+    return lines and lines[1]
 
 
 def read_prompts(prompts: str) -> Iterator[tuple[str, str]]:
@@ -211,14 +232,28 @@ def measure(metric: str, given: argparse.Namespace, networks: Networks):
     return Score(metric.upper(), found, {"cmmd": 3, "kid": 5}.get(metric, 2), note)
 
 
+def by_name(pictures: Sequence[Path], what: str) -> dict[str, Path]:
+    """Pictures by name.  Raises: EvaluationError for two of one name, whose pair is not sure."""
+    found = {}
+    for path in pictures:
+        if path.stem in found:
+            raise EvaluationError(
+                f"{what} has {found[path.stem]} and {path}, where one picture of the name {path.stem} was expected; "
+                "rename one, take one away, or evaluate their folders one by one."
+            )
+        found[path.stem] = path
+    return found
+
+
 def compared(metric: str, pictures: Sequence[Path], others: Sequence[Path]):
-    """PSNR or SSIM of pictures and those of the same names.  Raises: EvaluationError for a name without its pair."""
+    """PSNR or SSIM of pictures and those of the same names.  Raises: EvaluationError for a name without one pair."""
     import torch
     from sana_native.evaluation import pictures as pair
     from sana_native.evaluation.intervals import mean_of
     from sana_native.evaluation.report import Score
 
-    known, values, equal = {path.stem: path for path in others}, [], 0
+    by_name(pictures, "PICTURES")
+    known, values, equal = by_name(others, "REFERENCE"), [], 0
     for path in pictures:
         if path.stem not in known:
             raise EvaluationError(f"{path.name} has no picture of its name in REFERENCE to be compared with.")
@@ -252,7 +287,7 @@ def evaluate(given: argparse.Namespace) -> None:
     for kind in {METRICS[name] for name in given.metrics}:
         if kind:
             require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
-    out = Path(given.out).expanduser()
+    out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     networks = Networks(given)
     scores = [measure(name, given, networks) for name in given.metrics]

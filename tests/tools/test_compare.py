@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -138,6 +139,17 @@ def test_wrong_settings_are_refused_before_anything_starts(arguments, message):
         read_arguments(arguments)
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "p.txt").write_text("a cat\n", encoding="utf-8")
+    paths = ["--models", "~", "--prompts", "~/p.txt", "--out", "~/grid.png", "--workflow", "~/w.json"]
+    given = read_arguments(paths)
+    assert [Path(given.models), Path(given.out)] == [tmp_path, tmp_path / "grid.png"]
+    assert [one.prompt for one in read_subjects(given.prompts, 1, demo=False)] == ["a cat"]
+    assert read_arguments([]).workflow == "demo" and Path(given.workflow) == tmp_path / "w.json"
+
+
 def test_a_graph_that_is_none_is_named(tmp_path):
     with pytest.raises(PlanError, match="cannot be read .* give WORKFLOW= a saved workflow, or demo"):
         read_graph(str(tmp_path / "no.json"))
@@ -180,9 +192,21 @@ def test_the_grid_and_the_table_show_what_was_found(judged):
     assert lines_of(worse)[0] == "0.60 s" and "SSIM" in lines_of(worse)[1] and lines_of(best)[1] == "right 100%"
     sheet = picture_of(judged, (0, 1), "Demo", ["a note"])
     assert isinstance(sheet, Image.Image) and sheet.width > 2 * compare.SHOWN
-    table = table_of(judged).splitlines()
+    table = table_of(judged, (0, 1)).splitlines()
     assert table[0] == "| X | Y | s a picture | PSNR, dB | SSIM | right | N |" and len(table) == 4
     assert "| the reference | the reference | 100% | 2 |" in table[3]
+
+
+def test_a_cell_of_another_size_is_not_called_the_reference():
+    small, large = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (64, 64), "red")
+    names = {"256": small, "512": large, "256 again": small}
+    rows = [[Drawn(name, "", [picture], [1.0]) for name, picture in names.items()]]
+    judge(rows, (0, 0), [Subject("", 1)], "")
+    assert [line.split(" | ")[3:5] for line in table_of(rows, (0, 0)).splitlines()[2:]] == [
+        ["the reference", "the reference"],
+        ["-", "-"],
+        ["100.0", "1.0000"],
+    ]
 
 
 @pytest.mark.heavy

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sana_native.nodes.save_named import Target
 from sana_native.tests.support.clips import host_text, host_vision, random_clip
 from sana_native.tools import evaluate, evaluation_files
 from sana_native.tools.evaluate import EvaluationError, find_pictures, prompts_of, read_arguments
@@ -86,6 +87,32 @@ def test_psnr_and_ssim_compare_pictures_of_one_name(folder):
         run(folder, "--metrics", "psnr", "--reference", str(other))
 
 
+def test_two_pictures_of_one_name_are_refused_on_either_side(folder):
+    pictures, twice = folder / "pictures", folder / "twice"
+    for kind in ("cat", "dog"):
+        (twice / kind).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(twice / kind / "00.png")
+    message = r"{} has .*cat.00\.png and .*dog.00\.png, where one picture of the name 00 was expected; rename one"
+    with pytest.raises(EvaluationError, match=message.format("REFERENCE")):
+        run(folder, "--metrics", "psnr", "--reference", str(twice))
+    with pytest.raises(EvaluationError, match=message.format("PICTURES")):
+        run(folder, "--metrics", "ssim", "--pictures", str(twice), "--reference", str(pictures))
+
+
+@pytest.mark.usefixtures("small_clip")
+def test_a_tilde_is_the_home_folder_in_every_path(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    rows = "".join(f"{json.dumps({'id': f'{i:02}', 'prompt': 'a cat'})}\n" for i in range(12))
+    (folder / "p.jsonl").write_text(rows, encoding="utf-8")
+    paths = ("--pictures", "~/pictures", "--prompts", "~/p.jsonl", "--reference", "~/pictures", "--out", "~/o/s.json")
+    evaluate.evaluate(read_arguments([*paths, "--clip", "~/clip.safetensors", "--metrics", "clip,cmmd"]))
+    assert sorted(path.name for path in (folder / "o").iterdir()) == ["s.json", "s.md", "s_parts"]
+    np.savez(folder / "m.npz", mu=np.zeros(3), sigma=np.eye(3))
+    moments = read_arguments(["--pictures", "~", "--metrics", "fid", "--reference", "~/m.npz"]).reference
+    assert evaluate.read_moments(moments).mean.shape == (3,)
+
+
 def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
     (folder / "inception.pth").write_bytes(b"")
     arguments = ("--metrics", "fid", "--inception", str(folder / "inception.pth"))
@@ -105,6 +132,24 @@ def test_prompts_come_from_a_file_by_name_or_from_the_picture_itself(folder, tmp
     named = tmp_path / "named.png"
     Image.new("RGB", (8, 8)).save(named, pnginfo=info)
     assert prompts_of([named], "") == ["一只猫"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("seed", [{}, {"Seed": "3"}])
+def test_the_prompt_that_save_named_writes_is_read_from_every_format(kind, seed, tmp_path):
+    prompt, path = "a cat, 一只猫:\non a chaise longue, déjà vu. Seed: 4?", tmp_path / f"a.{kind}"
+    Target("", kind, 92, False, {}).write(Image.new("RGB", (8, 8)), str(path), {"Description": prompt} | seed)
+    assert prompts_of([path], "") == [prompt]
+
+
+@pytest.mark.parametrize("exif", [b"garbage", "OLYMPUS DIGITAL CAMERA", "Seed: 3"])
+def test_an_exif_without_a_prompt_counts_as_none(exif, tmp_path):
+    picture = Image.new("RGB", (8, 8))
+    known = picture.getexif()
+    known[0x010E] = exif
+    picture.save(tmp_path / "photo.webp", exif=exif if isinstance(exif, bytes) else known)
+    with pytest.raises(EvaluationError, match="The prompt of .*photo.webp is not known: give PROMPTS="):
+        prompts_of([tmp_path / "photo.webp"], "")
 
 
 def test_a_picture_without_a_prompt_is_named(tmp_path):
