@@ -280,7 +280,8 @@ class Tab:
             if card.count():
                 break
             cards.last.scroll_into_view_if_needed()
-            self.page.mouse.wheel(0, 300)  # the pointer is on the dialog's list of packs or on the cards
+            cards.last.hover()  # the wheel turns what the pointer is on, and would turn the list of packs
+            self.page.mouse.wheel(0, 300)
             self.page.wait_for_timeout(100)
         card.scroll_into_view_if_needed()
         return card
