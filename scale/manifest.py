@@ -91,17 +91,21 @@ def part_name(first: int) -> str:
 
 
 class Part:
-    """Records of a shard: what earlier runs left, and what this one adds; written whole at each save."""
+    """Records of a shard: what earlier runs left, and what this one adds; written whole at each save.
+
+    A part of that name from a larger shard holds records of rows beyond it, which are kept.
+    """
 
     def __init__(self, store: Store, shard: Shard, known: Iterable[int]):
         """known: first indexes of the parts in which the shard's rows may have records; not all need to be there."""
         self.store, self.name = store, part_name(shard.first)
         self.records: dict[int, Record] = {}
         wanted = {row.index for row in shard.rows}
-        for first in sorted(known):
+        for first in sorted({*known, shard.first}):
             for record in read_part(store, part_name(first)) if store.exists(part_name(first)) else ():
                 old = self.records.get(record.index)
-                if record.index in wanted and (old is None or _counts_more(record, old)):
+                here = record.index in wanted or first == shard.first
+                if here and (old is None or _counts_more(record, old)):
                     self.records[record.index] = record
         self.unsaved = 0
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from .engine import STOP_SECONDS, HandOut, server_environment
 from .manifest import KILLED, Part, Record, Shard, part_firsts
 from .progress import Outcome, Progress
-from .rows import BadRow
+from .rows import BadRow, Row
 from .store import open_store
 from .worker import HostSettings, Job, Worker, WorkerError
 
@@ -40,6 +40,11 @@ class Actor:
 
     def describe(self) -> dict[str, str]:
         return self.worker.describe()
+
+    def run_first(self, job: Job, row: Row, known: list[int]) -> Outcome | None:
+        self.worker.take_job(job)
+        record = self.worker.run_first(row, known)
+        return record and Outcome.of(record)
 
     def run_shard(self, job: Job, shard: Shard, known: list[int]) -> list[Outcome]:
         """Outcomes of the rows that ran; counts alone travel, never pictures. Ends between rows when it is canceled."""
@@ -100,8 +105,8 @@ class RayEngine:
     def describe(self) -> dict[str, str]:
         return self._get(self.actors[0].describe.remote())
 
-    def canary(self, job: Job, shard: Shard) -> list[Outcome]:
-        return self._get(self.actors[0].run_shard.remote(job, shard, []))
+    def canary(self, job: Job, row: Row, known: list[int]) -> Outcome | None:
+        return self._get(self.actors[0].run_first.remote(job, row, known))
 
     def _get(self, reference):
         """What a call of the first actor returns. Raises: WorkerError where it ended."""

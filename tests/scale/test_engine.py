@@ -2,11 +2,12 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
-from sana_native.scale.engine import HandOut, server_environment, shard_rows
+from sana_native.scale.engine import HandOut, known_parts, server_environment, shard_rows
 from sana_native.scale.graph import Options
-from sana_native.scale.manifest import Part, Record, shards
+from sana_native.scale.manifest import Part, Record, Shard, all_records, part_firsts, shards
 from sana_native.scale.progress import Outcome, Progress, read_limit
 from sana_native.scale.rows import BadRow, Row
 from sana_native.scale.store import LocalStore
@@ -84,6 +85,34 @@ def test_settled_rows_never_run_again_and_failed_ones_when_asked(tmp_path, retry
     for index, status in enumerate(("done", "refused", "failed", "timeout", "killed_worker")):
         part.add(Record(index, f"{index}", f"line {index}", status))
     assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
+
+
+def worker_that_ends_rows_as(status: str, folder) -> Worker:
+    """Without a server: what it would draw is given."""
+    worker = object.__new__(Worker)
+    worker.store, worker.server = LocalStore(folder), SimpleNamespace(forget=lambda: None)
+    worker._run_rows = lambda rows: [Record(row.index, row.name, row.place, status) for row in rows]
+    return worker
+
+
+def test_a_failed_first_row_has_no_record_and_a_done_one_never_runs_again(tmp_path):
+    first, firsts = rows(1)[0], lambda: part_firsts(LocalStore(tmp_path))
+    for _ in range(2):
+        assert worker_that_ends_rows_as("failed", tmp_path).run_first(first, firsts()).status == "failed"
+        assert firsts() == []
+    assert worker_that_ends_rows_as("done", tmp_path).run_first(first, firsts()).status == "done"
+    assert firsts() == [0] and worker_that_ends_rows_as("failed", tmp_path).run_first(first, firsts()) is None
+
+
+def test_the_first_row_is_looked_for_in_the_part_of_a_shard_that_begins_before_it(tmp_path):
+    part = Part(LocalStore(tmp_path), Shard(0, rows(4)), [])
+    for index, status in enumerate(("unreadable", "failed", "done")):
+        part.add(Record(index, f"{index}", f"line {index}", status))
+    part.save()
+    worker, known = worker_that_ends_rows_as("done", tmp_path), known_parts(2, 2, [0, 256])
+    assert known == [0] and worker.run_first(rows(4)[2], known) is None
+    assert worker.run_first(rows(4)[1], known).status == "done"  # failed before
+    assert [one.status for one in all_records(LocalStore(tmp_path))] == ["unreadable", "done", "done"]
 
 
 def test_an_unreadable_row_is_recorded_once_and_runs_when_it_is_mended(tmp_path):
