@@ -124,6 +124,8 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     template = Template(prompt, settings.assignments, settings.options)
     for name in template.unused(survey.samples.values()):
         say(f"Ignored: rows give {name}, and no --set takes {{{name}}}.")
+    if not template.sets_seed:
+        say("No --set takes {seed}: every row is drawn with the workflow's own seed.")
     version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     parts = settings.parts() | {
         "workflow": template.digest(),

@@ -192,13 +192,18 @@ def model_files(prompt: dict, models: Path) -> dict[str, int]:
     folders = [entry for entry in models.iterdir() if entry.is_dir()] if models.is_dir() else []
     texts = {value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, str)}
     found = {}
-    for text in sorted(text for text in texts if text.strip(" ./") and len(text) < 200 and "\0" not in text):
+    for text in sorted(filter(_may_be_a_file, texts)):
         for path in (folder / text for folder in folders):
             if path.is_file():
                 found[f"{path.parent.name}/{text}"] = path.stat().st_size
             elif path.is_dir():
                 found[f"{path.parent.name}/{text}"] = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return found
+
+
+def _may_be_a_file(text: str) -> bool:
+    """Whether a file system takes it as a name, of which it counts the bytes."""
+    return bool(text.strip(" ./")) and len(text.encode("utf-8", "replace")) < 200 and "\0" not in text
 
 
 def fingerprint(parts: dict[str, object]) -> str:

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 from .engine import STOP_SECONDS, HandOut, server_environment
+from .graph import Template
 from .manifest import KILLED, Part, Record, Shard, part_firsts
 from .progress import Outcome, Progress
 from .rows import BadRow, Row
@@ -268,7 +269,7 @@ class _Run:
             return
         record = Record(row.index, row.name, row.place, KILLED, row.prompt, attempts=shard.losses)
         record.error, record.started = "The worker ended each time it ran this row.", time.time()
-        record.seed = row.seed_from(self.job.options.seed_base)
+        record.seed = Template(self.job.prompt, self.job.assignments, self.job.options).seed_of(row)
         part.add(record)
         part.save()
         self.progress.add(Outcome.of(record))

@@ -208,7 +208,7 @@ class Worker:
         records = []
         for number, row in enumerate(rows):
             record = Record(row.index, row.name, row.place, outcome.status, row.prompt)
-            record.seed = row.seed_from(self.job.options.seed_base)
+            record.seed = self.template.seed_of(row)
             record.attempts, record.error = outcome.attempts, outcome.error
             record.batch, record.batch_index = len(rows), number
             record.worker, record.host, record.device = self.name, socket.gethostname(), self.device

@@ -110,6 +110,7 @@ def test_model_files_are_found_by_their_names(tmp_path):
     prompt = {"1": {"inputs": {"model": "x.safetensors", "other": "folder/", "text": "no file", "empty": "", "n": 1}}}
     assert model_files(prompt, tmp_path) == {"diffusion_models/x.safetensors": 5, "diffusion_models/folder/": 3}
     assert model_files(prompt, tmp_path / "none") == {}
+    assert model_files({"1": {"inputs": {"text": "一只猫坐在" * 20}}}, tmp_path) == {}  # too long a name, by its bytes
 
 
 # Size
