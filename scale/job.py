@@ -201,10 +201,15 @@ def listen(stop: threading.Event) -> dict:
     return {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
 
 
+def folder_name(store: Store) -> str:
+    """Of the folder of a store's workers, so that those of two jobs are apart."""
+    return hashlib.sha256(store.url.encode()).hexdigest()[:12]
+
+
 def work_folder(store: Store) -> Path:
     """A folder of this machine for the workers of a store, the same in every run of the job."""
-    name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"sana-scale-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
+    user = f"sana-scale-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    folder = Path(tempfile.gettempdir()) / user / folder_name(store)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,10 @@ from sana_native.scale.engine import HandOut, known_parts, server_environment, s
 from sana_native.scale.graph import Options
 from sana_native.scale.manifest import Part, Record, Shard, all_records, part_firsts, shards
 from sana_native.scale.progress import Outcome, Progress, read_limit
+from sana_native.scale.ray_engine import share_out
 from sana_native.scale.rows import BadRow, Row
 from sana_native.scale.store import LocalStore
-from sana_native.scale.worker import Job, Worker, picture_name
+from sana_native.scale.worker import HostSettings, Job, Worker, WorkerError, picture_name
 
 
 def rows(count: int) -> list[Row]:
@@ -74,6 +76,20 @@ def test_each_worker_sees_a_device_or_its_share_of_the_cores(monkeypatch):
     assert [server_environment(n, 3, ["0", "5"])["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "5", "0"]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert int(server_environment(0, 1000, [])["OMP_NUM_THREADS"]) == 1
+
+
+def test_a_cluster_shares_out_its_gpus_whatever_the_drivers_machine_has():
+    host = HostSettings("comfyui", "python", "base", "work", cpu=False)
+    assert share_out(host, 0, 0.5, 8.0) == (host, 16, 0.5) and share_out(host, 3, 1.0, 8.0) == (host, 3, 1.0)
+    on_cpus = replace(host, cpu=True)
+    assert share_out(host, 2, 1.0, 0) == share_out(on_cpus, 2, 1.0, 8.0) == (on_cpus, 2, 0.0)
+    for one, each, gpus, sentence in (
+        (host, 1.0, 0, "The cluster has no GPU: say with --workers"),
+        (on_cpus, 1.0, 8.0, "--cpu leaves the GPUs alone: say with --workers"),
+        (host, 2.0, 1.0, "has 1 GPUs, fewer than one worker takes: lower --gpus-per-worker"),
+    ):
+        with pytest.raises(WorkerError, match=sentence):
+            share_out(one, 0, each, gpus)
 
 
 @pytest.mark.parametrize(("retry_failed", "expected"), [(False, [5]), (True, [2, 3, 4, 5])])
