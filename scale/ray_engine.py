@@ -90,7 +90,7 @@ class RayEngine:
         gpus = ray.cluster_resources().get("GPU", 0)
         self.host, self.workers, self.gpus_each = share_out(host, workers, gpus_each, gpus)
         if self.host.cpu and not host.cpu:
-            say(f"The cluster has no GPU: its {self.workers} workers compute on CPUs.")
+            say("The cluster has no GPU: its workers compute on CPUs.")
         self.actors: dict[int, object] = {}
         self.start_actors(1)
 
