@@ -15,7 +15,7 @@ from ..tools.host import PRIVATE, prepare_base
 from ..tools.workflow import WorkflowError
 from .engine import Engine, LocalEngine
 from .graph import FORMATS, Options
-from .job import ROOT, RunError, Settings, run_job, work_folder
+from .job import ROOT, RunError, Settings, folder_name, run_job, work_folder
 from .manifest import DONE, JobError, Summary, all_records, total_rows
 from .progress import read_limit, say
 from .store import StoreError, open_store
@@ -28,10 +28,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="scale", description="Prompt files to pictures, on any number of workers.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, text in (("run", "run all rows; the same command again goes on"), ("check", "run the first row alone")):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, allow_abbrev=False)  # detach looks for its own word
         add_job_options(command)
         add_host_options(command)
-    status = commands.add_parser("status", help="say what became of the rows")
+    status = commands.add_parser("status", help="say what became of the rows", allow_abbrev=False)
     status.add_argument("--out", required=True, help="folder or address of the job")
     status.add_argument("--records", type=Path, help="write all records into one jsonl file")
     status.add_argument("--verify", action="store_true", help="look for the picture of every row that is done")
@@ -103,9 +103,23 @@ def find_host(args: argparse.Namespace) -> HostSettings:
     own = PRIVATE / "venv" / "bin" / "python"
     told = args.python or os.environ.get("COMFYUI_PYTHON")
     python = told or (str(own) if comfyui.resolve() == private.resolve() and own.exists() else sys.executable)
-    work = args.work or work_folder(open_store(args.out))
-    cpu = args.cpu or (not gpus() and sys.platform != "darwin" and not Path("/dev/kfd").exists())
-    return HostSettings(str(comfyui), python, str(base.absolute()), str(work.absolute()), cpu)
+    store = open_store(args.out)
+    work = args.work.absolute() / folder_name(store) if args.work else work_folder(store)
+    # Ray tells what its cluster has; this machine may be one without a GPU.
+    cpu = args.cpu or (args.engine == "local" and not has_gpu())
+    return HostSettings(str(comfyui), find_python(python), str(base.absolute()), str(work), cpu)
+
+
+def find_python(name: str) -> str:
+    """The path of a Python, as workers have other folders and perhaps another PATH. Raises: RunError."""
+    found = shutil.which(name)
+    if found is None:
+        raise RunError(f"{name} is no Python that can be run: give --python, the one that ComfyUI runs with.")
+    return os.path.abspath(found)  # a link into an environment is not followed, or it would leave that
+
+
+def has_gpu() -> bool:
+    return bool(gpus()) or sys.platform == "darwin" or Path("/dev/kfd").exists()
 
 
 def gpus() -> list[str]:
@@ -123,8 +137,7 @@ def engine_of(args: argparse.Namespace, host: HostSettings) -> Engine:
         try:
             from .ray_engine import RayEngine
 
-            gpus_each = 0.0 if host.cpu else args.gpus_per_worker or 1 / args.workers_per_gpu
-            return RayEngine(host, args.workers, gpus_each, args.address)
+            return RayEngine(host, args.workers, args.gpus_per_worker or 1 / args.workers_per_gpu, args.address)
         except ModuleNotFoundError as error:
             raise RunError(
                 f"--engine ray needs {error.name}, which this Python lacks: run the command by "
@@ -138,7 +151,7 @@ def detach(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Starts the same command in a session of its own, which outlives this terminal."""
     log = work_folder(open_store(args.out)) / "run.log"
     command = [sys.executable, str(ROOT / "scale"), *(one for one in arguments if one != "--detach")]
-    with open(log, "w", encoding="utf-8") as file:
+    with open(log, "a", encoding="utf-8") as file:  # why an earlier run ended stays there
         options = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         child = subprocess.Popen(command, start_new_session=True, **options)
     say(f"Runs on as process {child.pid}, its log is {log}; to stop it: kill {child.pid}")

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from .manifest import Shard
 from .progress import Outcome, Progress
+from .rows import Row
 from .worker import HostSettings, Job, Worker, WorkerError
 
 SHARD_ROWS = 256  # at most
@@ -25,6 +26,11 @@ STOP_SECONDS = 30.0  # for running rows to end
 def shard_rows(total: int, workers: int) -> int:
     """Rows of a shard for a job of that size."""
     return max(min(SHARD_ROWS, total // max(workers * SHARDS_EACH, 1)), FEWEST_ROWS)
+
+
+def known_parts(first: int, last: int, firsts: Sequence[int]) -> list[int]:
+    """Of the sorted first indexes of all parts those that may hold records of rows from first to last."""
+    return list(firsts[bisect_right(firsts, first - SHARD_ROWS) : bisect_right(firsts, last)])
 
 
 class HandOut:
@@ -48,8 +54,7 @@ class HandOut:
             self._firsts = sorted({*self._firsts, shard.first})
 
     def known(self, shard: Shard) -> list[int]:
-        low = bisect_right(self._firsts, shard.first - SHARD_ROWS)
-        return self._firsts[low : bisect_right(self._firsts, shard.rows[-1].index)]
+        return known_parts(shard.first, shard.rows[-1].index, self._firsts)
 
     @property
     def has_returned(self) -> bool:
@@ -65,7 +70,7 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, str]: ...
 
-    def canary(self, job: Job, shard: Shard) -> list[Outcome]: ...
+    def canary(self, job: Job, row: Row, known: list[int]) -> Outcome | None: ...
 
     def run(self, job: Job, hand_out: HandOut, progress: Progress, stop: threading.Event) -> None: ...
 
@@ -95,11 +100,11 @@ class LocalEngine:
     def describe(self) -> dict[str, str]:
         return self._worker(0).describe()
 
-    def canary(self, job: Job, shard: Shard) -> list[Outcome]:
-        worker, outcomes = self._worker(0), []
+    def canary(self, job: Job, row: Row, known: list[int]) -> Outcome | None:
+        worker = self._worker(0)
         worker.take_job(job)
-        worker.run_shard(shard, [], lambda record: outcomes.append(Outcome.of(record)))
-        return outcomes
+        record = worker.run_first(row, known)
+        return record and Outcome.of(record)
 
     def run(self, job: Job, hand_out: HandOut, progress: Progress, stop: threading.Event) -> None:
         """Raises: WorkerError when no worker is left for the rows that are."""

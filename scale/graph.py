@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.sana.resolution import bin_sides
-from ..tools.workflow import WorkflowError, to_api
+from ..tools.workflow import WorkflowError, to_api, typed
 from ..tools.workflow_blueprint import unfold
 from .rows import Row
 
@@ -105,10 +105,10 @@ class Template:
     def _require_fields(self) -> None:
         if not self.fields & {"prompt", "prompts"}:
             raise WorkflowError('No --set takes the prompt: add one such as --set "SANA Gemma Encode.prompt={prompt}".')
-        if self.options.batch > 1 and not {"prompts", "count"} <= self.fields:
+        if self.options.batch > 1 and not set(BATCH_FIELDS) <= self.fields:
             raise WorkflowError(
-                "A batch needs the fields {prompts} and {count}: set the prompts of SANA Prompt Batch and the latent's "
-                "batch_size to them, or leave --batch out."
+                "A batch needs the fields {prompts}, {seeds} and {count}: set the prompts of SANA Prompt Batch, the "
+                "seeds of SANA Seeds and the latent's batch_size to them, or leave --batch out."
             )
 
     def _target(self, text: str) -> Target:
@@ -184,6 +184,14 @@ class Template:
             "index": row.index,
         }
 
+    @property
+    def sets_seed(self) -> bool:
+        return bool(self.fields & {"seed", "seeds"})
+
+    def seed_of(self, row: Row) -> int | None:
+        """The seed that a row is drawn with; None where that is the workflow's own."""
+        return row.seed_from(self.options.seed_base) if self.sets_seed else None
+
     def groups(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
         """Rows that one run can take: equal in every field that is one for a batch, `batch` of them at most."""
         if self.options.batch == 1:
@@ -204,7 +212,7 @@ class Template:
         for row in rows:
             given |= {name for name in ("negative", "steps", "cfg") if getattr(row, name) not in (None, "")}
             given |= {"width", "height"} if row.width or row.aspect else set()
-            given |= {"seed"} if row.seed is not None and "seeds" not in self.fields else set()
+            given |= {"seed"} if row.seed is not None and not self.sets_seed else set()
         return sorted(given - self.fields)
 
     def digest(self) -> str:
@@ -223,11 +231,8 @@ def _or_nothing(value: object) -> object:
 
 
 def _like(old: object, text: str, assignment: str) -> object:
-    """A text as the kind of value that an input has now; texts and links become the text itself."""
+    """A text as the kind of value that an input has now; links become the text itself."""
     try:
-        if isinstance(old, bool):
-            return {"true": True, "false": False}[text.lower()]
-        return type(old)(text) if isinstance(old, int | float) else text
-    except (ValueError, KeyError):
-        kind = "true or false" if isinstance(old, bool) else "a number"
-        raise WorkflowError(f'--set "{assignment}" needs {kind}.') from None
+        return typed(text, old)
+    except WorkflowError as error:
+        raise WorkflowError(f'--set "{assignment}": {error}') from None

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .engine import Engine, HandOut, shard_rows
+from .engine import Engine, HandOut, known_parts, shard_rows
 from .graph import Options, Template, read_workflow
-from .manifest import DONE, Shard, compare_job, file_digest, join_job, model_files, part_firsts, shards
+from .manifest import DONE, compare_job, file_digest, join_job, model_files, part_firsts, shards
 from .progress import Outcome, Progress, say
 from .rows import BadRow, Row, read_rows
 from .store import LocalStore, Store, open_store
@@ -92,7 +92,7 @@ class Survey:
 
 
 def run_job(settings: Settings, engine_of, check: bool = False) -> int:
-    """Runs a job and returns the command's exit code; with check its first row alone, into a store of its own.
+    """Runs a job and returns the command's exit code; with check its first row alone, into the same store.
 
     engine_of: makes the engine, when all that can be told without it is in order.
     """
@@ -109,7 +109,8 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
         listen(stop)  # again: Ray puts handlers of its own in place
         try:
             job = make_job(settings, workflow, survey, store, engine)
-            first = run_canary(engine, job, survey.first) if check or not part_firsts(store) else None
+            known = part_firsts(store)
+            first = run_canary(engine, job, survey.first, known) if check or not known else None
             if check:
                 return 0
             return run_rows(settings, survey, store, engine, job, stop, first)
@@ -123,6 +124,8 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     template = Template(prompt, settings.assignments, settings.options)
     for name in template.unused(survey.samples.values()):
         say(f"Ignored: rows give {name}, and no --set takes {{{name}}}.")
+    if not template.sets_seed:
+        say("No --set takes {seed}: every row is drawn with the workflow's own seed.")
     version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     parts = settings.parts() | {
         "workflow": template.digest(),
@@ -135,9 +138,9 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     return Job(prompt, settings.assignments, *options)
 
 
-def run_canary(engine: Engine, job: Job, row: Row) -> Outcome | None:
+def run_canary(engine: Engine, job: Job, row: Row, parts: list[int]) -> Outcome | None:
     """Runs the first row; None where it was done before. Raises: RunError if it fails, before anything else starts."""
-    (outcome,) = engine.canary(job, Shard(row.index, [row])) or [None]
+    outcome = engine.canary(job, row, known_parts(row.index, row.index, parts))
     if outcome is None:
         say("The first row is done already.")
     elif outcome.status != DONE:
@@ -198,10 +201,15 @@ def listen(stop: threading.Event) -> dict:
     return {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
 
 
+def folder_name(store: Store) -> str:
+    """Of the folder of a store's workers, so that those of two jobs are apart."""
+    return hashlib.sha256(store.url.encode()).hexdigest()[:12]
+
+
 def work_folder(store: Store) -> Path:
     """A folder of this machine for the workers of a store, the same in every run of the job."""
-    name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"sana-scale-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
+    user = f"sana-scale-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    folder = Path(tempfile.gettempdir()) / user / folder_name(store)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

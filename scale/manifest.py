@@ -91,17 +91,21 @@ def part_name(first: int) -> str:
 
 
 class Part:
-    """Records of a shard: what earlier runs left, and what this one adds; written whole at each save."""
+    """Records of a shard: what earlier runs left, and what this one adds; written whole at each save.
+
+    A part of that name from a larger shard holds records of rows beyond it, which are kept.
+    """
 
     def __init__(self, store: Store, shard: Shard, known: Iterable[int]):
         """known: first indexes of the parts in which the shard's rows may have records; not all need to be there."""
         self.store, self.name = store, part_name(shard.first)
         self.records: dict[int, Record] = {}
         wanted = {row.index for row in shard.rows}
-        for first in sorted(known):
+        for first in sorted({*known, shard.first}):
             for record in read_part(store, part_name(first)) if store.exists(part_name(first)) else ():
                 old = self.records.get(record.index)
-                if record.index in wanted and (old is None or _counts_more(record, old)):
+                here = record.index in wanted or first == shard.first
+                if here and (old is None or _counts_more(record, old)):
                     self.records[record.index] = record
         self.unsaved = 0
 
@@ -188,13 +192,18 @@ def model_files(prompt: dict, models: Path) -> dict[str, int]:
     folders = [entry for entry in models.iterdir() if entry.is_dir()] if models.is_dir() else []
     texts = {value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, str)}
     found = {}
-    for text in sorted(text for text in texts if text.strip(" ./") and len(text) < 200 and "\0" not in text):
+    for text in sorted(filter(_may_be_a_file, texts)):
         for path in (folder / text for folder in folders):
             if path.is_file():
                 found[f"{path.parent.name}/{text}"] = path.stat().st_size
             elif path.is_dir():
                 found[f"{path.parent.name}/{text}"] = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return found
+
+
+def _may_be_a_file(text: str) -> bool:
+    """Whether a file system takes it as a name, of which it counts the bytes."""
+    return bool(text.strip(" ./")) and len(text.encode("utf-8", "replace")) < 200 and "\0" not in text
 
 
 def fingerprint(parts: dict[str, object]) -> str:

@@ -12,12 +12,14 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 
 from .engine import STOP_SECONDS, HandOut, server_environment
+from .graph import Template
 from .manifest import KILLED, Part, Record, Shard, part_firsts
-from .progress import Outcome, Progress
-from .rows import BadRow
+from .progress import Outcome, Progress, say
+from .rows import BadRow, Row
 from .store import open_store
 from .worker import HostSettings, Job, Worker, WorkerError
 
@@ -41,6 +43,11 @@ class Actor:
     def describe(self) -> dict[str, str]:
         return self.worker.describe()
 
+    def run_first(self, job: Job, row: Row, known: list[int]) -> Outcome | None:
+        self.worker.take_job(job)
+        record = self.worker.run_first(row, known)
+        return record and Outcome.of(record)
+
     def run_shard(self, job: Job, shard: Shard, known: list[int]) -> list[Outcome]:
         """Outcomes of the rows that ran; counts alone travel, never pictures. Ends between rows when it is canceled."""
         import ray
@@ -56,14 +63,14 @@ class Actor:
 class RayEngine:
     """Actors on a Ray cluster.
 
-    workers: how many, 0 for as many as the cluster's GPUs take. gpus_each: of an actor, 0 on CPUs. address: of a
-    cluster, "local" to start one on this machine.
+    workers: how many, 0 for as many as the cluster's GPUs take. gpus_each: of an actor, where there are GPUs. address:
+    of a cluster, "local" to start one on this machine.
     """
 
     def __init__(self, host: HostSettings, workers: int, gpus_each: float, address: str):
         import ray
 
-        self.ray, self.host, self.gpus_each = ray, host, gpus_each
+        self.ray = ray
         own = {"num_cpus": max(workers, 2) + 1, "include_dashboard": False} if address == "local" else {}
         stage = stage_pack()
         try:
@@ -80,9 +87,10 @@ class RayEngine:
             raise WorkerError(f"Ray does not start: {reason_of(error)}") from error
         finally:
             shutil.rmtree(stage.parent)
-        self.workers = workers or int(ray.cluster_resources().get("GPU", 0) / gpus_each if gpus_each else 0)
-        if not self.workers:
-            raise WorkerError("The cluster has no GPU: say with --workers how many workers to start on CPUs.")
+        gpus = ray.cluster_resources().get("GPU", 0)
+        self.host, self.workers, self.gpus_each = share_out(host, workers, gpus_each, gpus)
+        if self.host.cpu and not host.cpu:
+            say("The cluster has no GPU: its workers compute on CPUs.")
         self.actors: dict[int, object] = {}
         self.start_actors(1)
 
@@ -100,8 +108,8 @@ class RayEngine:
     def describe(self) -> dict[str, str]:
         return self._get(self.actors[0].describe.remote())
 
-    def canary(self, job: Job, shard: Shard) -> list[Outcome]:
-        return self._get(self.actors[0].run_shard.remote(job, shard, []))
+    def canary(self, job: Job, row: Row, known: list[int]) -> Outcome | None:
+        return self._get(self.actors[0].run_first.remote(job, row, known))
 
     def _get(self, reference):
         """What a call of the first actor returns. Raises: WorkerError where it ended."""
@@ -263,10 +271,26 @@ class _Run:
             return
         record = Record(row.index, row.name, row.place, KILLED, row.prompt, attempts=shard.losses)
         record.error, record.started = "The worker ended each time it ran this row.", time.time()
-        record.seed = row.seed_from(self.job.options.seed_base)
+        record.seed = Template(self.job.prompt, self.job.assignments, self.job.options).seed_of(row)
         part.add(record)
         part.save()
         self.progress.add(Outcome.of(record))
+
+
+def share_out(host: HostSettings, workers: int, gpus_each: float, gpus: float) -> tuple[HostSettings, int, float]:
+    """Host, workers and GPUs of each for a cluster with so many GPUs, whatever the driver's machine has.
+
+    Raises: WorkerError where that leaves no worker.
+    """
+    if host.cpu or not gpus:
+        if not workers:
+            why = "--cpu leaves the GPUs alone" if host.cpu else "The cluster has no GPU"
+            raise WorkerError(f"{why}: say with --workers how many workers to start on CPUs.")
+        return replace(host, cpu=True), workers, 0.0
+    count = workers or int(gpus / gpus_each)
+    if not count:
+        raise WorkerError(f"The cluster has {gpus:g} GPUs, fewer than one worker takes: lower --gpus-per-worker.")
+    return host, count, gpus_each
 
 
 def stage_pack() -> Path:

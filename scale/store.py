@@ -1,6 +1,7 @@
 """Where pictures and records go: a local folder, or an object store through pyarrow's file systems.
 
-A file is there under its name whole or not at all: a local one is renamed into place, an object is one upload.
+A file is there under its name whole or not at all: a local one is renamed into place, an object of s3, gs or abfs is
+one upload. Other file systems, such as hdfs, may keep part of a file whose writer was killed.
 """
 
 from __future__ import annotations

@@ -132,6 +132,22 @@ class Worker:
         self.job, self.store = job, open_store(job.store)
         self.template = Template(job.prompt, job.assignments, job.options)
 
+    def run_first(self, row: Row, known: Sequence[int]) -> Record | None:
+        """Runs a row alone, also one that failed before; None where it was done.
+
+        A failure is not recorded, so that the same command stops at it again. Raises: WorkerError.
+        """
+        part = _persist(lambda: Part(self.store, Shard(row.index, [row]), known))
+        old = part.records.get(row.index)
+        if old is not None and old.status == DONE:
+            return None
+        (record,) = self._run_rows([row])
+        if record.status == DONE:
+            part.add(record)
+            self._save(part)
+        self._forget()
+        return record
+
     def run_shard(
         self,
         shard: Shard,
@@ -166,6 +182,9 @@ class Worker:
             pass
         finally:
             self._save(part)
+        self._forget()
+
+    def _forget(self) -> None:
         with contextlib.suppress(OSError, aiohttp.ClientError):
             self.server.forget()  # else the host's memory grows with every prompt
 
@@ -189,7 +208,7 @@ class Worker:
         records = []
         for number, row in enumerate(rows):
             record = Record(row.index, row.name, row.place, outcome.status, row.prompt)
-            record.seed = row.seed_from(self.job.options.seed_base)
+            record.seed = self.template.seed_of(row)
             record.attempts, record.error = outcome.attempts, outcome.error
             record.batch, record.batch_index = len(rows), number
             record.worker, record.host, record.device = self.name, socket.gethostname(), self.device

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .workflow import WorkflowError, set_inputs
+from .workflow import WorkflowError, set_inputs, typed
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_GRAPH, DEMO_FILES, DEMO_SIDE = "sana_txt2img_ksampler.json", "sana-native-demo/", 256
@@ -72,26 +72,17 @@ def put(prompt: dict, axis: Axis, value: tuple[str, ...]) -> dict:
     except WorkflowError as error:
         raise PlanError(str(error)) from None
     old = next(prompt[key]["inputs"] for key in prompt if prompt[key] != before[key]) if before != prompt else {}
-    return set_inputs(prompt, axis.node, **{name: typed(text, old.get(name, text)) for name, text in given.items()})
+    return set_inputs(prompt, axis.node, **{name: value_of(text, old.get(name, text)) for name, text in given.items()})
 
 
-def typed(text: str, old: object) -> object:
+def value_of(text: str, old: object) -> object:
     """A value as the input holds it: number, on or off, or text.  Raises: PlanError for a link or no number."""
     if isinstance(old, list):
         raise PlanError(f'"{text}" is for an input that another node gives; name the input of that node.')
-    if isinstance(old, bool):
-        if text.lower() not in ("true", "false"):
-            raise PlanError(f'"{text}" is neither true nor false.')
-        return text.lower() == "true"
-    if isinstance(old, int | float):
-        try:
-            return type(old)(text)
-        except ValueError:
-            try:
-                return float(text)  # a whole number in the graph may be a float's
-            except ValueError:
-                raise PlanError(f'"{text}" is no number, where the graph has {old}.') from None
-    return text
+    try:
+        return typed(text, old)
+    except WorkflowError as error:
+        raise PlanError(str(error)) from None
 
 
 def put_subject(prompt: dict, subject: Subject) -> dict:

@@ -6,6 +6,7 @@ Writing such workflows is in `workflow_build.py`. Subgraphs are not unfolded her
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import deque
 from collections.abc import Iterator
@@ -93,6 +94,23 @@ def set_inputs(prompt: dict, title_or_class: str, /, **values: object) -> dict:
             raise WorkflowError(f"{title_or_class} has no input {name}; it has {', '.join(inputs)}.")
         inputs[name] = value
     return changed
+
+
+def typed(text: str, old: object) -> object:
+    """A text as the kind of value that an input holds: on or off, a number, or else the text itself.
+
+    Raises: WorkflowError when it is none of that kind.
+    """
+    if isinstance(old, bool):
+        if text.lower() not in ("true", "false"):
+            raise WorkflowError(f'"{text}" is neither true nor false.')
+        return text.lower() == "true"
+    if isinstance(old, int | float):
+        for kind in (type(old), float):  # a whole number in the graph may be a float's
+            with contextlib.suppress(ValueError):
+                return kind(text)
+        raise WorkflowError(f'"{text}" is no number, where the graph has {old}.')
+    return text
 
 
 def read_widgets(info: dict, values: list | dict) -> dict:

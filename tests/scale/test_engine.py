@@ -2,15 +2,18 @@
 
 import json
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from sana_native.scale.engine import HandOut, server_environment, shard_rows
+from sana_native.scale.engine import HandOut, known_parts, server_environment, shard_rows
 from sana_native.scale.graph import Options
-from sana_native.scale.manifest import Part, Record, shards
+from sana_native.scale.manifest import Part, Record, Shard, all_records, part_firsts, shards
 from sana_native.scale.progress import Outcome, Progress, read_limit
+from sana_native.scale.ray_engine import share_out
 from sana_native.scale.rows import BadRow, Row
 from sana_native.scale.store import LocalStore
-from sana_native.scale.worker import Job, Worker, picture_name
+from sana_native.scale.worker import HostSettings, Job, Worker, WorkerError, picture_name
 
 
 def rows(count: int) -> list[Row]:
@@ -75,6 +78,20 @@ def test_each_worker_sees_a_device_or_its_share_of_the_cores(monkeypatch):
     assert int(server_environment(0, 1000, [])["OMP_NUM_THREADS"]) == 1
 
 
+def test_a_cluster_shares_out_its_gpus_whatever_the_drivers_machine_has():
+    host = HostSettings("comfyui", "python", "base", "work", cpu=False)
+    assert share_out(host, 0, 0.5, 8.0) == (host, 16, 0.5) and share_out(host, 3, 1.0, 8.0) == (host, 3, 1.0)
+    on_cpus = replace(host, cpu=True)
+    assert share_out(host, 2, 1.0, 0) == share_out(on_cpus, 2, 1.0, 8.0) == (on_cpus, 2, 0.0)
+    for one, each, gpus, sentence in (
+        (host, 1.0, 0, "The cluster has no GPU: say with --workers"),
+        (on_cpus, 1.0, 8.0, "--cpu leaves the GPUs alone: say with --workers"),
+        (host, 2.0, 1.0, "has 1 GPUs, fewer than one worker takes: lower --gpus-per-worker"),
+    ):
+        with pytest.raises(WorkerError, match=sentence):
+            share_out(one, 0, each, gpus)
+
+
 @pytest.mark.parametrize(("retry_failed", "expected"), [(False, [5]), (True, [2, 3, 4, 5])])
 def test_settled_rows_never_run_again_and_failed_ones_when_asked(tmp_path, retry_failed, expected):
     worker = object.__new__(Worker)  # without a server
@@ -84,6 +101,34 @@ def test_settled_rows_never_run_again_and_failed_ones_when_asked(tmp_path, retry
     for index, status in enumerate(("done", "refused", "failed", "timeout", "killed_worker")):
         part.add(Record(index, f"{index}", f"line {index}", status))
     assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
+
+
+def worker_that_ends_rows_as(status: str, folder) -> Worker:
+    """Without a server: what it would draw is given."""
+    worker = object.__new__(Worker)
+    worker.store, worker.server = LocalStore(folder), SimpleNamespace(forget=lambda: None)
+    worker._run_rows = lambda rows: [Record(row.index, row.name, row.place, status) for row in rows]
+    return worker
+
+
+def test_a_failed_first_row_has_no_record_and_a_done_one_never_runs_again(tmp_path):
+    first, firsts = rows(1)[0], lambda: part_firsts(LocalStore(tmp_path))
+    for _ in range(2):
+        assert worker_that_ends_rows_as("failed", tmp_path).run_first(first, firsts()).status == "failed"
+        assert firsts() == []
+    assert worker_that_ends_rows_as("done", tmp_path).run_first(first, firsts()).status == "done"
+    assert firsts() == [0] and worker_that_ends_rows_as("failed", tmp_path).run_first(first, firsts()) is None
+
+
+def test_the_first_row_is_looked_for_in_the_part_of_a_shard_that_begins_before_it(tmp_path):
+    part = Part(LocalStore(tmp_path), Shard(0, rows(4)), [])
+    for index, status in enumerate(("unreadable", "failed", "done")):
+        part.add(Record(index, f"{index}", f"line {index}", status))
+    part.save()
+    worker, known = worker_that_ends_rows_as("done", tmp_path), known_parts(2, 2, [0, 256])
+    assert known == [0] and worker.run_first(rows(4)[2], known) is None
+    assert worker.run_first(rows(4)[1], known).status == "done"  # failed before
+    assert [one.status for one in all_records(LocalStore(tmp_path))] == ["unreadable", "done", "done"]
 
 
 def test_an_unreadable_row_is_recorded_once_and_runs_when_it_is_mended(tmp_path):

@@ -73,8 +73,8 @@ def test_other_formats_are_saved_by_the_packs_own_node():
         ("Prompt.prompt={prompt}", "0 nodes are called Prompt, expected one"),
         ("Text.text={prompt}", "Text has no input text; it has prompt"),
         ("Text.prompt={promt}", r"the unknown field \{promt\}: known are prompt, negative, seed"),
-        ("KSampler.steps=many", r'--set "KSampler\.steps=many" needs a number'),
-        ("KSampler.tiled=yes", "needs true or false"),
+        ("KSampler.steps=many", r'--set "KSampler\.steps=many": "many" is no number, where the graph has 20'),
+        ("KSampler.tiled=yes", '"yes" is neither true nor false'),
         ("KSampler.steps=8", "No --set takes the prompt"),
     ],
 )
@@ -100,8 +100,23 @@ def test_rows_of_equal_settings_make_batches():
     assert [[one.index for one in group] for group in groups] == [[0, 2], [3, 4], [1]]
     inputs = {key: node["inputs"] for key, node in template.fill(groups[0]).items()}
     assert inputs["1"] == {"prompt": "p 0\np 2"} and inputs["2"]["seed"] == "0, 2" and inputs["3"]["batch_size"] == 2
-    with pytest.raises(WorkflowError, match=r"A batch needs the fields \{prompts\} and \{count\}"):
-        Template(prompt(), SET, Options(batch=2))
+    for lacking in ("{seeds}", "{count}"):
+        with pytest.raises(WorkflowError, match=r"A batch needs the fields \{prompts\}, \{seeds\} and \{count\}"):
+            Template(prompt(), [one for one in sets if lacking not in one], Options(batch=2))
+
+
+def test_a_number_may_be_a_fraction_where_the_graph_holds_a_whole_one():
+    whole = prompt()
+    whole["2"]["inputs"]["cfg"] = 8
+    for text, value in (("4.5", 4.5), ("6", 6)):
+        assert Template(whole, [*SET, f"KSampler.cfg={text}"], Options()).prompt["2"]["inputs"]["cfg"] == value
+
+
+def test_a_row_has_no_seed_where_none_is_set():
+    sets = ["Text.prompt={prompt}", "KSampler.seed={seed}"]
+    assert [Template(prompt(), sets[:n], Options(100)).seed_of(row(seed=5)) for n in (1, 2)] == [None, 5]
+    assert Template(prompt(), sets, Options(100)).seed_of(row()) == 107
+    assert Template(prompt(), sets[:1], Options()).unused([row(seed=5)]) == ["seed"]
 
 
 def test_settings_that_no_set_takes_are_named():

@@ -2,9 +2,11 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
-from sana_native.scale.job import RunError, Survey, locked, stop_on_signals
+from sana_native.scale.command import parser, settings_of
+from sana_native.scale.job import RunError, Survey, locked, make_job, stop_on_signals
 from sana_native.scale.rows import read_rows
 from sana_native.scale.store import LocalStore
 
@@ -27,6 +29,20 @@ def test_a_survey_counts_rows_and_finds_the_first_and_the_settings(tmp_path, cap
 def test_a_file_without_a_prompt_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"p\.txt holds no prompt that can be read"):
         survey(tmp_path, "# remark\n--seed 4").tell("p.txt")
+
+
+@pytest.mark.parametrize(("more", "said"), [([], 1), (["Text.seed={seed}"], 0)])
+def test_it_says_once_that_rows_have_no_seed_of_their_own(tmp_path, capsys, more, said):
+    (tmp_path / "p.txt").write_text("a cat\na dog")
+    inputs = {"1": ("Text", {"prompt": "", "seed": 1}), "2": ("SaveImage", {"images": ["1", 0]})}
+    prompt = {key: {"class_type": kind, "inputs": own} for key, (kind, own) in inputs.items()}
+    engine = SimpleNamespace(prompt_of=lambda one: one, describe=lambda: {"comfyui": "0"}, workers=1)
+    command = ["run", "--workflow", "w.json", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
+    for one in ["Text.prompt={prompt}", *more]:
+        command += ["--set", one]
+    settings = settings_of(parser().parse_args(command), tmp_path)
+    make_job(settings, prompt, Survey.of(settings.rows()), LocalStore(tmp_path / "out"), engine)
+    assert capsys.readouterr().out.count("every row is drawn with the workflow's own seed") == said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no such lock")

@@ -55,6 +55,20 @@ def test_a_part_goes_on_where_an_earlier_run_of_another_shard_size_stopped(tmp_p
     assert [(one.index, one.status) for one in all_records(store)] == [(0, DONE), (1, DONE), (2, DONE), (3, FAILED)]
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_smaller_shard_of_the_same_name_keeps_the_records_of_the_larger(tmp_path, size):
+    """Of `check` on a finished job (one row, no part named), and of a run with smaller shards."""
+    store = LocalStore(tmp_path)
+    whole = Part(store, Shard(0, [row(i) for i in range(4)]), [])
+    for index in range(4):
+        whole.add(record(index))
+    whole.save()
+    part = Part(store, Shard(0, [row(i) for i in range(size)]), [])
+    part.add(record(0, started=1.0))
+    part.save()
+    assert [(one.index, one.started) for one in all_records(store)] == [(0, 1.0), (1, 0.0), (2, 0.0), (3, 0.0)]
+
+
 def test_done_counts_more_than_a_later_failure_elsewhere(tmp_path):
     store = LocalStore(tmp_path)
     for first, one in ((0, record(1, started=1.0)), (1, record(1, FAILED, started=2.0))):
@@ -96,6 +110,7 @@ def test_model_files_are_found_by_their_names(tmp_path):
     prompt = {"1": {"inputs": {"model": "x.safetensors", "other": "folder/", "text": "no file", "empty": "", "n": 1}}}
     assert model_files(prompt, tmp_path) == {"diffusion_models/x.safetensors": 5, "diffusion_models/folder/": 3}
     assert model_files(prompt, tmp_path / "none") == {}
+    assert model_files({"1": {"inputs": {"text": "一只猫坐在" * 20}}}, tmp_path) == {}  # too long a name, by its bytes
 
 
 # Size

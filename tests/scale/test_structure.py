@@ -1,6 +1,7 @@
 """The command's own gates: it runs where neither torch nor the host is installed, and its files stay readable."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from sana_native.scale import command
+from sana_native.scale.job import RunError
 from sana_native.tools.structure import ROOT, imports_of, lines_of, longest_functions
 
 FILES = sorted((ROOT / "scale").glob("*.py"))
@@ -73,3 +76,37 @@ def test_a_detached_run_outlives_its_command_and_writes_a_log(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert "holds no ComfyUI" in Path(log).read_text() and int(pid)
+    before = Path(log).read_text()
+    subprocess.run(job, cwd=tmp_path, capture_output=True, check=True)
+    assert Path(log).read_text().startswith(before)  # why the first run ended can still be read
+
+
+def test_a_shortened_option_is_refused():
+    """`--det` would start commands that detach one another for ever."""
+    job = ["run", "--out", "o", "--workflow", "w.json", "--prompts", "p.txt"]
+    assert command.parser().parse_args([*job, "--detach"]).detach
+    with pytest.raises(SystemExit):
+        command.parser().parse_args([*job, "--det"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a program's name has an ending")
+def test_workers_are_in_a_folder_of_their_job_and_their_python_has_a_whole_path(tmp_path, monkeypatch):
+    (tmp_path / "main.py").touch()
+    for name in ("python", "on-path/own-python"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "on-path"))
+    monkeypatch.setattr(command, "has_gpu", lambda: False)
+
+    def host(*more: str):
+        job = ["run", "--workflow", "w.json", "--prompts", "p.txt", "--comfyui", ".", "--base", ".", "--work", "work"]
+        return command.find_host(command.parser().parse_args([*job, *more]))
+
+    one = host("--out", "a", "--python", "./python")
+    other = host("--out", "b", "--python", "own-python", "--engine", "ray")
+    assert Path(one.work).parent == Path(other.work).parent == tmp_path / "work" and one.work != other.work
+    assert one.python == str(tmp_path / "python") and other.python == str(tmp_path / "on-path" / "own-python")
+    assert one.cpu and not other.cpu  # whether a cluster has GPUs is Ray's to say
+    with pytest.raises(RunError, match="no-python is no Python that can be run: give --python"):
+        host("--out", "a", "--python", "no-python")

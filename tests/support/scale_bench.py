@@ -90,7 +90,9 @@ class Bench:
         return process.returncode, text
 
     def server_of(self, worker: str) -> int:
-        return int((self.folder / "work" / worker / "server.pid").read_text())
+        """Of the latest job: each has a folder of its own."""
+        files = (self.folder / "work").glob(f"*/{worker}/server.pid")
+        return int(max(files, key=lambda file: file.stat().st_mtime_ns).read_text())
 
 
 def pictures(out: Path) -> dict[str, bytes]:
