@@ -17,7 +17,6 @@ import argparse
 import io
 import json
 import os
-import signal
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from .comfy_server import ComfyServer, ServerError
+from .command_line import run_command, say
 from .compare_plan import (
     Axis,
     PlanError,
@@ -265,15 +265,5 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    # A polite kill must end the server too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -11,13 +11,13 @@ import difflib
 import json
 import math
 import random
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .comfy_server import ComfyServer, Result, ServerError, node_name
+from .command_line import run_command, say
 from .host import PRIVATE, link_folder, prepare_base
 from .workflow import WorkflowError, set_inputs, to_api
 
@@ -162,7 +162,7 @@ def warn_of_size(settings: Settings) -> None:
     """Says when a demo model is asked for larger images than it can generate."""
     if settings.model in BUNDLED and max(settings.size or (0,)) > DEMO_SIDE:
         width, height = settings.size
-        _say(
+        say(
             f"SIZE={width}x{height}: the demo models are trained at {DEMO_SIDE}x{DEMO_SIDE} px, and larger images come "
             "out coarse and misshapen."
         )
@@ -215,15 +215,15 @@ def generate(settings: Settings) -> None:
     if name:
         link_folder(checkpoint, base / "models" / "diffusers" / name)
     with ComfyServer(base) as server:
-        _say(f"ComfyUI started in {time.monotonic() - start:.1f} s")
+        say(f"ComfyUI started in {time.monotonic() - start:.1f} s")
         prompt = to_api(json.loads(graph.read_text(encoding="utf-8")), server.object_info())
         prompt = fill_in(prompt, name, settings)
         running = time.monotonic()
         result = server.run(prompt, Progress(prompt))
         image = server.fetch_image(result.images()[-1])
     settings.out.write_bytes(image)
-    _say(f"{settings.out}  seed {settings.seed}")
-    _say(
+    say(f"{settings.out}  seed {settings.seed}")
+    say(
         ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stage_seconds(prompt, result).items())
         + f", image in {time.monotonic() - running:.1f} s, all in {time.monotonic() - start:.1f} s"
     )
@@ -246,7 +246,7 @@ class Progress:
 
     def __call__(self, node: str, value: int, total: int) -> None:
         line = f"{node_name(self.prompt, node)}: {value}/{total}"
-        _say(f"\r\033[K{line}" if self.in_place else line, end="\n" if value >= total or not self.in_place else "")
+        say(f"\r\033[K{line}" if self.in_place else line, end="\n" if value >= total or not self.in_place else "")
 
 
 def _set_everywhere(prompt: dict, setting: str, names: tuple[str, ...], value: float | None) -> dict:
@@ -289,19 +289,9 @@ def _size(text: str) -> tuple[int, int] | None:
         raise DemoError(f"SIZE={text} is out of range; give sides from {low} to {high} px, such as 256x256.")
     used = tuple(side // SIDE_UNIT * SIDE_UNIT for side in size)
     if used != size:
-        _say(f"SIZE={text} becomes {used[0]}x{used[1]}: sides are multiples of {SIDE_UNIT} px.")
+        say(f"SIZE={text} becomes {used[0]}x{used[1]}: sides are multiples of {SIDE_UNIT} px.")
     return used
 
 
-def _say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    # A polite kill must end the server too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .command_line import run_command, say
 from .evaluation_files import require_clip, require_inception
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
@@ -310,14 +310,5 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)
