@@ -214,6 +214,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=5, help="measurements of each kind")
     parser.add_argument("--out", type=Path, help="folder for prompts, pictures and records; default: a temporary one")
     args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread of a server only waits for the first
     with tempfile.TemporaryDirectory() as folder:
         args.out = args.out or Path(folder)
         args.out.mkdir(parents=True, exist_ok=True)
