@@ -16,7 +16,8 @@ def run(*arguments: str) -> dict:
     """The line of JSON that a measurement ends with."""
     done = subprocess.run(
         [sys.executable, "-m", "demo.scale_out", *arguments],
-        cwd=ROOT, env=os.environ | {"COMFYUI_PATH": str(HOST)}, capture_output=True, text=True, timeout=540, check=False,
+        cwd=ROOT, env=os.environ | {"COMFYUI_PATH": str(HOST)},
+        capture_output=True, text=True, timeout=540, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
