@@ -161,8 +161,8 @@ def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, fil
         with trainer.trained.attached():
             trained = prediction_of(trainer.patcher, width)
     assert bench.relative(trained, plain) > 1e-3
-    stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(files.lora), 1.0, 0)
-    readers = [stock] if name == "Lumina-Next" else [stock, load_lora(model, files.lora, 1.0)]
+    stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(files.result), 1.0, 0)
+    readers = [stock] if name == "Lumina-Next" else [stock, load_lora(model, files.result, 1.0)]
     for reader in readers:
         assert bench.relative(prediction_of(reader, width), trained) < 1e-5
     assert bench.relative(prediction_of(model, width), plain) < 1e-6
@@ -171,15 +171,15 @@ def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, fil
 def test_a_pixart_lora_acts_on_diffusers_network_through_peft(models, data, files):
     model, width = models("Sigma 512")
     training(models, data, files, "Sigma 512", layers="all linear")
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
     reference = pixart.reference("Sigma 512", layers=2)
     options = {key.removeprefix("transformer."): value for key, value in config.items()}
     changed = peft.inject_adapter_in_model(peft.LoraConfig(**options), copy.deepcopy(reference))
-    tensors = {key.removeprefix("transformer."): value for key, value in load_file(files.lora).items()}
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(files.result).items()}
     peft.set_peft_model_state_dict(changed, tensors)
     x0, states, mask, noise = loss_inputs(width)
-    ours = load_lora(model, files.lora, 1.0)
+    ours = load_lora(model, files.result, 1.0)
     predict, sigma = Prediction(ours), torch.full((3,), 0.7)
     noisy = predict.sampling.calculate_input(sigma, x0 + noise)
     timesteps, sizes = predict.sampling.timestep(sigma), {"resolution": None, "aspect_ratio": None}
@@ -208,7 +208,7 @@ def test_pixart_is_trained_at_uniform_timesteps_whatever_was_chosen(models, data
         288.7, 0.02
     )
     training(models, data, files, "Sigma 512", time_sampling="logit-normal")
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         told = json.loads(file.metadata()["sana_training"])
         assert file.metadata()["modelspec.architecture"] == "PixArt/lora"
     assert told["time_sampling"] == "uniform" and told["shift"] is None

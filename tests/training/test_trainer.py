@@ -141,11 +141,11 @@ def test_latents_are_trained_at_the_models_scale(encoded, files):
 def test_the_file_acts_alike_in_our_loader_the_stock_loader_the_graph_and_diffusers(run, files, layers):
     lora, _ = run(layers=layers)
     plain = velocity_of(bench.model("sana"))
-    ours = load_lora(bench.model("sana"), files.lora, 1.0)
-    stock, _ = comfy.sd.load_lora_for_models(bench.model("sana"), None, load_file(files.lora), 1.0, 0)
+    ours = load_lora(bench.model("sana"), files.result, 1.0)
+    stock, _ = comfy.sd.load_lora_for_models(bench.model("sana"), None, load_file(files.result), 1.0, 0)
     (graph,) = bench.call(LoraModelLoader, bench.model("sana"), lora, 1.0)
     pipeline = diffusers.SanaPipeline.from_pretrained(bench.folder() / "sana")
-    pipeline.load_lora_weights(files.lora)
+    pipeline.load_lora_weights(files.result)
     reference = diffusers_velocity(pipeline)
     for patched in (ours, stock, graph):
         assert bench.relative(velocity_of(patched), reference) < 1e-5
@@ -169,7 +169,7 @@ def diffusers_velocity(pipeline) -> torch.Tensor:
 
 def test_the_header_tells_what_was_trained(run, files):
     run(ema=0.9)
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         metadata = file.metadata()
     told = json.loads(metadata["sana_training"])
     assert (told["base_model"], told["shift"], told["step"], told["rank"]) == ("tiny", 3.0, 4, 2)
@@ -184,7 +184,7 @@ def test_an_interrupt_saves_and_hands_on_the_lora_so_far(run, files):
 
     lora, record = run(steps=6, tell=stop)
     assert record.step == 2 and not comfy.model_management.processing_interrupted()
-    assert equal(load_file(files.lora), lora)
+    assert equal(load_file(files.result), lora)
     resumed, _ = run(steps=6, resume=True)
     assert equal(resumed, run(steps=6)[0])
 
@@ -196,7 +196,7 @@ def test_a_lora_lies_beside_every_save_and_a_sample_before_the_first_step_and_af
     shown = []
     preview = Preview(captions[:1], captions[1], (side, side), steps=2)
     run(steps=5, save_every=2, sample_every=2, preview=preview, tell=lambda _, report: shown.append(report.sample))
-    assert sorted(path.name for path in Path(files.lora).parent.iterdir()) == [
+    assert sorted(path.name for path in Path(files.result).parent.iterdir()) == [
         "mine.safetensors", "mine_step000002.safetensors", "mine_step000004.safetensors",
     ]  # fmt: skip
     assert [sample is not None for sample in shown] == [True, False, True, False, True, True]

@@ -35,7 +35,7 @@ def test_all_weights_learn_and_the_model_given_stays_as_it_was(run, files):
     assert sum(last) < 0.9 * sum(first)
     assert torch.equal(bench.velocity(bench.model("sana")), before)
     start = load_file(bench.folder() / "sana" / "transformer" / "diffusion_pytorch_model.safetensors")
-    trained = load_file(files.lora)
+    trained = load_file(files.result)
     unchanged = [name for name, value in start.items() if torch.equal(trained[name], value.to(trained[name].dtype))]
     assert not unchanged
 
@@ -71,22 +71,22 @@ def test_a_resumed_run_of_all_weights_equals_one_without_a_stop_to_the_bit(run, 
     if "optimizer" in changes:
         pytest.importorskip("bitsandbytes")
     run(steps=6, **WHOLE, **changes)
-    whole, state = load_file(files.lora), load_state(files.state)[0]
+    whole, state = load_file(files.result), load_state(files.state)[0]
     run(steps=3, **WHOLE, **changes)
     _, record = run(steps=6, resume=True, **WHOLE, **changes)
-    assert equal(load_file(files.lora), whole) and equal(load_state(files.state)[0], state)
+    assert equal(load_file(files.result), whole) and equal(load_state(files.state)[0], state)
     assert len(record.losses) == 6
 
 
 def test_the_file_is_a_model_for_our_loader_and_diffusers(run, files):
     """Both predict the same, and another thing than the model it was trained on."""
     run(steps=3, **WHOLE)
-    model = load_sana(files.lora, {})
+    model = load_sana(files.result, {})
     comfy.model_management.load_models_gpu([model])
     pipeline = diffusers.SanaTransformer2DModel.from_config(
         diffusers.SanaTransformer2DModel.load_config(bench.folder() / "sana" / "transformer")
     )
-    tensors = load_file(files.lora)
+    tensors = load_file(files.result)
     tensors.pop("sana_config")
     pipeline.load_state_dict(tensors)
     x = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(2))
@@ -102,7 +102,7 @@ def test_the_file_is_a_model_for_our_loader_and_diffusers(run, files):
 
 def test_the_average_lies_beside_the_weights_and_every_save_has_a_step(run, files):
     run(steps=3, **WHOLE | {"ema": 0.5, "save_every": 2})
-    folder = Path(files.lora).parent
+    folder = Path(files.result).parent
     names = [f"mine{step}{ending}.safetensors" for step in ("", "_step000002") for ending in ("", "_ema")]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert not equal(load_file(folder / names[0]), load_file(folder / names[1]))
