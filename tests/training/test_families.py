@@ -143,6 +143,14 @@ def test_a_resumed_run_equals_one_without_a_stop_to_the_bit(models, data, files,
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gradient_reaches_every_adapter_without_checkpointing_too(models, data, files, name):
+    """The trainer itself raises where it does not; with checkpointing every other test here asks the same."""
+    options = {"layers": "all linear", "checkpointing": False, "caption_dropout": 1.0}
+    _, record = training(models, data, files, name, steps=1, **options)
+    assert record.step == 1
+
+
 def prediction_of(patcher, width: int) -> torch.Tensor:
     comfy.model_management.load_models_gpu([patcher])
     x0, states, mask, noise = loss_inputs(width)
@@ -230,9 +238,18 @@ def test_captions_and_latents_of_another_familys_encoders_are_refused(models, da
     with pytest.raises(ValueError, match="encoded to states of 64 where Lumina-Next needs 32: connect its own text"):
         with torch.inference_mode():
             train(models("Lumina-Next")[0], encoded, SETTINGS, files, lambda *_: None)
-    with pytest.raises(ValueError, match="SANA needs a latent of 32 channels|has 4 channels"):
+    found = "of 64 x 64 px was encoded to a latent of 4 channels and 8 x 8 cells where SANA needs 32 channels and 2 x 2"
+    with pytest.raises(ValueError, match=f"{found} cells: connect the DC-AE of SANA DC-AE Loader to SANA Encode Train"):
         with torch.inference_mode():
             train(bench.model("sana"), encoded, SETTINGS, files, lambda *_: None)
+
+
+@pytest.mark.parametrize(("name", "vae"), [("Sigma 512", "SDXL"), ("alpha 1024-MS", "Stable Diffusion 1")])
+def test_a_set_of_sana_is_refused_for_pixart_with_the_vae_it_needs(models, encoded, files, name, vae):
+    with pytest.raises(ValueError, match=f"where PixArt needs 4 channels .+: connect the VAE of {vae} from Load VAE"):
+        with torch.inference_mode():
+            train(models(name)[0], encoded, SETTINGS, files, lambda *_: None)
+    assert not Path(files.config).exists()
 
 
 @pytest.mark.parametrize(("name", "told"), [("LCM", "PixArt-LCM"), ("DMD", "PixArt-DMD")])

@@ -1,5 +1,6 @@
 """Training all weights of the tiny SANA: gradients, exact resumes, files that the loaders read, and what cannot fit."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +155,15 @@ def test_models_that_are_not_trained_whole_are_refused(run, family, message):
     model = bench.lumina() if family == "lumina" else bench.model(family)
     with pytest.raises(ValueError, match=message):
         run(model=model, **WHOLE)
+
+
+def test_without_bitsandbytes_its_optimizer_is_refused_before_the_first_step(run, files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    cure = "install it into ComfyUI's Python, or choose AdamW"
+    for target in (WHOLE, {}):
+        with pytest.raises(ValueError, match=f"AdamW 8-bit needs the package bitsandbytes, which is not .+: {cure}."):
+            run(optimizer="AdamW 8-bit", **target)
+    assert not Path(files.config).exists()
 
 
 def test_a_run_of_a_lora_is_not_gone_on_with_as_a_model(run):
