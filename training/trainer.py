@@ -30,6 +30,7 @@ from .network import (
 )
 from .optimizer import (
     ADAMW_8BIT,
+    ROUNDED,
     STATE_BYTES,
     EMA,
     Average,
@@ -46,9 +47,12 @@ from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, save_state, save_whole
 from .weights import WeightSet, require_memory
 
-STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
+STEP, FIXED, ROUNDING = 4, 5, 6  # places of a step's numbers, the fixed noises and a step's roundings in a run
 FIXED_SAMPLES = 4
-MEMORY_CURE = f"choose {ADAMW_8BIT} or ema 0 where that is enough, or train a LoRA with SANA Train LoRA"
+MEMORY_CURE = (
+    f"choose {ADAMW_8BIT}, ema 0, or for a bfloat16 model {ROUNDED} where that is enough, or train a LoRA with SANA "
+    "Train LoRA"
+)
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
 TRAINED = "adapter."
 
@@ -87,11 +91,16 @@ class Trainer:
         self.trained = what_is_trained(self.patcher, self.predict, settings)
         self.parameters = self.trained.parameters()
         self.optimizer = make_optimizer(
-            settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay
+            settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay, self.roundings
         )
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
         self.record, self.skipped, self.checked = Record(), 0, False
+
+    def roundings(self) -> torch.Generator:
+        """Of the random numbers by which a step's weights are rounded, the same in every process."""
+        generator = generator_of(self.settings.seed, ROUNDING, self.record.step)
+        return torch.Generator(self.predict.device).manual_seed(generator.initial_seed())
 
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
@@ -311,7 +320,7 @@ def what_is_trained(patcher: Any, predict: Prediction, settings: Settings) -> Ad
         # Its LoRAs are in the weights now, and must not be taken out of them again.
         patcher.patches.clear()
         patcher.backup.clear()
-        return WeightSet(predict.network)
+        return WeightSet(predict.network, settings.optimizer != ROUNDED)
     trained = AdapterSet(predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family)
     for adapter in trained.adapters.values():
         adapter.to(predict.device)
@@ -324,6 +333,7 @@ def require_room(patcher: Any, settings: Settings) -> None:
     require_memory(
         sum(one.numel() for one in weights),
         max(one.element_size() for one in weights),
+        settings.optimizer != ROUNDED,
         STATE_BYTES.get(settings.optimizer, 0),
         bool(settings.ema),
         comfy.model_management.get_total_memory(patcher.load_device),
