@@ -63,6 +63,12 @@ ELEMENT_HEIGHT = {
     "VAEDecode": 54,
     "ControlNetApplyAdvanced": 198,
     "EmptyImage": 146,
+    "BatchImagesNode": 106,  # with three images
+    "CLIPVisionLoader": 86,
+    "CLIPLoader": 114,
+    "SanaNativePictureDifference": 146,
+    "SanaNativeGrid": 218,
+    "SanaNativeClipScore": 166,
     "Painter": 570,  # 240 px wide, with an image linked
 }
 ERROR_STRIP = 24
