@@ -725,7 +725,7 @@ def demo_compare() -> Graph:
     images = {f"images.image{number}": image for number, image in enumerate((one, other, apart[2]))}
     batch = Node("BatchImagesNode", images, width=width)
     labels = "4 steps\n20 steps\nwhere they differ"
-    grid = Node("SanaNativeGrid", {"images": batch, "columns": 3, "labels": labels, "title": apart[3]}, width=306)
+    grid = Node("SanaNativeGrid", {"images": batch, "columns": 2, "labels": labels, "title": apart[3]}, width=306)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
