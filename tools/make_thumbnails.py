@@ -93,12 +93,10 @@ def thumbnail(name: str, server: ComfyServer) -> Image.Image:
         return draw_graph(workflow, shown.heading, shown.words)
     prompt = to_api(workflow, server.object_info())
     kinds = {node["class_type"] for node in prompt.values()}
+    if PAINTER in kinds:
+        return with_drawing(prompt, server)
     if shown is None:
-        return (
-            with_drawing(prompt, server)
-            if PAINTER in kinds
-            else square(_fetch(server, server.run(prompt).images()[-1]))
-        )
+        return square(_fetch(server, server.run(prompt).images()[-1]))
     if "LoadImage" in kinds:
         copy_start(server.base_directory / "input")
     images = server.run(with_the_demo(prompt, shown.prompt)).images()
@@ -106,7 +104,7 @@ def thumbnail(name: str, server: ComfyServer) -> Image.Image:
 
 
 def square(image: Image.Image) -> Image.Image:
-    """An image of the demo as it is; of a grid all, between white margins."""
+    """An image of the demo's size as it is, a grid between white margins."""
     sides = (DEMO_SIZE, DEMO_SIZE)
     return image if image.size == sides else ImageOps.pad(image, sides, Image.Resampling.LANCZOS, "white")
 
