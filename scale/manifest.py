@@ -29,9 +29,9 @@ TROUBLE = (FAILED, TIMEOUT, KILLED, REFUSED)
 class Record:
     """What became of a row.
 
-    name: of its pictures, without a number and an ending. id: as the prompt file has it. node: that failed. files, bytes,
-    sha256, width and height (px) go together. batch: rows of the run. batch_index: place in it. node_seconds: of the
-    whole run.
+    name: of its pictures, without a number and an ending. id: as the prompt file has it. node: that failed. files,
+    bytes, sha256, width and height (px) go together. batch: rows of the run. batch_index: place in it. node_seconds: of
+    the whole run.
     """
 
     index: int
