@@ -167,13 +167,16 @@ def test_a_picture_without_a_prompt_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pictures", "."], "clip-vit-large-patch14.safetensors is not there: clip and cmmd need .* download https"),
+        (
+            ["--pictures", "."],
+            "clip-vit-large-patch14.safetensors is not there: clip, cmmd and geneval's colors need .* download https",
+        ),
         (
             ["--pictures", ".", "--metrics", "fid", "--reference", "."],
             "fid and kid need the Inception v3 of 2015; download",
         ),
         (["--pictures", ".", "--metrics", "cmmd"], "cmmd compares with pictures, and there are none; give REFERENCE="),
-        (["--pictures", ".", "--metrics", "lpips"], "METRICS=lpips: lpips is none of clip, cmmd, kid, fid, psnr, ssim"),
+        (["--pictures", ".", "--metrics", "lpips"], "METRICS=lpips: lpips is none of clip, .*, ssim, geneval."),
         ([], "There is nothing to evaluate; give PICTURES="),
     ],
 )
