@@ -17,6 +17,7 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp")
 PART = 64  # pictures between two files
 # What Pillow raises for files that are damaged or none of its formats.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+WIDE = ("I", "F")  # Pillow's modes
 
 Value = TypeVar("Value")
 Picked = tuple  # a picture's path, and where only a part of it is meant, left, top, right and bottom in px
@@ -36,12 +37,15 @@ def find_pictures(folder: str, what: str) -> list[Path]:
 
 
 def read_picture(path: Path, *box: int) -> np.ndarray:
-    """(H, W, 3) of 8 bits.  Raises: EvaluationError for a file that is no picture."""
+    """(H, W, 3) of 8 bits.  Raises: EvaluationError for a file that is no picture, or one of wider grey values."""
     try:
         with Image.open(path) as file:
-            return np.array((file.crop(box) if box else file).convert("RGB"))
+            mode, values = file.mode, np.array((file.crop(box) if box else file).convert("RGB"))
     except BROKEN as error:
         raise EvaluationError(f"{path} cannot be read as a picture ({error}); mend it, or take it away.") from None
+    if mode.startswith(WIDE):  # Pillow would make all above 255 white
+        raise EvaluationError(f"{path} has grey values of 16 bits or more, where 8 were expected; save it with 8.")
+    return values
 
 
 def by_stem(known: Mapping[str, Value], path: Path) -> Value | None:

@@ -25,7 +25,7 @@ def state() -> dict[str, torch.Tensor]:
             value.fill_(1.0)
         elif name.endswith((".bias", "running_mean")):
             value.normal_(0, 0.1)
-    return network.state_dict()
+    return {name: value.clone() for name, value in network.state_dict().items()}  # two are the same tensor
 
 
 @pytest.fixture(scope="module")
