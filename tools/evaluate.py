@@ -139,12 +139,8 @@ def measure(metric: str, given: argparse.Namespace, networks: Networks):
     if metric in ("psnr", "ssim"):
         return compared(metric, pictures, find_pictures(given.reference, "REFERENCE"))
     if metric == "fid" and given.reference.endswith(".npz"):
-        metrics.require_enough_for_fid("pictures", len(pictures))
         return Score("FID", metrics.fid(networks.embed("inception", pictures), read_moments(given.reference)), 2)
     others = find_pictures(given.reference, "REFERENCE")
-    if metric == "fid":  # before an hour of embedding
-        metrics.require_enough_for_fid("pictures", len(pictures))
-        metrics.require_enough_for_fid("reference pictures", len(others))
     few = min(len(pictures), len(others)) < metrics.LEAST_FOR_KID
     note = f"fewer than {metrics.LEAST_FOR_KID} pictures: only large differences show" if few else ""
     kind = METRICS[metric]
@@ -200,13 +196,31 @@ def read_moments(path: str):
         raise EvaluationError(f"REFERENCE={path} is no file with mu and sigma ({error}).") from None
 
 
-def evaluate(given: argparse.Namespace) -> None:
-    from sana_native.evaluation.report import as_json, table
+def require_inputs(given: argparse.Namespace) -> None:
+    """What is missing is said before the first network runs, whichever metric it is of.
 
-    # What is missing is said before the first network runs.
+    Raises: EvaluationError, ValueError or FileNotFoundError, each with the cure.
+    """
+    from sana_native.evaluation.metrics import require_enough_for_fid
+
     for kind in {METRICS[name] for name in given.metrics}:
         if kind:
             require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
+    pictures = find_pictures(given.pictures, "PICTURES")
+    if "clip" in given.metrics:
+        prompts_of(pictures, given.prompts)
+    if "fid" in given.metrics:
+        require_enough_for_fid("pictures", len(pictures))
+        if given.reference.endswith(".npz"):
+            read_moments(given.reference)
+        else:
+            require_enough_for_fid("reference pictures", len(find_pictures(given.reference, "REFERENCE")))
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    from sana_native.evaluation.report import as_json, table
+
+    require_inputs(given)
     plan = read_plan(given.pictures, given.prompts) if "geneval" in given.metrics else None
     if plan:
         require_networks(plan, given)

@@ -55,6 +55,13 @@ def test_objects_are_those_of_the_hosts_node(detector, pictures):
         assert np.all(np.diff(rows[:, 1]) <= 0)
 
 
+def test_a_file_of_float16_finds_the_same(state, detector, pictures):
+    """The released file is one. Its weights are rounded, so that objects of near confidence change places."""
+    narrow = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    expected, found = (detect(one, pictures[:1])[0] for one in (detector, build_detector(narrow)))
+    assert np.isfinite(found).all() and np.abs(np.sort(found[:20, 1]) - np.sort(expected[:20, 1])).max() < 0.02
+
+
 def test_a_file_without_some_tensors_is_refused_with_the_first(state):
     part = {key: value for key, value in state.items() if "dec_score_head.5" not in key}
     with pytest.raises(ValueError, match="2 tensors are missing, such as decoder.dec_score_head.5.weight"):

@@ -121,6 +121,9 @@ def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
         run(folder, *arguments, "--reference", str(folder / "pictures"))
     with pytest.raises(ValueError, match="FID of 12 pictures means nothing"):
         run(folder, *arguments, "--reference", "moments.npz")
+    with pytest.raises(ValueError, match="FID of 12 pictures means nothing"):  # no hour of CLIP before
+        run(folder, *arguments, "--metrics", "clip,fid", "--reference", str(folder / "pictures"))
+    assert not (folder / "out").exists()
 
 
 def test_prompts_come_from_a_file_by_name_or_from_the_picture_itself(folder, tmp_path):
