@@ -52,7 +52,7 @@ def learn(painter, folder: Path, settings: Settings = SETTINGS) -> str:
     encoded = encode_set(found, painter.vae, painter.clip, True, str(folder / "cache"), lambda *_: None)
     files = RunFiles(str(folder / "run" / "state.safetensors"), str(folder / "lora.safetensors"))
     train(painter.patcher, encoded, settings, files, lambda *_: None, base="demo")
-    return files.lora
+    return files.result
 
 
 def apply(painter, lora: str) -> None:

@@ -173,13 +173,13 @@ def train_on_node(
         lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
         records.append(record)
     result = lora if settings.target == LORA else load_trained(model, files, settings)
-    return node_output(result, record, watch.pictures(), files.lora)
+    return node_output(result, record, watch.pictures(), files.result)
 
 
 def load_trained(model, files: RunFiles, settings: Settings):
     """The model that a run wrote, or its average, loaded with the options of the one it was trained on."""
     options = dict(model.cached_patcher_init[1][1] or {})
-    trained = load_model("transformer", with_ending(files.lora, AVERAGED) if settings.ema else files.lora, options)
+    trained = load_model("transformer", with_ending(files.result, AVERAGED) if settings.ema else files.result, options)
     warn_about_runs(trained)
     return trained
 

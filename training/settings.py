@@ -48,15 +48,15 @@ class RunFiles:
     """Where a run's files lie: its state, and the LoRA or model, which is also written with the step in its name."""
 
     state: str
-    lora: str
+    result: str
 
     @property
     def config(self) -> str:
         """What a command needs to go on with the run, see `run_config.py`."""
         return os.path.join(os.path.dirname(self.state), CONFIG)
 
-    def lora_at(self, step: int) -> str:
-        return with_ending(self.lora, f"_step{step:06}")
+    def result_at(self, step: int) -> str:
+        return with_ending(self.result, f"_step{step:06}")
 
 
 def with_ending(path: str, ending: str) -> str:
