@@ -84,11 +84,12 @@ class SanaNativeTrainLora(io.ComfyNode):
         preset=CUSTOM,
         validation=OF_LORA.validation,
         optimizer=OF_LORA.optimizer,
+        algorithm=OF_LORA.algorithm,
     ) -> io.NodeOutput:
         settings = Settings(
             steps, batch_size, accumulation, learning_rate, schedule, warmup, rank, alpha, layers,
             time_sampling, caption_dropout, null_mask, ema, clip_norm, weight_decay,
-            checkpointing, seed, save_every, sample_every, LORA, optimizer, validation,
+            checkpointing, seed, save_every, sample_every, LORA, optimizer, validation, algorithm,
         )  # fmt: skip
         prompts = SamplePrompts(sample_positive, sample_negative, vae)
         return train_on_node(model, encoded_set, with_recipe(settings, preset), name, resume, prompts)

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..training.algorithms import ALGORITHMS
 from ..training.captions import NULL_MASKS
 from ..training.families import PRESETS
 from ..training.loss import TIME_SAMPLINGS
@@ -13,7 +14,7 @@ CATEGORY = "model/training/sana"
 EncodedPictures = io.Custom("SANA_ENCODED_SET")
 DEFAULTS = {LORA: Settings(), MODEL: Settings(target=MODEL, learning_rate=1e-5, weight_decay=0.0)}
 DEFAULT_NAMES = {LORA: "sana_lora", MODEL: "sana_model"}
-OF_A_LORA = ("rank", "alpha", "layers")
+OF_A_LORA = ("rank", "alpha", "layers", "algorithm")
 
 
 class Inputs:
@@ -116,7 +117,7 @@ def later_inputs(target: str) -> list[io.Input]:
     if target == MODEL:
         described = "full, NVIDIA: as SANA was trained, for thousands of pictures."
         optimizers, without_copy = OPTIMIZERS, " no float32 copy: half of all memory again, noisier steps."
-    return [
+    inputs = [
         io.Combo.Input("preset", options=list(recipes), default=CUSTOM, optional=True,
                        tooltip=f"custom: the values above. {described} Its values take the place of those above; "
                        "docs/train.md lists them."),
@@ -124,7 +125,12 @@ def later_inputs(target: str) -> list[io.Input]:
                    "it rises when the rest is learned by heart.", advanced=True),
         make.choice("optimizer", optimizers, "AdamW 8-bit: a quarter of the optimizer's memory; needs the package "
                     f"bitsandbytes.{without_copy}", advanced=True),
+        make.choice("algorithm", ALGORITHMS,
+                    "LoRA: read everywhere. DoRA: also the length of each row of the weights; "
+                    "slower, for the trained model alone. LoKr: a file a twentieth as large. See docs/train.md.",
+                    advanced=True),
     ]  # fmt: skip
+    return [one for one in inputs if target == LORA or one.id not in OF_A_LORA]
 
 
 def run_outputs(path: str) -> list[io.Output]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .algorithms import ALGORITHMS
 from .captions import NULL_MASKS
 from .dataset import SetOptions
 from .encode import EncodedSample, EncodedSet
@@ -26,7 +27,7 @@ CHANGED = "changed"  # whether nodes had changed the model after it was loaded
 CURE = "let the training node write it again, or mend that"
 CHOICES = {
     "schedule": SCHEDULES, "layers": PRESETS, "time_sampling": TIME_SAMPLINGS, "null_mask": NULL_MASKS,
-    "optimizer": OPTIMIZERS, "target": (LORA, MODEL),
+    "optimizer": OPTIMIZERS, "target": (LORA, MODEL), "algorithm": tuple(ALGORITHMS),
 }  # fmt: skip
 FILE_KEYS = {"state": "state", "lora": "result"}  # of `RunFiles`; a model stands under "lora" too
 AT_LEAST_1 = ("steps", "batch_size", "accumulation", "rank")

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from .algorithms import LORA as PLAIN_LORA
 from .loss import TIME_SAMPLINGS
 from .optimizer import ADAMW, CONSTANT
 
@@ -14,8 +15,8 @@ CONFIG = "run.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none. rank, alpha, layers: of a LoRA.
-    validation: how many pictures are not trained but measured."""
+    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none. rank, alpha, layers, algorithm:
+    of a LoRA. validation: how many pictures are not trained but measured."""
 
     steps: int = 500
     batch_size: int = 1
@@ -39,6 +40,7 @@ class Settings:
     target: str = LORA
     optimizer: str = ADAMW
     validation: int = 0
+    algorithm: str = PLAIN_LORA
 
 
 @dataclass(frozen=True)

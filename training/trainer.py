@@ -321,7 +321,10 @@ def what_is_trained(patcher: Any, predict: Prediction, settings: Settings) -> Ad
         patcher.patches.clear()
         patcher.backup.clear()
         return WeightSet(predict.network, settings.optimizer != ROUNDED)
-    trained = AdapterSet(predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family)
+    trained = AdapterSet(
+        predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family,
+        settings.algorithm,
+    )  # fmt: skip
     for adapter in trained.adapters.values():
         adapter.to(predict.device)
     return trained

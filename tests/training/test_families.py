@@ -158,13 +158,15 @@ def prediction_of(patcher, width: int) -> torch.Tensor:
         return Prediction(patcher)(x0 + noise, torch.full((3,), 0.7), states, mask)
 
 
-@pytest.mark.parametrize("layers", PRESETS)
+@pytest.mark.parametrize(
+    ("layers", "algorithm"), [*((layers, "LoRA") for layers in PRESETS), ("all linear", "DoRA"), ("all linear", "LoKr")]
+)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, files, name, layers):
+def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, files, name, layers, algorithm):
     model, width = models(name)
     plain = prediction_of(model, width)
     with torch.inference_mode(), training_mode():
-        trainer = Trainer(model, data(name), replace(SETTINGS, steps=3, layers=layers), files)
+        trainer = Trainer(model, data(name), replace(SETTINGS, steps=3, layers=layers, algorithm=algorithm), files)
         trainer.run(lambda _: None)
         with trainer.trained.attached():
             trained = prediction_of(trainer.patcher, width)
