@@ -163,7 +163,7 @@ def test_bfloat16_weights_without_a_float32_copy_learn_from_steps_that_rounding_
             if value.dtype == torch.bfloat16 and value.numel() > 2000:
                 moved.append((value != before[name]).float().mean())
                 lost.append(((before[name].float() + 4e-5).bfloat16() == before[name]).float().mean())
-    assert min(lost) > 0.5 and min(moved) > 0.001 and max(moved) < 0.2
+    assert min(lost) > 0.5 and min(moved) > 0.001 and max(moved) < 0.3
 
 
 @pytest.mark.parametrize("value", [1.0 + 2**-9, -3.0 - 2**-10, 2.5e-20, 1.0])
