@@ -144,16 +144,16 @@ def test_the_file_acts_as_the_trained_adapters_in_every_reader_of_comfyui(encode
     assert bench.relative(trained, plain) > 1e-3
     metadata = header(files)
     stock, _ = comfy.sd.load_lora_for_models(
-        bench.model("sana"), None, load_file(files.lora), 1.0, 0, lora_metadata=metadata
+        bench.model("sana"), None, load_file(files.result), 1.0, 0, lora_metadata=metadata
     )
     (graph,) = bench.call(LoraModelLoader, bench.model("sana"), lora, 1.0)
-    for patched in (stock, graph, load_lora(bench.model("sana"), files.lora, 1.0)):
+    for patched in (stock, graph, load_lora(bench.model("sana"), files.result, 1.0)):
         assert bench.relative(velocity_of(patched), trained) < 1e-5
     assert torch.equal(velocity_of(bench.model("sana")), plain)
 
 
 def header(files) -> dict[str, str]:
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         return file.metadata()
 
 
@@ -166,14 +166,14 @@ def test_diffusers_reads_a_dora_whose_magnitudes_have_its_name(run, files, layer
         name.replace("dora_scale", "lora_magnitude_vector"): (
             value if "dora_scale" not in name else value.flatten() if value.ndim == 2 else value.transpose(0, 1)
         )
-        for name, value in load_file(files.lora).items()
+        for name, value in load_file(files.result).items()
     }
     pipeline = diffusers.SanaPipeline.from_pretrained(bench.folder() / "sana")
     pipeline.load_lora_weights(lora)
-    expected = velocity_of(load_lora(bench.model("sana"), files.lora, 1.0))
+    expected = velocity_of(load_lora(bench.model("sana"), files.result, 1.0))
     assert bench.relative(diffusers_velocity(pipeline), expected) < 1e-5
     as_it_is = diffusers.SanaPipeline.from_pretrained(bench.folder() / "sana")
-    as_it_is.load_lora_weights(files.lora)
+    as_it_is.load_lora_weights(files.result)
     with pytest.raises(RuntimeError, match="meta"):
         diffusers_velocity(as_it_is)
 
@@ -182,7 +182,7 @@ def test_diffusers_refuses_a_lokr(run, files):
     run(algorithm="LoKr")
     pipeline = diffusers.SanaPipeline.from_pretrained(bench.folder() / "sana")
     with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
-        pipeline.load_lora_weights(files.lora)
+        pipeline.load_lora_weights(files.result)
 
 
 @pytest.mark.parametrize("algorithm", OTHERS)
@@ -223,8 +223,8 @@ def test_a_base_in_bfloat16_is_trained(run, files, algorithm):
     (_, first), (_, last) = record.fixed[0], record.fixed[-1]
     assert sum(last) < 0.95 * sum(first)
     assert torch.equal(velocity_of(model), before)
-    assert all(value.dtype == torch.float32 for value in load_file(files.lora).values())
-    assert bench.relative(velocity_of(load_lora(model, files.lora, 1.0)), before) > 0.02
+    assert all(value.dtype == torch.float32 for value in load_file(files.result).values())
+    assert bench.relative(velocity_of(load_lora(model, files.result, 1.0)), before) > 0.02
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -235,5 +235,5 @@ def test_the_header_tells_the_algorithm(run, files, algorithm):
     config = json.loads(metadata.get("lora_adapter_metadata", "null"))
     assert (config is None) == (algorithm == "LoKr")
     assert config is None or config.get("transformer.use_dora", False) == (algorithm == "DoRA")
-    kernels = [name for name, value in load_file(files.lora).items() if value.ndim == 4]
+    kernels = [name for name, value in load_file(files.result).items() if value.ndim == 4]
     assert kernels and all("ff.conv_" in name and name.endswith(KERNEL_PARTS) for name in kernels)
