@@ -16,7 +16,7 @@ from ..tools.workflow import WorkflowError
 from .engine import Engine, LocalEngine
 from .graph import FORMATS, Options
 from .job import ROOT, RunError, Settings, folder_name, run_job, work_folder
-from .manifest import DONE, JobError, Summary, all_records, total_rows
+from .manifest import DONE, JobError, Summary, all_records, part_firsts, total_rows
 from .progress import read_limit, say
 from .store import StoreError, open_store
 from .worker import HostSettings, WorkerError
@@ -159,8 +159,11 @@ def detach(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def show_status(args: argparse.Namespace) -> int:
-    """Counts what the manifest says; 1 where a picture is missing that it names."""
+    """Counts what the manifest says; 1 where a picture is missing that it names, or there is no job."""
     store, summary, missing = open_store(args.out), Summary(), 0
+    total = total_rows(store)
+    if total is None and not part_firsts(store):
+        raise RunError(f"{store.url} holds no job: give the --out of a run.")
     with open(args.records or os.devnull, "w", encoding="utf-8") as file:
         for record in all_records(store):
             summary.add(record)
@@ -170,7 +173,6 @@ def show_status(args: argparse.Namespace) -> int:
                 missing += bool(lost)
                 for name in lost:
                     say(f"Missing: {name} of {record.place}")
-    total = total_rows(store)
     say(f"{sum(summary.statuses.values())} of {total} rows: {summary.line()}" if total else summary.line())
     for error, count in summary.errors.most_common(5):
         say(f"{count} times: {error}")
@@ -190,6 +192,9 @@ def main(arguments: Sequence[str]) -> int:
         return run_job(settings, lambda: engine_of(args, host), check=args.command == "check")
     except (*ERRORS, ValueError) as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or 'A file or a server'} cannot be used ({error.strerror or error}).\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("Stopped at once: the same command goes on.\n")

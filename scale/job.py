@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .engine import Engine, HandOut, known_parts, shard_rows
-from .graph import Options, Template, read_workflow
+from .graph import Options, Template, is_api, read_workflow
 from .manifest import DONE, compare_job, file_digest, join_job, model_files, part_firsts, require_job, shards
 from .parquet import SUFFIX as PARQUET
 from .parquet import read_parquet
@@ -103,11 +103,14 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
     survey = Survey.of(settings.rows())
     survey.tell(settings.prompts.name)
     store = open_store(settings.out)
+    # Before a server starts, which takes its time.
+    if is_api(workflow):
+        Template(workflow, settings.assignments, settings.options)
     if not settings.force_new_graph:
-        compare_job(store, settings.parts())  # before a server starts, which takes its time
+        compare_job(store, settings.parts())
     with locked(store), stop_on_signals() as signals:
         if isinstance(store, LocalStore):
-            store.clear_parts()
+            store.prepare()
         engine = engine_of()
         signals.listen()  # again: Ray puts handlers of its own in place
         try:

@@ -1,6 +1,7 @@
 """The command's own gates: it runs where neither torch nor the host is installed, and its files stay readable."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -49,7 +50,7 @@ def test_its_help_and_its_refusals_need_no_host(tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     assert run("--help")[0] == 0 and "the same command again goes on" in run("--help")[1]
-    assert run("status", "--out", str(tmp_path / "none")) == (0, "no row yet; 0 files, 0.0 MB\n")
+    assert run("status", "--out", "none") == (1, f"{tmp_path / 'none'} holds no job: give the --out of a run.\n")
     (tmp_path / "p.txt").write_text("a cat")
     (tmp_path / "w.json").write_text("[]")
     job = ("run", "--out", "out", "--workflow", "w.json", "--comfyui", str(tmp_path))
@@ -62,6 +63,10 @@ def test_its_help_and_its_refusals_need_no_host(tmp_path):
         1,
         "w.json holds no workflow: save one in ComfyUI, or export it for the API.\n",
     )
+    graph = {"1": {"class_type": "Text", "inputs": {"text": ""}}, "2": {"class_type": "SaveImage", "inputs": {}}}
+    (tmp_path / "w.json").write_text(json.dumps(graph))
+    wrong = run(*job, "--prompts", "p.txt", "--base", ".", "--set", "Prompt.text={prompt}")
+    assert wrong == (1, "0 nodes are called Prompt, expected one; give a title or class of one.\n")
 
 
 def test_a_detached_run_outlives_its_command_and_writes_a_log(tmp_path):
