@@ -76,7 +76,7 @@ def is_api(workflow: dict) -> bool:
 
 
 def api_of(workflow: dict, object_info: dict) -> dict:
-    """The prompt of a workflow in either form. Raises: WorkflowError for a node that the host lacks, or a torn graph."""
+    """The prompt of a workflow in either form. Raises: WorkflowError where the host lacks a node, or parts are torn."""
     try:
         return copy.deepcopy(workflow) if is_api(workflow) else to_api(unfold(workflow), object_info)
     except (LookupError, TypeError, AttributeError) as error:
