@@ -48,6 +48,7 @@ class Settings:
     force_new_graph: bool
     nvlabs_tags: bool
     models: Path
+    verify: bool = False
 
     def parts(self) -> dict[str, object]:
         """What decides on the pictures, as far as the command alone tells."""
@@ -143,7 +144,7 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     own = join_job(store, parts, survey.total, settings.force_new_graph)
     say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
     options = (settings.options, store.address, settings.timeout, settings.retries, settings.retry_failed)
-    return Job(prompt, settings.assignments, *options), own
+    return Job(prompt, settings.assignments, *options, settings.verify), own
 
 
 def run_canary(engine: Engine, job: Job, row: Row, parts: list[int]) -> Outcome | None:

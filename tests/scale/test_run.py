@@ -70,13 +70,19 @@ def test_every_failure_is_recorded_and_stops_no_other_row(bench, tmp_path):
     assert "larger than max" in records[1]["error"] or "max" in records[1]["error"], records[1]["error"]
     assert "did not end in 12 s" in records[7]["error"] and 'an earlier row has the id "bär/1"' in records[6]["error"]
     # The same command again finds nothing to do; with --retry-failed the rest, but what the host refuses.
-    before = {name: (out / name).stat().st_mtime_ns for name in pictures(out)}
+    before = {name: (out / name).stat().st_mtime_ns for name in pictures(out) if name != records[4]["files"][0]}
     code, text = bench.run(prompts, out, *options)
     assert code == 0 and "0 of 9 rows: none yet" in text, text
+    gone, data = out / records[4]["files"][0], (out / records[4]["files"][0]).read_bytes()
+    gone.unlink()
+    code, text = bench.run(prompts, out, *options, "--verify")
+    assert code == 0 and "1 of 9 rows: 1 done" in text and gone.read_bytes() == data, text
     bench.write("bad.jsonl", [*rows, {"prompt": "one more"}])
     code, text = bench.run(prompts, out, *options)
     assert code == 1 and "rows changed since. Choose another folder" in text
-    assert before == {name: (out / name).stat().st_mtime_ns for name in pictures(out)}
+    assert (
+        before == {name: (out / name).stat().st_mtime_ns for name in before} and len(pictures(out)) == len(before) + 1
+    )
 
 
 def test_killed_servers_and_drivers_lose_and_double_nothing(bench, tmp_path):
