@@ -75,6 +75,7 @@ SHOWN = {
     "pixart_sigma_txt2img": Shown("PixArt-Sigma", "text to image"),
     "pixart_alpha_lcm": Shown("PixArt-alpha", "LCM, 4 steps"),
     "pixart_sigma_refined": Shown("PixArt-Sigma", "with SDXL's refiner"),
+    "sana_clip_score": Shown("SANA", "CLIP score"),
     "sana_train_lora": Shown("SANA", "train a LoRA"),
     "sana_train_model": Shown("SANA", "train all weights"),
     "sana_sprint_realtime": Shown("SANA-Sprint", "while you type", "a big owl in the center on a purple background"),
@@ -92,12 +93,20 @@ def thumbnail(name: str, server: ComfyServer) -> Image.Image:
         return draw_graph(workflow, shown.heading, shown.words)
     prompt = to_api(workflow, server.object_info())
     kinds = {node["class_type"] for node in prompt.values()}
+    if PAINTER in kinds:
+        return with_drawing(prompt, server)
     if shown is None:
-        return with_drawing(prompt, server) if PAINTER in kinds else _fetch(server, server.run(prompt).images()[-1])
+        return square(_fetch(server, server.run(prompt).images()[-1]))
     if "LoadImage" in kinds:
         copy_start(server.base_directory / "input")
     images = server.run(with_the_demo(prompt, shown.prompt)).images()
     return labelled(side_by_side([_fetch(server, image) for image in images]), shown)
+
+
+def square(image: Image.Image) -> Image.Image:
+    """An image of the demo's size as it is, a grid between white margins."""
+    sides = (DEMO_SIZE, DEMO_SIZE)
+    return image if image.size == sides else ImageOps.pad(image, sides, Image.Resampling.LANCZOS, "white")
 
 
 def with_drawing(prompt: dict, server: ComfyServer) -> Image.Image:

@@ -30,6 +30,7 @@ from .workflow_routes import TITLE_HEIGHT, reroute
 ROOT = Path(__file__).resolve().parent.parent
 HOST_VERSION = "0.30.0"
 NOTES = ("Note", "MarkdownNote")
+GROWING = "COMFY_AUTOGROW_V3"  # the type of an input that is a row of sockets, always one more than have links
 FRAME_GAP, COLUMN_GAP, ROW_GAP = 50, 36, 54
 FRAME_MARGIN, FRAME_TITLE = 15, 45
 SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 20, 24, 90
@@ -62,6 +63,12 @@ ELEMENT_HEIGHT = {
     "VAEDecode": 54,
     "ControlNetApplyAdvanced": 198,
     "EmptyImage": 146,
+    "BatchImagesNode": 106,  # with three images
+    "CLIPVisionLoader": 86,
+    "CLIPLoader": 114,
+    "SanaNativePictureDifference": 146,
+    "SanaNativeGrid": 218,
+    "SanaNativeClipScore": 166,
     "Painter": 570,  # 240 px wide, with an image linked
 }
 ERROR_STRIP = 24
@@ -151,6 +158,8 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
         if name not in known:
             raise WorkflowError(f"{node.type} has no input {name}; it has {', '.join(sorted(known))}.")
     required = set(info["input"].get("required") or {})
+    for name, spec in input_specs(info):
+        required.update(grown for grown, _ in grown_specs(spec, {}, name)[:-1])
     slots, values = [], []
     # Bare sockets come first, as in a file saved by the frontend.
     for name, spec in sorted(specs, key=lambda pair: is_widget(pair[1])):
@@ -259,13 +268,27 @@ def _properties(node: Node, info: dict) -> dict:
 
 
 def expand(specs: list[tuple[str, Spec]], given: dict, prefix: str = "") -> list[tuple[str, Spec]]:
-    """Inputs with those that the choices of dynamic combos bring, under their dotted names; `given`: values by name."""
+    """Inputs with those that dynamic inputs bring, under their dotted names; `given`: values by name.
+
+    A dynamic combo brings those of its choice; an input that grows with its links is replaced by those it shows.
+    """
     expanded = []
     for name, spec in specs:
         full = prefix + name
-        expanded.append((full, spec))
+        expanded += grown_specs(spec, given, full) or [(full, spec)]
         expanded += expand(chosen_specs(spec, given.get(full, default(spec))), given, f"{full}.")
     return expanded
+
+
+def grown_specs(spec: Spec, given: dict, name: str) -> list[tuple[str, Spec]]:
+    """What an input that grows with its links shows: the least it has, those given, and a free one; else none."""
+    if spec[0] != GROWING:
+        return []
+    template = options(spec)["template"]
+    names = [f"{name}.{template['prefix']}{number}" for number in range(template["max"])]
+    shown = max(template["min"], sum(grown in given for grown in names)) + 1
+    ((_, one),) = template["input"]["required"].items()
+    return [(grown, one) for grown in names[:shown]]
 
 
 def _link_outputs(entries: list[dict], links: list[list]) -> None:

@@ -41,6 +41,11 @@ LORA = file(
     "ariG23498/trained-sana-lora/resolve/main/pytorch_lora_weights.safetensors",
     "loras",
 )
+# Both halves of CLIP, which two loaders read from their own folders.
+CLIP_VISION, CLIP_TEXT = (
+    file("clip-vit-large-patch14.safetensors", "openai/clip-vit-large-patch14/resolve/main/model.safetensors", folder)
+    for folder in ("clip_vision", "text_encoders")
+)
 LUMINA_HUB = "Alpha-VLLM/Lumina-Next-SFT-diffusers/resolve/main"
 LUMINA = file(
     "Lumina-Next-SFT.safetensors",

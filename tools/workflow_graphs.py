@@ -15,6 +15,8 @@ from .workflow import BYPASSED
 from .workflow_blueprint import Blueprint
 from .workflow_build import Group, Node, Output
 from .workflow_files import (
+    CLIP_TEXT,
+    CLIP_VISION,
     DC_AE,
     DEMO,
     DEMO_SPRINT,
@@ -207,6 +209,8 @@ def graphs() -> dict[str, Graph]:
         "sana_hires_fix": hires_fix(),
         "sana_sprint_refine": sprint_refine(),
         "demo_inpaint": demo_inpaint(),
+        "demo_compare": demo_compare(),
+        "sana_clip_score": clip_score(),
         "demo_train_lora": demo_train_lora(),
         "sana_train_lora": train_lora(),
         "sana_train_model": train_model(),
@@ -698,6 +702,71 @@ def demo_inpaint() -> Graph:
             "Needs no download. The square at the bottom right is generated anew from the second prompt, the rest "
             "stays bit for bit. Move it with **x** and **y**, or take Load Image and its **Open in MaskEditor** for an "
             "image of yours. With **inpaint_start** at auto SANA-Sprint sees the rest of the image."
+        ),
+    )
+
+
+def demo_compare() -> Graph:
+    """One prompt and seed with two settings of the sampler: both images, where they differ, and how far."""
+    width = 205
+    transformer, gemma, vae = loaders(DEMO, 215)
+    text = encode(gemma, DEMO_PROMPT, width=198)
+    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=198)
+    seed = Node("PrimitiveInt", {"value": DEMO_SEED}, title="Seed of both", control="fixed", width=width)
+    links = {"model": transformer, "positive": text[0], "negative": text[1], "latent_image": latent, "seed": seed}
+    settings = links | {"cfg": DEMO_CFG, "sampler_name": "sana_flow_dpm", "scheduler": "sana_flow"}
+    first, second = (
+        Node("KSampler", settings | {"steps": steps}, title, control="fixed", width=width)
+        for title, steps in (("First setting", 4), ("Second setting", 20))
+    )
+    one, other = (Node("VAEDecode", {"samples": drawn, "vae": vae}, width=width) for drawn in (first, second))
+    apart = Node("SanaNativePictureDifference", {"image": one, "other": other}, width=width)
+    figures = Node("PreviewAny", {"source": apart[3]}, title="How far apart", width=width)
+    images = {f"images.image{number}": image for number, image in enumerate((one, other, apart[2]))}
+    batch = Node("BatchImagesNode", images, width=width)
+    labels = "4 steps\n20 steps\nwhere they differ"
+    grid = Node("SanaNativeGrid", {"images": batch, "columns": 2, "labels": labels, "title": apart[3]}, width=306)
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Prompt and size", [text, latent]),
+            ("Generate twice", [seed, first], [one, second]),
+            ("Compare", [other, apart, batch, figures], [grid, save(grid)]),
+        ),
+        note(
+            "Needs no download. Both samplers have the same prompt and seed: change **steps**, **cfg**, "
+            "**sampler_name** or **scheduler** of one, and its line in **labels**. PSNR: above 40 dB a difference is "
+            "hardly seen, below 20 dB it is another image. SSIM: 1 is equal. The map is black where they are equal. "
+            "For many settings and prompts, with times: make compare, in a git clone of the pack."
+        ),
+    )
+
+
+def clip_score() -> Graph:
+    """An image, and how well it matches its prompt."""
+    transformer, gemma, vae = loaders(SANA, 318)
+    written = Node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", width=255)
+    text = encode(gemma, written, "Encoded for SANA", 255)
+    latent = Node("EmptyLatentImage", {"width": 1024, "height": 1024})
+    drawn = sample(transformer, text[0], text[1], latent, steps=20, cfg=4.5, width=235)
+    image = Node("VAEDecode", {"samples": drawn, "vae": vae})
+    vision = Node("CLIPVisionLoader", {"clip_name": CLIP_VISION["name"]}, models=[CLIP_VISION], width=300)
+    words = {"clip_name": CLIP_TEXT["name"], "type": "stable_diffusion"}
+    clip = Node("CLIPLoader", words, models=[CLIP_TEXT])
+    score = Node("SanaNativeClipScore", {"images": image, "clip_vision": vision, "clip": clip, "text": written})
+    figures = Node("PreviewAny", {"source": score[1]}, title="CLIP score")
+    return Graph(
+        frames(
+            ("Files", [transformer, gemma, vae]),
+            ("Prompt", [written, text]),
+            ("Generate", [latent, drawn]),
+            ("Image and score", [vision, clip, image, score], [save(image, 262), figures]),
+        ),
+        note(
+            "The score is 100 times the cosine of image and prompt in CLIP's space; SANA's papers print 27 to 29. "
+            "Raise **batch_size** to score more; from 10 images on the mean has a 95 % interval.",
+            [*files_of(SANA), CLIP_VISION, CLIP_TEXT],
+            whole_folder=False,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import urllib.request
 from pathlib import Path
@@ -13,7 +14,8 @@ import folder_paths
 import numpy as np
 import pytest
 from PIL import Image
-from sana_native.tests.support.released_files import save_released
+from sana_native.tests.support.clips import save_large_clip
+from sana_native.tests.support.released_files import place, save_released
 from sana_native.tools.comfy_server import ServerError
 from sana_native.tools.make_thumbnails import thumbnail
 from sana_native.tools.make_workflows import workflows
@@ -31,6 +33,7 @@ from sana_native.tools.workflow import (
 from sana_native.tools.workflow_build import (
     ELEMENT_HEIGHT,
     ERROR_STRIP,
+    GROWING,
     HOST_VERSION,
     LIVE_PREVIEW_HEIGHT,
     NOTES,
@@ -38,8 +41,10 @@ from sana_native.tools.workflow_build import (
     Node,
     Output,
     expand,
+    grown_specs,
     pack_version,
 )
+from sana_native.tools.workflow_files import CLIP_TEXT, CLIP_VISION
 from sana_native.tools.workflow_graphs import graphs
 from sana_native.tools.workflow_routes import TITLE_HEIGHT, drawn_paths, runs_under
 
@@ -77,9 +82,11 @@ DRAWN = [
     "pixart_sigma_txt2img",
     "pixart_alpha_lcm",
     "pixart_sigma_refined",
+    "sana_clip_score",
     "sana_train_lora",
     "sana_train_model",
 ]
+SCORED = "sana_clip_score"
 TRAININGS = ["sana_train_lora", "sana_train_model"]
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -137,7 +144,9 @@ def test_prompt_of_the_file_is_the_graph_that_was_described(name, object_info):
 def test_every_required_input_reaches_the_server(name, object_info):
     for node in to_api(load(name), object_info).values():
         required = object_info[node["class_type"]]["input"].get("required", {})
-        assert set(required) <= set(node["inputs"]), node["class_type"]
+        # Of an input that grows with its links, the first one.
+        named = {name if spec[0] != GROWING else grown_specs(spec, {}, name)[0][0] for name, spec in required.items()}
+        assert named <= set(node["inputs"]), node["class_type"]
 
 
 @every
@@ -204,6 +213,8 @@ def test_missing_files_can_be_offered_for_download(name):
         "SanaNativeDCAELoader": "vae",
         "VAELoader": "vae",
         "CheckpointLoaderSimple": "checkpoints",  # with a VAE in it
+        "CLIPVisionLoader": "clip_vision",
+        "CLIPLoader": "text_encoders",
     }
     named = {folders[node["type"]] for node in loaders}
     assert named >= {"diffusion_models", "text_encoders"} and named & {"vae", "checkpoints"}
@@ -344,7 +355,7 @@ def pictures(server, prompt: dict) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(server.fetch_image(image)))) for image in images]
 
 
-@pytest.mark.parametrize("name", [name for name in RELEASED if name not in (REFINED, *TRAININGS)])
+@pytest.mark.parametrize("name", [name for name in RELEASED if name not in (REFINED, SCORED, *TRAININGS)])
 def test_workflow_runs_with_the_files_it_names(name, server):
     drawn = pictures(server, small(to_api(load(name), server.object_info())))
     size = SIZES_FROM_FILES.get(name, (SMALL, SMALL, 3))
@@ -373,6 +384,29 @@ def test_training_runs_with_the_files_it_names_and_a_folder(name, server):
     assert before.shape == after.shape == (SMALL, SMALL, 3) and not np.array_equal(before, after)
     place = "loras" if name == "sana_train_lora" else "diffusion_models"
     assert list((server.base_directory / "models" / place).glob(f"{name.replace('_train', '')}_00001.safetensors"))
+
+
+def test_an_image_is_scored_by_both_halves_of_a_clip(server):
+    vision, text = place(server.base_directory, CLIP_VISION), place(server.base_directory, CLIP_TEXT)
+    save_large_clip(vision)
+    os.link(vision, text)
+    prompt = small(to_api(load(SCORED), server.object_info()))
+    prompt = set_inputs(prompt, "EmptyLatentImage", batch_size=2)
+    words = next(node["inputs"]["value"] for node in prompt.values() if node["_meta"]["title"] == "Prompt")
+    of_the_prompt, of_another = (
+        report(server, prompt),
+        report(server, set_inputs(prompt, "SANA CLIP Score", text="a boat")),
+    )
+    assert [line.split("  ")[1] for line in of_the_prompt[:2]] == [words] * 2
+    scores = [float(line.split()[0]) for line in (*of_the_prompt[:2], *of_another[:2])]
+    assert all(0 < score <= 100 for score in scores) and len(set(scores)) == 4
+    assert of_the_prompt[2] == f"mean {sum(scores[:2]) / 2:.2f}, N = 2"
+
+
+def report(server, prompt: dict) -> list[str]:
+    """Lines of what Preview as Text shows."""
+    (text,) = (output["text"][0] for output in server.run(prompt, timeout=300).outputs.values() if "text" in output)
+    return text.splitlines()
 
 
 def test_the_refiner_goes_on_from_sigmas_latent_without_a_vae_between(object_info):
@@ -474,6 +508,16 @@ def test_every_thumbnail_has_a_picture_of_its_own():
     # All but those that draw their graph, and three that show what became of one image.
     drawn = len(DRAWN) * (len(DRAWN) - 1) // 2
     assert len(differences) == len(RELEASED) * (len(RELEASED) - 1) // 2 and sorted(differences)[drawn + 3] > 10
+
+
+def test_the_demo_says_how_far_two_settings_are_apart(comfy_server):
+    """And says so of equal ones."""
+    server = comfy_server()
+    prompt = to_api(load("demo_compare"), server.object_info())
+    (apart,) = report(server, prompt)
+    assert re.fullmatch(r"PSNR \d\d\.\d\d dB, SSIM 0\.\d{4}, largest difference 0\.\d{4}", apart)
+    (same,) = report(server, set_inputs(prompt, "First setting", steps=20))
+    assert same == "equal, bit for bit"
 
 
 def test_less_denoising_keeps_more_of_the_demos_first_picture(comfy_server):
