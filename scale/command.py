@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workflow", type=Path, required=True, help="JSON file, as saved or for the API")
-    command.add_argument("--prompts", type=Path, required=True, help="txt, json, jsonl, csv or tsv")
+    command.add_argument("--prompts", type=Path, required=True, help="txt, json, jsonl, csv, tsv or parquet")
     command.add_argument("--out", required=True, help="folder, or an address such as s3://bucket/folder")
     command.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="NODE.INPUT=VALUE",
