@@ -206,18 +206,18 @@ def clip_scorer(clip: str, subjects: list[Subject]):
 
 
 def lines_of(cell: Drawn) -> list[str]:
-    """What stands under a cell."""
+    """What stands under a cell; last what the best cell has not, so that equal lines are level."""
     found = cell.numbers
     lines = [f"{found['seconds']:.2f} s"]
+    if "right" in found:
+        lines.append(f"right {found['right']['value']:.0%}{interval(found['right'], '.0%')}")
+    if "clip" in found:
+        lines.append(f"CLIP {found['clip']['value']:.2f}{interval(found['clip'], '.2f')}")
     if "psnr" in found:
         differs = f"{found['psnr']['value']:.1f} dB, SSIM {found['ssim']['value']:.3f}"
         lines.append("equal, bit for bit" if found["equal"] else differs)
     if "latent" in found:
         lines.append(f"latent {found['latent']['value']:.3f}{interval(found['latent'], '.3f')}")
-    if "right" in found:
-        lines.append(f"right {found['right']['value']:.0%}{interval(found['right'], '.0%')}")
-    if "clip" in found:
-        lines.append(f"CLIP {found['clip']['value']:.2f}{interval(found['clip'], '.2f')}")
     return lines
 
 
@@ -275,7 +275,7 @@ def compare(given: argparse.Namespace) -> None:
     title = f"{'SANA demo model' if demo else Path(given.workflow).stem}: {subjects_text(subjects)}"
     notes = [
         f'Shown: "{subjects[0].prompt}", seed {subjects[0].seed}. Seconds: sampling and decoding, median.',
-        f"Framed: {reference.x} {reference.y}, which dB, SSIM and latent compare with."
+        f"Framed: {reference.x} {reference.y}, the reference of dB, SSIM and latent distance."
         + (" In brackets: 95 % intervals." if len(subjects) >= 10 else " Too few pictures for intervals."),
     ]
     picture_of(rows, best, title, notes).save(out)
