@@ -4,7 +4,8 @@ PYTHON ?= python3
 RUN = $(PYTHON) -m tools.host
 # The shell sees these exactly as typed, with quotes and dollar signs.
 DEMO = PROMPT MODEL STEPS SEED CFG SIZE OUT
-JUDGE = WORKFLOW X Y PROMPTS SEEDS BEST CLIP MODELS PICTURES METRICS REFERENCE INCEPTION
+JUDGE = WORKFLOW X Y PROMPTS SEEDS BEST CLIP MODELS PICTURES METRICS REFERENCE INCEPTION DETECTOR \
+	COUNTING_THRESHOLD
 $(foreach name,$(DEMO) $(JUDGE),$(eval override $(name) := $$(value $(name))))
 export $(DEMO) $(JUDGE)
 
@@ -28,9 +29,10 @@ compare: ## a grid picture of settings, with times and scores: X= Y= WORKFLOW= P
 		--seeds "$$SEEDS" --best "$$BEST" --clip "$$CLIP" --models "$$MODELS" --out "$$OUT"
 
 # docs/evaluation.md says what each number means and needs.
-evaluate: ## scores of a folder of images: PICTURES= METRICS=clip,cmmd,fid PROMPTS= REFERENCE= CLIP= INCEPTION= OUT=
+evaluate: ## scores of a folder of images: PICTURES= METRICS=clip,cmmd,fid,geneval PROMPTS= REFERENCE= CLIP= INCEPTION= DETECTOR= OUT=
 	@exec $(RUN) -- -m tools.evaluate --pictures "$$PICTURES" --metrics "$$METRICS" --prompts "$$PROMPTS" \
-		--reference "$$REFERENCE" --clip "$$CLIP" --inception "$$INCEPTION" --out "$$OUT"
+		--reference "$$REFERENCE" --clip "$$CLIP" --inception "$$INCEPTION" --detector "$$DETECTOR" \
+		--counting-threshold "$$COUNTING_THRESHOLD" --out "$$OUT"
 
 # docs/gallery.jpg, gallery.md and solvers.jpg: held-out prompts, and the solvers and steps beside one another.
 gallery: ## generate docs/gallery.jpg and docs/solvers.jpg again

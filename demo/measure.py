@@ -303,7 +303,7 @@ def measure_training(args: argparse.Namespace) -> None:
     captions = draw_new_captions(args.count, PROMPT_SEED + 3)
     new = [Case(caption, PROMPT_SEED + 8000 + i) for i, caption in enumerate(captions)]
     table = Table(("prompts", "training", *MARKS))
-    options = {"steps": args.steps, "cfg": args.cfg}
+    options = {"steps": args.steps, "cfg": args.cfg, "algorithm": args.algorithm}
     pictures = measure_learning(Bench(args.checkpoint), new, draw_cases(args.count, 1), table, **options)
     if args.plot:
         from .gallery import draw_sheet
@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--things", type=int, nargs="+", default=[1, 2], help="of the prompts, for `prompts`")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
+    parser.add_argument("--algorithm", default="LoRA", help="LoRA, DoRA or LoKr, for `training`")
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()
     if args.plot and args.what not in ("wordings", "control", "training", "solvers", "cfg"):

@@ -6,6 +6,7 @@ renderings as those of every other thing.
 
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -51,7 +52,7 @@ def learn(painter, folder: Path, settings: Settings = SETTINGS) -> str:
     encoded = encode_set(found, painter.vae, painter.clip, True, str(folder / "cache"), lambda *_: None)
     files = RunFiles(str(folder / "run" / "state.safetensors"), str(folder / "lora.safetensors"))
     train(painter.patcher, encoded, settings, files, lambda *_: None, base="demo")
-    return files.lora
+    return files.result
 
 
 def apply(painter, lora: str) -> None:
@@ -60,13 +61,13 @@ def apply(painter, lora: str) -> None:
     comfy.model_management.load_models_gpu([painter.patcher], force_full_load=True)
 
 
-def measure_learning(bench, new: list, others: list, table, **options) -> Tensor:
+def measure_learning(bench, new: list, others: list, table, algorithm: str = SETTINGS.algorithm, **options) -> Tensor:
     """Rows of a table before and after the training, for prompts of the new thing and of others."""
     bench.judge = Judge(sprites_of_new_thing())
     with tempfile.TemporaryDirectory() as folder:
         for model in ("before", "after"):
             if model == "after":
-                apply(bench.painter, learn(bench.painter, Path(folder)))
+                apply(bench.painter, learn(bench.painter, Path(folder), replace(SETTINGS, algorithm=algorithm)))
             pictures = bench.paint(new, **options)
             table.add(f"{len(new)} of the new thing", model, **bench.rate(new, pictures))
             table.add(f"{len(others)} of other things", model, **bench.score(others, **options))

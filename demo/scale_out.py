@@ -29,7 +29,7 @@ WORKFLOW = ROOT / "workflows" / "demo_txt2img.json"
 SETS = ("Prompt.prompt={prompt}", "SanaNativeSampler.seed={seed}", "SanaNativeSampler.steps={steps}")
 WARM_UP = 3  # rows before a measurement: the first ones load the models
 SETTLED = 0.2  # share of a soak's rows after which its memory counts
-SAMPLE_SECONDS = 5.0
+SAMPLE_SECONDS = 1.0
 
 
 def write_prompts(path: Path, cases: list[Case], steps: int) -> None:
@@ -172,8 +172,9 @@ def soak(args: argparse.Namespace) -> dict:
     while run.poll() is None:
         time.sleep(SAMPLE_SECONDS)
         try:
-            server = int((work / "worker-0" / "server.pid").read_text(encoding="utf-8"))
-            samples.append((sum(1 for _ in out.glob("images/*/*")), resident(server), resident(run.pid)))
+            for pid in work.glob("*/worker-0/server.pid"):  # below the job's own folder
+                server = resident(int(pid.read_text(encoding="utf-8")))
+                samples.append((sum(1 for _ in out.glob("images/*/*")), server, resident(run.pid)))
         except (OSError, ValueError, IndexError):
             continue  # not started yet, or just ended
     records, store = list(all_records(open_store(str(out)))), open_store(str(out))
@@ -181,7 +182,7 @@ def soak(args: argparse.Namespace) -> dict:
         record.status == "done" and hashlib.sha256(store.get(record.files[0])).hexdigest() == record.sha256[0]
         for record in records
     )
-    late = np.array([one for one in samples if one[0] >= SETTLED * args.count], dtype=float)
+    late = np.array([one for one in samples if one[0] >= SETTLED * args.count], dtype=float).reshape(-1, 3)
     return {"exit": run.returncode, "rows": args.count, "records": len(records), "pictures_as_recorded": whole,
             "steps": args.steps, "samples": len(late), "server": slope(late[:, 0], late[:, 1]),
             "command": slope(late[:, 0], late[:, 2])}  # fmt: skip
@@ -194,7 +195,9 @@ def resident(pid: int) -> float:
 
 
 def slope(rows: np.ndarray, memory: np.ndarray) -> dict[str, float]:
-    """MB in 1000 rows by least squares, its standard error, and the mean."""
+    """MB in 1000 rows by least squares, its standard error, and the mean. Raises: RuntimeError for too few samples."""
+    if len(rows) < 3 or rows.min() == rows.max():
+        raise RuntimeError(f"A slope needs three samples of memory over several rows, and there are {len(rows)}.")
     x = (rows - rows.mean()) / 1000
     rate = float((x * memory).sum() / (x * x).sum())
     rest = memory - memory.mean() - rate * x
@@ -214,6 +217,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=5, help="measurements of each kind")
     parser.add_argument("--out", type=Path, help="folder for prompts, pictures and records; default: a temporary one")
     args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread of a server only waits for the first
     with tempfile.TemporaryDirectory() as folder:
         args.out = args.out or Path(folder)
         args.out.mkdir(parents=True, exist_ok=True)

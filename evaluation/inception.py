@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SIDE, FEATURES, MIDDLE = 299, 2048, 128.0
-SOURCE = (
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth (95 MB)"
-)
 UNUSED = ("fc.",)  # of the file: the classes
 Layer = tuple  # name, channels in and out, kernel, padding, stride
 
@@ -176,10 +173,8 @@ def build_inception(state: dict[str, Tensor]) -> Inception:
     shapes = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
     if missing or surplus or shapes:
         wrong = (missing or surplus or shapes)[0]
-        raise ValueError(
-            f"This file is not FID's Inception v3 ({wrong} is {'missing' if missing else 'not expected'}): download "
-            f"{SOURCE}."
-        )
+        problem = "is missing" if missing else "is not expected" if surplus else "has another shape"
+        raise ValueError(f"it is not FID's Inception v3, as {wrong} {problem}")
     network.load_state_dict(state, strict=False)
     return network.float()
 

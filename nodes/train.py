@@ -84,11 +84,12 @@ class SanaNativeTrainLora(io.ComfyNode):
         preset=CUSTOM,
         validation=OF_LORA.validation,
         optimizer=OF_LORA.optimizer,
+        algorithm=OF_LORA.algorithm,
     ) -> io.NodeOutput:
         settings = Settings(
             steps, batch_size, accumulation, learning_rate, schedule, warmup, rank, alpha, layers,
             time_sampling, caption_dropout, null_mask, ema, clip_norm, weight_decay,
-            checkpointing, seed, save_every, sample_every, LORA, optimizer, validation,
+            checkpointing, seed, save_every, sample_every, LORA, optimizer, validation, algorithm,
         )  # fmt: skip
         prompts = SamplePrompts(sample_positive, sample_negative, vae)
         return train_on_node(model, encoded_set, with_recipe(settings, preset), name, resume, prompts)
@@ -172,13 +173,13 @@ def train_on_node(
         lora, record = train(model, encoded_set, settings, files, watch, resume == LATEST, preview, name_of(model))
         records.append(record)
     result = lora if settings.target == LORA else load_trained(model, files, settings)
-    return node_output(result, record, watch.pictures(), files.lora)
+    return node_output(result, record, watch.pictures(), files.result)
 
 
 def load_trained(model, files: RunFiles, settings: Settings):
     """The model that a run wrote, or its average, loaded with the options of the one it was trained on."""
     options = dict(model.cached_patcher_init[1][1] or {})
-    trained = load_model("transformer", with_ending(files.lora, AVERAGED) if settings.ema else files.lora, options)
+    trained = load_model("transformer", with_ending(files.result, AVERAGED) if settings.ema else files.result, options)
     warn_about_runs(trained)
     return trained
 

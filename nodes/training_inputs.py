@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
+from ..training.algorithms import ALGORITHMS
 from ..training.captions import NULL_MASKS
 from ..training.families import PRESETS
 from ..training.loss import TIME_SAMPLINGS
-from ..training.optimizer import OPTIMIZERS, SCHEDULES
+from ..training.optimizer import LORA_OPTIMIZERS, OPTIMIZERS, SCHEDULES
 from ..training.recipes import CUSTOM, LORA_RECIPES, MODEL_RECIPES
 from ..training.settings import LATEST, LORA, MODEL, NEW, Settings
 
@@ -13,7 +14,7 @@ CATEGORY = "model/training/sana"
 EncodedPictures = io.Custom("SANA_ENCODED_SET")
 DEFAULTS = {LORA: Settings(), MODEL: Settings(target=MODEL, learning_rate=1e-5, weight_decay=0.0)}
 DEFAULT_NAMES = {LORA: "sana_lora", MODEL: "sana_model"}
-OF_A_LORA = ("rank", "alpha", "layers")
+OF_A_LORA = ("rank", "alpha", "layers", "algorithm")
 
 
 class Inputs:
@@ -112,17 +113,24 @@ def later_inputs(target: str) -> list[io.Input]:
     make = Inputs(target)
     recipes = LORA_RECIPES if target == LORA else MODEL_RECIPES
     described = "LoRA small: as diffusers' script. LoRA style: rank 32 on more layers, averaged."
+    optimizers, without_copy = LORA_OPTIMIZERS, ""
     if target == MODEL:
         described = "full, NVIDIA: as SANA was trained, for thousands of pictures."
-    return [
+        optimizers, without_copy = OPTIMIZERS, " no float32 copy: a third of the memory again, noisier steps."
+    inputs = [
         io.Combo.Input("preset", options=list(recipes), default=CUSTOM, optional=True,
                        tooltip=f"custom: the values above. {described} Its values take the place of those above; "
                        "docs/train.md lists them."),
         make.count("validation", 0, 1000, "Pictures that are not trained, whose loss at fixed noises the plot shows: "
                    "it rises when the rest is learned by heart.", advanced=True),
-        make.choice("optimizer", OPTIMIZERS, "AdamW 8-bit: a quarter of the optimizer's memory; needs the package "
-                    "bitsandbytes.", advanced=True),
+        make.choice("optimizer", optimizers, "AdamW 8-bit: a quarter of the optimizer's memory; needs the package "
+                    f"bitsandbytes.{without_copy}", advanced=True),
+        make.choice("algorithm", ALGORITHMS,
+                    "LoRA: read everywhere. DoRA: also the length of each row of the weights; "
+                    "slower, for the trained model alone. LoKr: a file a twentieth as large. See docs/train.md.",
+                    advanced=True),
     ]  # fmt: skip
+    return [one for one in inputs if target == LORA or one.id not in OF_A_LORA]
 
 
 def run_outputs(path: str) -> list[io.Output]:

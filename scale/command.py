@@ -191,3 +191,6 @@ def main(arguments: Sequence[str]) -> int:
     except (*ERRORS, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped at once: the same command goes on.\n")
+        return 130

@@ -112,6 +112,18 @@ class LocalEngine:
         threads = [threading.Thread(target=self._work, args=(n, *arguments)) for n in range(self.workers)]
         for thread in threads:
             thread.start()
+        try:
+            self._watch(threads, progress, stop)
+        except KeyboardInterrupt:
+            self.close()
+            for thread in threads:
+                thread.join()  # saves the records of its rows
+            raise
+        if hand_out.has_returned and not stop.is_set():
+            raise WorkerError(self._errors[0])
+
+    def _watch(self, threads: Sequence[threading.Thread], progress: Progress, stop: threading.Event) -> None:
+        """Waits for the threads; ends the servers of those that do not end when they shall stop."""
         deadline = None
         while any(thread.is_alive() for thread in threads):
             threads[-1].join(0.2) if threads[-1].is_alive() else time.sleep(0.2)
@@ -120,8 +132,6 @@ class LocalEngine:
                 deadline = deadline or time.monotonic() + STOP_SECONDS
                 if time.monotonic() > deadline:
                     self.close()
-        if hand_out.has_returned and not stop.is_set():
-            raise WorkerError(self._errors[0])
 
     def _work(self, number: int, job: Job, hand_out: HandOut, progress: Progress, stop: threading.Event) -> None:
         taken = hand_out.take()

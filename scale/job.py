@@ -15,7 +15,9 @@ from pathlib import Path
 
 from .engine import Engine, HandOut, known_parts, shard_rows
 from .graph import Options, Template, read_workflow
-from .manifest import DONE, compare_job, file_digest, join_job, model_files, part_firsts, shards
+from .manifest import DONE, compare_job, file_digest, join_job, model_files, part_firsts, require_job, shards
+from .parquet import SUFFIX as PARQUET
+from .parquet import read_parquet
 from .progress import Outcome, Progress, say
 from .rows import BadRow, Row, read_rows
 from .store import LocalStore, Store, open_store
@@ -53,7 +55,8 @@ class Settings:
         return {"rows": rows, "options": asdict(self.options)}
 
     def rows(self) -> Iterator[Row | BadRow]:
-        return read_rows(self.prompts, self.nvlabs_tags)
+        read = read_parquet if self.prompts.suffix.lower() == PARQUET else read_rows
+        return read(self.prompts, self.nvlabs_tags)
 
 
 @dataclass
@@ -102,24 +105,26 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
     store = open_store(settings.out)
     if not settings.force_new_graph:
         compare_job(store, settings.parts())  # before a server starts, which takes its time
-    with locked(store), stop_on_signals() as stop:
+    with locked(store), stop_on_signals() as signals:
         if isinstance(store, LocalStore):
             store.clear_parts()
         engine = engine_of()
-        listen(stop)  # again: Ray puts handlers of its own in place
+        signals.listen()  # again: Ray puts handlers of its own in place
         try:
-            job = make_job(settings, workflow, survey, store, engine)
+            job, own = make_job(settings, workflow, survey, store, engine)
             known = part_firsts(store)
             first = run_canary(engine, job, survey.first, known) if check or not known else None
             if check:
                 return 0
-            return run_rows(settings, survey, store, engine, job, stop, first)
+            require_job(store, own)
+            signals.wait_for_rows = True
+            return run_rows(settings, survey, store, engine, job, signals.stop, first)
         finally:
             engine.close()
 
 
-def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, engine: Engine) -> Job:
-    """The job, entered into its store. Raises: WorkflowError, JobError."""
+def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, engine: Engine) -> tuple[Job, str]:
+    """The job, entered into its store, and its fingerprint. Raises: WorkflowError, JobError."""
     prompt = engine.prompt_of(workflow)
     template = Template(prompt, settings.assignments, settings.options)
     for name in template.unused(survey.samples.values()):
@@ -134,8 +139,8 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     }
     own = join_job(store, parts, survey.total, settings.force_new_graph)
     say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
-    options = (settings.options, store.url, settings.timeout, settings.retries, settings.retry_failed)
-    return Job(prompt, settings.assignments, *options)
+    options = (settings.options, store.address, settings.timeout, settings.retries, settings.retry_failed)
+    return Job(prompt, settings.assignments, *options), own
 
 
 def run_canary(engine: Engine, job: Job, row: Row, parts: list[int]) -> Outcome | None:
@@ -162,7 +167,7 @@ def run_rows(
     first: Outcome | None,
 ) -> int:
     """Runs all rows and returns the command's exit code. first: what became of the canary, which counts too."""
-    metrics = Path(store.url) if isinstance(store, LocalStore) else work_folder(store)
+    metrics = store.root if isinstance(store, LocalStore) else work_folder(store)
     progress = Progress(survey.total, settings.limit, stop, metrics / "metrics.jsonl")
     if first is not None:
         progress.add(first)
@@ -182,23 +187,38 @@ def run_rows(
     return 1 if failed else 0
 
 
+class Signals:
+    """SIGINT and SIGTERM: the first lets running rows end, where rows run; else it ends the run at once, as a second.
+
+    stop: set when the run shall end.
+    """
+
+    def __init__(self):
+        self.stop, self.wait_for_rows = threading.Event(), False
+
+    def listen(self) -> dict:
+        """Takes the signals, and returns the handlers that were there; none where this is no main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {one: signal.signal(one, self._take) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def _take(self, *_: object) -> None:
+        at_once = self.stop.is_set() or not self.wait_for_rows
+        self.stop.set()
+        if at_once:
+            raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, where this is the main thread."""
-    stop = threading.Event()
-    old = listen(stop)
+def stop_on_signals() -> Iterator[Signals]:
+    """Signals that are heard inside, where this is the main thread."""
+    signals = Signals()
+    old = signals.listen()
     try:
-        yield stop
+        yield signals
     finally:
         for one, handler in old.items():
             signal.signal(one, handler)
-
-
-def listen(stop: threading.Event) -> dict:
-    """Lets the signals set an event, and returns the handlers that were there; none where this is no main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
 
 
 def folder_name(store: Store) -> str:

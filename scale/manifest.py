@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from .pictures import FOLDER as PICTURES
 from .rows import BadRow, Row
 from .store import Store, StoreError
 
@@ -28,8 +29,9 @@ TROUBLE = (FAILED, TIMEOUT, KILLED, REFUSED)
 class Record:
     """What became of a row.
 
-    name: of its pictures, without a number and an ending. files, bytes and sha256 go together. batch: rows of the run.
-    batch_index: place in it. node_seconds: of the whole run.
+    name: of its pictures, without a number and an ending. id: as the prompt file has it. node: that failed. files,
+    bytes, sha256, width and height (px) go together. batch: rows of the run. batch_index: place in it. node_seconds: of
+    the whole run.
     """
 
     index: int
@@ -37,12 +39,16 @@ class Record:
     place: str
     status: str
     prompt: str = ""
+    id: str = ""
     seed: int | None = None
     attempts: int = 1
     error: str = ""
+    node: str = ""
     files: list[str] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     sha256: list[str] = field(default_factory=list)
+    width: list[int] = field(default_factory=list)
+    height: list[int] = field(default_factory=list)
     seconds: float = 0.0
     node_seconds: dict[str, float] = field(default_factory=dict)
     batch: int = 1
@@ -214,27 +220,39 @@ class JobError(ValueError):
     """The store holds another job; the message is one sentence with the cure."""
 
 
-def compare_job(store: Store, parts: dict[str, object]) -> None:
-    """Compares parts of a job with those of the one in the store, if any. Raises: JobError with what differs."""
+def read_job(store: Store) -> dict | None:
+    """The job of a store; None where there is none. Raises: JobError for what is no job."""
     if not store.exists(JOB):
-        return
+        return None
     try:
-        found = json.loads(store.get(JOB))
-        old, name = found["parts"], found["fingerprint"]
-    except (ValueError, KeyError) as error:
+        job = json.loads(store.get(JOB))
+        return {"fingerprint": job["fingerprint"], "parts": dict(job["parts"]), "rows": job.get("rows")}
+    except (ValueError, KeyError, TypeError) as error:
         raise JobError(f"{store.url}/{JOB} is no description of a job: choose another folder.") from error
-    changed = [part for part in sorted(parts) if parts[part] != old.get(part)]
-    if changed:
+
+
+def has_begun(store: Store) -> bool:
+    """Whether a row of the store's job has a record or a picture. A job of which none has may become another one."""
+    return bool(part_firsts(store)) or store.has_files(PICTURES)
+
+
+def compare_job(store: Store, parts: dict[str, object]) -> None:
+    """Compares parts of a job with those of one that has begun in the store. Raises: JobError with what differs."""
+    job = read_job(store)
+    if job is None:
+        return
+    changed = [part for part in sorted(parts) if parts[part] != job["parts"].get(part)]
+    if changed and has_begun(store):
         raise JobError(
-            f"{store.url} holds the job {name}, and {' and '.join(changed)} changed since. Choose another folder, "
-            "or go on with --force-new-graph."
+            f"{store.url} holds the job {job['fingerprint']}, and {' and '.join(changed)} changed since. Choose "
+            "another folder, or go on with --force-new-graph."
         )
 
 
 def join_job(store: Store, parts: dict[str, object], total: int, force: bool = False) -> str:
     """Writes a job of `total` rows into the store and returns its fingerprint. parts: what decides on the pictures.
 
-    Raises: JobError where the store holds another job and `force` is off.
+    Raises: JobError where another job has begun in the store and `force` is off.
     """
     if not force:
         compare_job(store, parts)
@@ -244,6 +262,15 @@ def join_job(store: Store, parts: dict[str, object], total: int, force: bool = F
     return own
 
 
+def require_job(store: Store, own: str) -> None:
+    """Raises: JobError where another machine made the store its own since `own` joined it."""
+    job = read_job(store)
+    if job is None or job["fingerprint"] != own:
+        other = f"the job {job['fingerprint']}" if job else "no job any more"
+        raise JobError(f"{store.url} holds {other}, as another run wrote into it too: choose another folder.")
+
+
 def total_rows(store: Store) -> int | None:
     """Rows of the job in a store; None where there is none."""
-    return json.loads(store.get(JOB)).get("rows") if store.exists(JOB) else None
+    job = read_job(store)
+    return job and job["rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -115,10 +116,12 @@ class Progress:
             "workers": workers,
         }
         self._metric, self._reported = now, total
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(metric) + "\n")
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Writes a line. Neither it nor a metric is worth a run, whose terminal may be gone and whose disk may be full."""
+    with contextlib.suppress(OSError):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()

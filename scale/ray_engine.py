@@ -19,6 +19,7 @@ from .engine import STOP_SECONDS, HandOut, server_environment
 from .graph import Template
 from .manifest import KILLED, Part, Record, Shard, part_firsts
 from .progress import Outcome, Progress, say
+from .ray_metrics import RowMetrics
 from .rows import BadRow, Row
 from .store import open_store
 from .worker import HostSettings, Job, Worker, WorkerError
@@ -34,7 +35,7 @@ class Actor:
     """A worker in a process of its own; Ray starts it anew where that ends."""
 
     def __init__(self, name: str, host: HostSettings, environment: dict[str, str]):
-        self.worker = Worker(name, host, environment)
+        self.worker, self.metrics = Worker(name, host, environment), RowMetrics()
         self.worker.start()
 
     def prompt_of(self, workflow: dict) -> dict:
@@ -46,7 +47,7 @@ class Actor:
     def run_first(self, job: Job, row: Row, known: list[int]) -> Outcome | None:
         self.worker.take_job(job)
         record = self.worker.run_first(row, known)
-        return record and Outcome.of(record)
+        return record and self._count(record)
 
     def run_shard(self, job: Job, shard: Shard, known: list[int]) -> list[Outcome]:
         """Outcomes of the rows that ran; counts alone travel, never pictures. Ends between rows when it is canceled."""
@@ -56,8 +57,13 @@ class Actor:
         if self.worker.job != job:
             self.worker.take_job(job)
         outcomes: list[Outcome] = []
-        self.worker.run_shard(shard, known, lambda record: outcomes.append(Outcome.of(record)), canceled)
+        self.worker.run_shard(shard, known, lambda record: outcomes.append(self._count(record)), canceled)
         return outcomes
+
+    def _count(self, record: Record) -> Outcome:
+        outcome = Outcome.of(record)
+        self.metrics.add(outcome)
+        return outcome
 
 
 class RayEngine:
@@ -269,12 +275,13 @@ class _Run:
         part = Part(store, shard, self.hand_out.known(shard) or part_firsts(store))
         if row.index in part.records or isinstance(row, BadRow):
             return
-        record = Record(row.index, row.name, row.place, KILLED, row.prompt, attempts=shard.losses)
+        record = Record(row.index, row.name, row.place, KILLED, row.prompt, row.id, attempts=shard.losses)
         record.error, record.started = "The worker ended each time it ran this row.", time.time()
         record.seed = Template(self.job.prompt, self.job.assignments, self.job.options).seed_of(row)
         part.add(record)
         part.save()
         self.progress.add(Outcome.of(record))
+        RowMetrics().add(Outcome.of(record))
 
 
 def share_out(host: HostSettings, workers: int, gpus_each: float, gpus: float) -> tuple[HostSettings, int, float]:

@@ -7,12 +7,12 @@ same names.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .formats import READERS, setting_of
+from .formats import READERS, Entry, setting_of
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv")
 SIDES, STEPS, SEEDS, CFG = (32, 16384), (1, 10000), (0, 2**64 - 1), (0.0, 100.0)
@@ -31,7 +31,7 @@ class Row:
 
     index: among the file's rows from 0, unreadable ones included, so that mending one moves no other.
     place: for messages, as "line 3". name: of the image's file, safe on every system and unique in the file.
-    aspect: (width, height) of a ratio.
+    aspect: (width, height) of a ratio. id: as the file has it.
     """
 
     index: int
@@ -45,6 +45,7 @@ class Row:
     seed: int | None = None
     steps: int | None = None
     cfg: float | None = None
+    id: str = ""
 
     def seed_from(self, base: int) -> int:
         """The row's own seed, else base + index, so that every image stands alone."""
@@ -72,21 +73,25 @@ def read_rows(path: str | Path, nvlabs_tags: bool = False) -> Iterator[Row | Bad
     path = Path(path)
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path.name} is no prompt file: its name must end in one of {', '.join(SUFFIXES)}.")
-    names = _Names()
     with open(path, "rb") as file:
         if file.read(2) in UTF_16:
             raise ValueError(f"{path.name} is UTF-16: save it as UTF-8 in your editor.")
     # Broken bytes become surrogates, which are found row by row: one bad line does not stop the rest.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for index, (place, fields) in enumerate(READERS[path.suffix.lower()](file, path.name)):
-            try:
-                if isinstance(fields, str):
-                    raise ValueError(fields)
-                settings = read_settings(fields, nvlabs_tags)
-                name = names.take(settings.pop("id", None), index)
-                yield Row(index, place, name, **settings)
-            except ValueError as error:
-                yield BadRow(index, place, str(error))
+        yield from rows_of(READERS[path.suffix.lower()](file, path.name), nvlabs_tags)
+
+
+def rows_of(entries: Iterable[Entry], nvlabs_tags: bool = False) -> Iterator[Row | BadRow]:
+    """Rows of a file's entries one by one, each with a name of its own."""
+    names = _Names()
+    for index, (place, fields) in enumerate(entries):
+        try:
+            if isinstance(fields, str):
+                raise ValueError(fields)
+            settings = read_settings(fields, nvlabs_tags)
+            yield Row(index, place, names.take(settings.get("id"), index), **settings)
+        except ValueError as error:
+            yield BadRow(index, place, str(error))
 
 
 class _Names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path, PurePosixPath
@@ -21,8 +22,13 @@ class StoreError(RuntimeError):
 
 
 class Store(Protocol):
-    """Files by POSIX path below the store's root."""
+    """Files by POSIX path below the store's root.
 
+    address: opens the store again, on other machines too. url: for messages and names; one place has one, however it
+    was written, and there are no passwords in it.
+    """
+
+    address: str
     url: str
 
     def exists(self, name: str) -> bool: ...
@@ -36,13 +42,16 @@ class Store(Protocol):
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files in a folder; none where there is no such folder."""
 
+    def has_files(self, folder: str) -> bool:
+        """Whether a file is anywhere below a folder."""
+
 
 class LocalStore:
     """A folder of this machine, or one that all machines see under the same path."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().absolute()
-        self.url = str(self.root)
+        self.address, self.url = str(self.root), os.path.realpath(self.root)
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -78,6 +87,9 @@ class LocalStore:
         except FileNotFoundError:
             return []
 
+    def has_files(self, folder: str) -> bool:
+        return any(path.is_file() for path in (self.root / folder).rglob("*"))
+
     def clear_parts(self) -> None:
         """Removes what a killed run left half-written."""
         shutil.rmtree(self.root / PARTS, ignore_errors=True)
@@ -86,8 +98,9 @@ class LocalStore:
 class ArrowStore:
     """A folder of a file system of pyarrow: s3, gs, abfs, hdfs, or any of fsspec."""
 
-    def __init__(self, file_system, root: str, url: str):
-        self.files, self.root, self.url = file_system, PurePosixPath(root), url
+    def __init__(self, file_system, root: str, address: str):
+        self.files, self.root = file_system, PurePosixPath(root)
+        self.address, self.url = address, place_of(address)
 
     def _path(self, name: str) -> str:
         return str(self.root / name)
@@ -126,22 +139,30 @@ class ArrowStore:
         found = self._look(FileSelector(self._path(folder), allow_not_found=True))
         return sorted(one.base_name for one in found if one.is_file)
 
+    def has_files(self, folder: str) -> bool:
+        from pyarrow.fs import FileSelector
+
+        return any(one.is_file for one in self._look(FileSelector(self._path(folder), True, recursive=True)))
+
 
 def open_store(target: str) -> Store:
     """The store of a path or an address such as s3://bucket/folder.
 
     Raises: StoreError for an address without pyarrow, or of a kind that neither it nor fsspec knows.
     """
-    scheme, separator, rest = target.partition("://")
-    if not separator:
+    if "://" not in target:
         return LocalStore(target)
+    target = normalize(target)
+    scheme, _, rest = target.partition("://")
     if scheme == "file":
-        return LocalStore(rest)
+        return LocalStore(re.sub("^localhost(?=/)", "", rest))
     try:
         from pyarrow import ArrowException
         from pyarrow.fs import FileSystem
     except ImportError:
-        raise StoreError(f"{target} needs pyarrow: install it into this environment, or give a folder.") from None
+        raise StoreError(
+            f"{place_of(target)} needs pyarrow: install it into this environment, or give a folder."
+        ) from None
     try:
         # One request for a small file; else S3 takes three, as for the parts of a large one.
         wants = scheme == "s3" and "allow_delayed_open" not in rest
@@ -151,8 +172,25 @@ def open_store(target: str) -> Store:
     except (ArrowException, OSError, ValueError) as error:
         found = _by_fsspec(scheme, rest)
         if found is None:
-            raise StoreError(f"{target} cannot be opened ({_reason(error)}).") from error
+            raise StoreError(f"{place_of(target)} cannot be opened ({_reason(error)}).") from error
         return ArrowStore(*found, target)
+
+
+def normalize(address: str) -> str:
+    """An address without doubled slashes and without one at its end: object stores would take them as names."""
+    scheme, _, rest = address.partition("://")
+    path, mark, query = rest.partition("?")
+    path = re.sub("/+", "/", path)
+    return f"{scheme.lower()}://{path.rstrip('/') or path}{mark}{query}"
+
+
+def place_of(address: str) -> str:
+    """What an address points at: without keys, passwords and options, but for the server that another option names."""
+    scheme, _, rest = address.partition("://")
+    path, _, query = rest.partition("?")
+    path = re.sub(r"^[^/@]*@", "", path) if scheme == "s3" else re.sub(r"^([^/@:]*):[^/@]*@", r"\1@", path)
+    server = [option for option in query.split("&") if option.startswith("endpoint_override=")]
+    return f"{scheme}://{path}" + "".join(f"?{option}" for option in server)
 
 
 def _by_fsspec(scheme: str, rest: str):

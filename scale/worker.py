@@ -31,6 +31,7 @@ from ..tools.comfy_server import (
 from ..tools.host import link_folder
 from .graph import Options, Template, api_of
 from .manifest import DONE, FAILED, KILLED, REFUSED, SETTLED, TIMEOUT, UNREADABLE, Part, Record, Shard
+from .pictures import picture_name, picture_size
 from .rows import BadRow, Row
 from .store import StoreError, open_store
 
@@ -207,9 +208,9 @@ class Worker:
             return [record for row in rows for record in self._run_rows([row])]
         records = []
         for number, row in enumerate(rows):
-            record = Record(row.index, row.name, row.place, outcome.status, row.prompt)
+            record = Record(row.index, row.name, row.place, outcome.status, row.prompt, row.id)
             record.seed = self.template.seed_of(row)
-            record.attempts, record.error = outcome.attempts, outcome.error
+            record.attempts, record.error, record.node = outcome.attempts, outcome.error, outcome.node
             record.batch, record.batch_index = len(rows), number
             record.worker, record.host, record.device = self.name, socket.gethostname(), self.device
             record.started = round(started, 3)
@@ -273,6 +274,9 @@ class Worker:
         file.unlink()
         record.files.append(name)
         record.bytes.append(len(data))
+        width, height = picture_size(data)
+        record.width.append(width)
+        record.height.append(height)
         record.sha256.append(hashlib.sha256(data).hexdigest())
 
     # The server
@@ -295,23 +299,19 @@ class Worker:
 
 @dataclass
 class Outcome:
-    """How a run ended; files: of each of its rows."""
+    """How a run ended; node: that failed. files: of each of its rows."""
 
     status: str
     attempts: int = 0
     error: str = ""
+    node: str = ""
     files: list[list[Path]] = field(default_factory=list)
     node_seconds: dict[str, float] = field(default_factory=dict)
 
     def end(self, status: str, error: object) -> Outcome:
         self.status, self.error = status, " ".join(str(error).split())[:500]
+        self.node = error.node if isinstance(error, NodeFailed) else ""
         return self
-
-
-def picture_name(name: str, number: int, suffix: str) -> str:
-    """Path in the store: a row's first picture under its own name, further ones in a folder where no first one is."""
-    shelf = hashlib.sha1(name.encode()).hexdigest()[:3]
-    return f"more/{shelf}/{name}_{number}{suffix}" if number else f"images/{shelf}/{name}{suffix}"
 
 
 def _persist(work: Callable[[], T]) -> T:

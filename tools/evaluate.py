@@ -1,23 +1,23 @@
-"""Scores of a folder of pictures, each with its 95 % interval and N: CLIP score, CMMD, KID, FID, PSNR and SSIM.
+"""Scores of a folder of pictures, each with its 95 % interval and N: CLIP score, CMMD, KID, FID, PSNR, SSIM, GenEval.
 
     make evaluate PICTURES=folder [METRICS=clip,cmmd,fid] [PROMPTS=file] [REFERENCE=folder] [CLIP=file] [INCEPTION=file]
-        [OUT=output/evaluation.json]
+        [DETECTOR=file] [COUNTING_THRESHOLD=0.9] [OUT=output/evaluation.json]
 
 clip needs the prompts: a prompt file whose ids are the pictures' names, a .txt beside each picture, or the text that
 SANA Save Named writes. cmmd, kid and fid need real pictures in REFERENCE, for fid also a .npz with mu and sigma. psnr
-and ssim compare with pictures of the same names in REFERENCE. Embeddings are stored beside the result in parts, and
-read again when the same pictures are evaluated again. docs/evaluation.md says what each number means.
+and ssim compare with pictures of the same names in REFERENCE. geneval needs GenEval's evaluation_metadata.jsonl as
+PROMPTS, or its folders in PICTURES, and a detector. Embeddings and detected objects are stored beside the result in
+parts, and read again when the same pictures are evaluated again. docs/evaluation.md says what each number means.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +25,19 @@ from PIL import Image
 
 from .command_line import run_command, say
 from .evaluation_files import require_clip, require_inception
+from .evaluation_geneval import geneval_scores, read_counting_threshold, read_plan, require_networks
+from .evaluation_networks import Networks
+from .evaluation_pictures import EvaluationError, by_stem, find_pictures, read_picture
 
-KINDS = (".png", ".jpg", ".jpeg", ".webp")
-# Metric -> the network that it needs.
-METRICS = {"clip": "clip", "cmmd": "clip", "kid": "inception", "fid": "inception", "psnr": None, "ssim": None}
+# Metric -> the network that it needs; geneval says itself which.
+METRICS = {
+    "clip": "clip", "cmmd": "clip", "kid": "inception", "fid": "inception", "psnr": None, "ssim": None, "geneval": None
+}  # fmt: skip
 NEED_REFERENCE = ("cmmd", "kid", "fid", "psnr", "ssim")
-PATHS = ("pictures", "prompts", "reference", "clip", "inception", "out")  # among the arguments
-PART = 64  # pictures embedded between two files
+PATHS = ("pictures", "prompts", "reference", "clip", "inception", "detector", "out")  # among the arguments
 # The image's own prompt as SANA Save Named writes it: a text of a PNG; in jpg and webp lines of an EXIF tag.
 DESCRIPTION, EXIF_DESCRIPTION = "Description", 0x010E
 EXIF_LINES = re.compile(rf"{DESCRIPTION}: (.*?)(?:\nSeed: \d+)?", re.DOTALL)
-
-
-class EvaluationError(ValueError):
-    """What was asked for cannot be measured; the message is one sentence with the cure."""
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -52,12 +51,15 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         ("reference", "the folder to compare with, for fid also a .npz with mu and sigma"),
         ("clip", "CLIP ViT-L/14 in one file"),
         ("inception", "FID's Inception v3"),
+        ("detector", "RT-DETR v4, for geneval"),
+        ("counting-threshold", "above which geneval counts an object in prompts of numbers; 0.9 if left out"),
         ("out", "where to write the JSON; a .md comes beside it"),
     ):
         parser.add_argument(f"--{name}", default="", help=words)
     given = parser.parse_args(arguments)
     given.metrics = [name.strip() for name in (given.metrics or "clip").split(",") if name.strip()]
     given.out = given.out or "output/evaluation.json"
+    given.counting_threshold = read_counting_threshold(given.counting_threshold)
     for name in PATHS:  # make gives ~ as it was typed
         setattr(given, name, os.path.expanduser(getattr(given, name)))
     unknown = [name for name in given.metrics if name not in METRICS]
@@ -74,30 +76,12 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def find_pictures(folder: str, what: str) -> list[Path]:
-    """Every picture in a folder and the folders in it, by name.  Raises: EvaluationError for none."""
-    place = Path(folder)
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in KINDS) if place.is_dir() else []
-    if not found:
-        raise EvaluationError(f"{what}={folder} is no folder with pictures ({', '.join(KINDS)}); give another one.")
-    return found
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) of 8 bits.  Raises: EvaluationError for a file that is no picture."""
-    try:
-        with Image.open(path) as file:
-            return np.array(file.convert("RGB"))
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read as a picture ({error}); mend it, or take it away.") from None
-
-
 def prompts_of(pictures: Sequence[Path], prompts: str) -> list[str]:
     """The prompt of each picture.  Raises: EvaluationError that names the first picture without one."""
     known = dict(read_prompts(prompts)) if prompts else {}
     found = []
     for path in pictures:
-        text = known.get(path.stem, known.get(path.stem.rpartition("_")[0])) if prompts else prompt_beside(path)
+        text = by_stem(known, path) if prompts else prompt_beside(path)
         if text is None:
             cure = (
                 f"no row of {prompts} has the id {path.stem}"
@@ -143,70 +127,6 @@ def read_prompts(prompts: str) -> Iterator[tuple[str, str]]:
         raise EvaluationError(f"PROMPTS={prompts}: {error}") from None
 
 
-def embedded(
-    pictures: Sequence[Path], network: str, embed: Callable[[list[np.ndarray]], np.ndarray], parts: Path
-) -> np.ndarray:
-    """Embeddings (N, D) of pictures, part by part; a part that was made of the same files before is read.
-
-    network: what names the network and its file, for the name of the part.
-    """
-    parts.mkdir(parents=True, exist_ok=True)
-    found = []
-    for start in range(0, len(pictures), PART):
-        some = pictures[start : start + PART]
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in some]
-        file = parts / f"{hashlib.sha256(repr((network, stats)).encode()).hexdigest()[:24]}.npy"
-        if not file.is_file():
-            values = embed([read_picture(path) for path in some])
-            unfinished = file.with_suffix(".part")
-            with open(unfinished, "wb") as stream:
-                np.save(stream, values)
-            unfinished.replace(file)
-            say(f"{min(start + PART, len(pictures))} of {len(pictures)} pictures embedded")
-        found.append(np.load(file))
-    return np.concatenate(found)
-
-
-class Networks:
-    """The networks that the metrics need, each loaded once and only when a part is not there yet."""
-
-    def __init__(self, given: argparse.Namespace):
-        self.given, self.loaded = given, {}
-        self.parts = Path(given.out).with_suffix("").with_name(f"{Path(given.out).stem}_parts")
-
-    def embed(self, kind: str, pictures: Sequence[Path]) -> np.ndarray:
-        """kind: clip or inception."""
-        file = require_clip(self.given.clip) if kind == "clip" else require_inception(self.given.inception)
-        name = f"{kind} {file.resolve()} {file.stat().st_size}"
-        return embedded(pictures, name, self.by_clip if kind == "clip" else self.by_inception, self.parts)
-
-    def by_clip(self, pictures: list[np.ndarray]) -> np.ndarray:
-        import torch
-        from sana_native.evaluation.embed import embed_images
-
-        from .evaluation_files import load_clip_vision
-
-        vision = self.loaded.setdefault("vision", None) or load_clip_vision(self.given.clip)
-        self.loaded["vision"] = vision
-        return np.concatenate([embed_images(vision, torch.from_numpy(one)[None].float() / 255) for one in pictures])
-
-    def by_inception(self, pictures: list[np.ndarray]) -> np.ndarray:
-        from sana_native.evaluation.inception import inception_features
-
-        from .evaluation_files import load_inception
-
-        network = self.loaded.setdefault("inception", None) or load_inception(self.given.inception)
-        self.loaded["inception"] = network
-        return np.concatenate([inception_features(network, [one]) for one in pictures])
-
-    def texts(self, prompts: Sequence[str]) -> np.ndarray:
-        from sana_native.evaluation.embed import embed_texts
-
-        from .evaluation_files import load_clip
-
-        return embed_texts(load_clip(self.given.clip), prompts)
-
-
 def measure(metric: str, given: argparse.Namespace, networks: Networks):
     """The score of a metric."""
     from sana_native.evaluation import metrics
@@ -219,12 +139,8 @@ def measure(metric: str, given: argparse.Namespace, networks: Networks):
     if metric in ("psnr", "ssim"):
         return compared(metric, pictures, find_pictures(given.reference, "REFERENCE"))
     if metric == "fid" and given.reference.endswith(".npz"):
-        metrics.require_enough_for_fid("pictures", len(pictures))
         return Score("FID", metrics.fid(networks.embed("inception", pictures), read_moments(given.reference)), 2)
     others = find_pictures(given.reference, "REFERENCE")
-    if metric == "fid":  # before an hour of embedding
-        metrics.require_enough_for_fid("pictures", len(pictures))
-        metrics.require_enough_for_fid("reference pictures", len(others))
     few = min(len(pictures), len(others)) < metrics.LEAST_FOR_KID
     note = f"fewer than {metrics.LEAST_FOR_KID} pictures: only large differences show" if few else ""
     kind = METRICS[metric]
@@ -280,18 +196,40 @@ def read_moments(path: str):
         raise EvaluationError(f"REFERENCE={path} is no file with mu and sigma ({error}).") from None
 
 
-def evaluate(given: argparse.Namespace) -> None:
-    from sana_native.evaluation.report import as_json, table
+def require_inputs(given: argparse.Namespace) -> None:
+    """What is missing is said before the first network runs, whichever metric it is of.
 
-    # What is missing is said before the first network runs.
+    Raises: EvaluationError, ValueError or FileNotFoundError, each with the cure.
+    """
+    from sana_native.evaluation.metrics import require_enough_for_fid
+
     for kind in {METRICS[name] for name in given.metrics}:
         if kind:
             require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
+    pictures = find_pictures(given.pictures, "PICTURES")
+    if "clip" in given.metrics:
+        prompts_of(pictures, given.prompts)
+    if "fid" in given.metrics:
+        require_enough_for_fid("pictures", len(pictures))
+        if given.reference.endswith(".npz"):
+            read_moments(given.reference)
+        else:
+            require_enough_for_fid("reference pictures", len(find_pictures(given.reference, "REFERENCE")))
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    from sana_native.evaluation.report import as_json, table
+
+    require_inputs(given)
+    plan = read_plan(given.pictures, given.prompts) if "geneval" in given.metrics else None
+    if plan:
+        require_networks(plan, given)
     out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    networks = Networks(given)
-    scores = [measure(name, given, networks) for name in given.metrics]
-    about = {"pictures": given.pictures, "reference": given.reference, "clip": given.clip, "inception": given.inception}
+    networks, scores = Networks(given), []
+    for name in given.metrics:
+        scores += geneval_scores(plan, given, networks) if name == "geneval" else [measure(name, given, networks)]
+    about = {name: getattr(given, name) for name in PATHS if name not in ("prompts", "out")}
     out.write_text(as_json(scores, **about), encoding="utf-8")
     out.with_suffix(".md").write_text(table(scores), encoding="utf-8")
     say(f"{table(scores)}\n{out}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 CLIP = "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors"
 CLIP_NAME = "clip-vit-large-patch14.safetensors"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_NAME = "pt_inception-2015-12-05-6726825d.pth"
+# The file that ComfyUI's own blueprints name for its node Run Real-Time Detection.
+DETECTOR = "https://huggingface.co/Comfy-Org/RT-DETR/resolve/main/diffusion_models/rt_detr_v4-x-hgnet_fp16.safetensors"
+DETECTOR_NAME = "rt_detr_v4-x-hgnet_fp16.safetensors"
 
 
 def require_clip(clip: str) -> Path:
@@ -15,8 +19,8 @@ def require_clip(clip: str) -> Path:
     path = Path(clip or CLIP_NAME).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there: clip and cmmd need CLIP ViT-L/14 with both its halves; download {CLIP} (1.7 GB), "
-            f"save it as {CLIP_NAME}, and give its path as CLIP=."
+            f"{path} is not there: clip, cmmd and geneval's colors need CLIP ViT-L/14 with both its halves; download "
+            f"{CLIP} (1.7 GB), save it as {CLIP_NAME}, and give its path as CLIP=."
         )
     return path
 
@@ -28,6 +32,17 @@ def require_inception(inception: str) -> Path:
         raise FileNotFoundError(
             f"{path} is not there: fid and kid need the Inception v3 of 2015; download {INCEPTION} (95 MB), and give "
             "its path as INCEPTION=."
+        )
+    return path
+
+
+def require_detector(detector: str) -> Path:
+    """Raises: FileNotFoundError with the cure."""
+    path = Path(detector or DETECTOR_NAME).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: geneval needs the detector RT-DETR v4; download {DETECTOR} (124 MB), and give its "
+            "path as DETECTOR=."
         )
     return path
 
@@ -60,10 +75,27 @@ def load_clip(clip: str):
 
 
 def load_inception(inception: str):
-    """FID's network, on a GPU where there is one.  Raises: ValueError for another file."""
+    """FID's network, on a GPU where there is one.  Raises: ValueError for another file, or a damaged one."""
     import comfy.model_management
-    import comfy.utils
     from sana_native.evaluation.inception import build_inception
 
-    network = build_inception(comfy.utils.load_torch_file(str(require_inception(inception)), safe_load=True))
+    network = built(build_inception, require_inception(inception), INCEPTION)
     return network.to(comfy.model_management.get_torch_device())
+
+
+def load_detector(detector: str):
+    """The host's model of RT-DETR v4.  Raises: ValueError for another file, or a damaged one."""
+    from sana_native.evaluation.detector import build_detector
+
+    return built(build_detector, require_detector(detector), DETECTOR)
+
+
+def built(build: Callable, path: Path, source: str):
+    """What is built of a file's tensors.  Raises: ValueError that names the file and where the right one is."""
+    from sana_native.models.files.reader import load_file
+
+    state, _ = load_file(str(path))
+    try:
+        return build(state)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}; download {source}.") from None

@@ -1,4 +1,4 @@
-"""A training of SANA Train LoRA outside of the graph, on one device or on several.
+"""A training of SANA Train LoRA or SANA Train Model outside of the graph, on one device or on several.
 
     python -m tools.host --extra train -- -m accelerate.commands.launch -m tools.train --config RUN_JSON
 
@@ -76,7 +76,7 @@ def train_run(given: argparse.Namespace) -> int:
     watch = Watch() if processes.writes else lambda *_: None
     _, record = train(model, config.data, settings, files, watch, resume, None, config.base, processes)
     if processes.writes:
-        say(f"{record.step} of {settings.steps} steps are done: {files.lora}")
+        say(f"{record.step} of {settings.steps} steps are done: {files.result}")
     return 130 if stopped and record.step < settings.steps else 0
 
 
@@ -91,8 +91,8 @@ def new_files(files):
         int(other[2]) for entry in os.listdir(runs) if (other := NUMBERED.fullmatch(entry)) and other[1] == match[1]
     ]
     run = f"{match[1]}{max(taken, default=0) + 1:05}"
-    lora = os.path.join(os.path.dirname(files.lora), f"{run}.safetensors")
-    return type(files)(os.path.join(runs, run, state), lora)
+    result = os.path.join(os.path.dirname(files.result), f"{run}.safetensors")
+    return type(files)(os.path.join(runs, run, state), result)
 
 
 def stop_on_signals() -> list[int]:

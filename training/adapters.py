@@ -1,7 +1,4 @@
-"""LoRA on the layers of a network: made, attached, and written in diffusers' layout.
-
-Source: LoRA, arXiv 2106.09685; the initial values of diffusers' script (PEFT's "gaussian").
-"""
+"""Adapters on the layers of a network: made, attached, and written with diffusers' names of the layers."""
 
 import json
 import re
@@ -9,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .algorithms import ALGORITHMS, KERNEL_PARTS, LORA, algorithm_of
 from .families import PRESETS, SANA, Family
 from .seeds import generator_of
 
@@ -19,33 +16,37 @@ INITIAL = 2  # place of the initial values among the generators of a run
 METADATA = "lora_adapter_metadata"  # as diffusers writes it
 
 
-class Adapter(nn.Module):
-    """x (..., in) -> what a LoRA adds to a linear layer's result, (..., out). down (r, in), up (out, r)."""
-
-    def __init__(self, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator):
-        super().__init__()
-        outputs, inputs = layer.weight.shape
-        self.scale = alpha / rank
-        self.down = nn.Parameter(torch.randn(rank, inputs, generator=generator) / rank)
-        self.up = nn.Parameter(torch.zeros(outputs, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * self.scale
-
-
 class AdapterSet:
     """Adapters on the layers of a preset. names: of the layers, in the network's order."""
 
-    def __init__(self, network: nn.Module, preset: str, rank: int, alpha: float, seed: int, family: Family = SANA):
-        self.preset, self.rank, self.alpha, self.family = preset, rank, alpha, family
+    def __init__(
+        self,
+        network: nn.Module,
+        preset: str,
+        rank: int,
+        alpha: float,
+        seed: int,
+        family: Family = SANA,
+        algorithm: str = LORA,
+    ):
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"The algorithm {algorithm} is unknown: choose one of {', '.join(ALGORITHMS)}.")
+        self.preset, self.rank, self.family, self.algorithm = preset, rank, family, algorithm
         self.layers = find_layers(network, preset, family)
         generator = generator_of(seed, INITIAL)
-        self.adapters = {name: Adapter(layer, rank, alpha, generator) for name, layer in self.layers.items()}
+        self.adapters = {
+            name: ALGORITHMS[algorithm](layer, len(self.targets(name)), rank, alpha, generator)
+            for name, layer in self.layers.items()
+        }
         for name, adapter in self.adapters.items():
             adapter.to(self.layers[name].weight.device)
 
+    def targets(self, name: str) -> tuple[str, ...]:
+        """A layer's names in files, as many as its rows are split into there."""
+        return self.family.file_layers(name)
+
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Every trained tensor by its name, `<layer>.down` and `<layer>.up`."""
+        """Every trained tensor by its name, `<layer>.<parameter>`."""
         return {
             f"{name}.{part}": value for name, one in self.adapters.items() for part, value in one.named_parameters()
         }
@@ -54,7 +55,7 @@ class AdapterSet:
     def attached(self) -> Iterator[None]:
         """The network with the adapters beside its layers, whose weights stay as they are."""
         handles = [
-            layer.register_forward_hook(lambda _, args, out, own=self.adapters[name]: out + own(args[0]).to(out.dtype))
+            layer.register_forward_hook(lambda layer, args, out, own=self.adapters[name]: own(layer, args[0], out))
             for name, layer in self.layers.items()
         ]
         try:
@@ -69,7 +70,12 @@ class AdapterSet:
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Puts tensors named as in `parameters` into the adapters; raises ValueError where they are of another set."""
-        own = self.parameters()
+        own, begun = self.parameters(), algorithm_of(values)
+        if begun not in (self.algorithm, None):
+            raise ValueError(
+                f"The run was begun with the algorithm {begun} and not {self.algorithm}: set it as it was, or choose "
+                "resume new."
+            )
         if own.keys() != values.keys() or any(own[name].shape != value.shape for name, value in values.items()):
             raise ValueError(
                 f"The run was begun with another rank, other layers or another model than rank {self.rank} on "
@@ -79,27 +85,25 @@ class AdapterSet:
             own[name].copy_(value)
 
     def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors named as in `parameters` -> the layout of files, alpha / rank multiplied into lora_B.
-
-        So a reader that knows no alpha applies the LoRA at its trained strength too.
-        """
-        family, tensors = self.family, {}
-        convolutions = re.compile(family.convolutions)
+        """Tensors named as in `parameters` -> the layout of files, which act at their trained strength."""
+        convolutions, tensors = re.compile(self.family.convolutions), {}
         for name, adapter in self.adapters.items():
-            down, up = values[f"{name}.down"].float(), values[f"{name}.up"].float() * adapter.scale
-            if convolutions.fullmatch(name):
-                down, up = down[..., None, None], up[..., None, None]
-            targets = family.file_layers(name)
-            for target, rows in zip(targets, up.chunk(len(targets)), strict=True):
-                key = f"{family.prefix}{target}"
-                # Copies, because a file holds no tensor twice.
-                tensors |= {f"{key}.lora_A.weight": down.clone(), f"{key}.lora_B.weight": rows.clone()}
+            own = {part: values[f"{name}.{part}"] for part, _ in adapter.named_parameters()}
+            kernels = KERNEL_PARTS if convolutions.fullmatch(name) else ()
+            for target, parts in zip(self.targets(name), adapter.file_parts(own), strict=True):
+                for part, value in parts.items():
+                    # Copies, because a file holds no tensor twice.
+                    value = value[..., None, None].clone() if part in kernels else value.clone()
+                    tensors[f"{self.family.prefix}{target}.{part}"] = value
         return tensors
 
     def file_metadata(self) -> dict[str, str]:
-        """PEFT's configuration of the adapters as diffusers keeps it in a file's header."""
-        targets = [target for layer in self.layers for target in self.family.file_layers(layer)]
-        config = {"r": self.rank, "lora_alpha": self.rank, "target_modules": targets}
+        """PEFT's configuration of the adapters as diffusers keeps it in a file's header, where PEFT has them."""
+        more = ALGORITHMS[self.algorithm].peft
+        if more is None:
+            return {}
+        targets = [target for layer in self.layers for target in self.targets(layer)]
+        config = {"r": self.rank, "lora_alpha": self.rank, "target_modules": targets} | more
         return {METADATA: json.dumps({f"{self.family.prefix}{name}": value for name, value in config.items()})}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.lumina.model_base import LuminaModel
 from ..models.pixart.convert import DIFFUSERS_BLOCK_KEYS, DIFFUSERS_KEYS, FUSED_KEYS
-from ..models.pixart.model_base import PixArtModel
+from ..models.pixart.model_base import VAES, PixArtModel
 from ..models.sana.model_base import SanaModel
 from ..samplers.schedules import get_sigmas_flow_dpm
 from .loss import TIMESTEPS, Loss, flow_loss, noise_loss, sample_sigma, sample_timesteps
@@ -55,9 +55,10 @@ class Family:
     """One row of the table.
 
     loss: of the family's prediction, see `loss.py`. levels, level, grid: noise levels drawn for a step, that of a
-    part of the way to pure noise, and those of a preview from noise to 0, each of the host's model sampling. blocks:
-    the network's attribute. layers: pattern of a preset's layers. file_layers: a layer's names in files, as many as
-    its rows are split into there. convolutions: linear layers that files hold as 1x1 convolutions.
+    part of the way to pure noise, and those of a preview from noise to 0, each of the host's model sampling. vae:
+    of a model, for messages. blocks: the network's attribute. layers: pattern of a preset's layers. file_layers: a
+    layer's names in files, as many as its rows are split into there. convolutions: linear layers that files hold as
+    1x1 convolutions.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family:
     levels: Callable[[Any, torch.Generator, int, str], Tensor]
     level: Callable[[Any, float], float]
     grid: Callable[[Any, int], list[float]]
+    vae: Callable[[Any], str]
     blocks: str
     layers: dict[str, str]
     prefix: str = "transformer."
@@ -95,16 +97,19 @@ FLOW = {"loss": flow_loss, "levels": flow_levels, "level": flow_level, "grid": f
 NOISE = {"loss": noise_loss, "levels": noise_levels, "level": noise_level, "grid": noise_grid}
 SANA = Family(
     "SANA", SanaModel, "Sana/lora", **FLOW, blocks="transformer_blocks",
+    vae=lambda _: "the DC-AE of SANA DC-AE Loader",
     layers=presets("transformer_blocks", r"attn[12]\.to_[qkv]", r"attn[12]\.to_out\.0", MIX_FFN),
     convolutions=rf"transformer_blocks\.\d+\.{MIX_FFN}",
 )  # fmt: skip
 PIXART = Family(
     "PixArt", PixArtModel, "PixArt/lora", **NOISE, blocks="blocks",
+    vae=lambda model: f"the VAE of {VAES[model.config.family]} from Load VAE",
     layers=presets("blocks", r"attn\.qkv|cross_attn\.(?:q|kv)_linear", r"(?:cross_)?attn\.proj", r"mlp\.fc[12]"),
     file_layers=pixart_file_layers, uniform=True,
 )  # fmt: skip
 LUMINA = Family(
     "Lumina-Next", LuminaModel, "Lumina-Next/lora", **FLOW, blocks="layers", prefix="diffusion_model.",
+    vae=lambda _: "the VAE of SDXL from Load VAE",
     layers=presets("layers", r"attention\.w[qkv](?:_y)?", r"attention\.wo", r"feed_forward\.w[123]"),
 )  # fmt: skip
 FAMILIES = (SANA, PIXART, LUMINA)

@@ -1,6 +1,6 @@
 """The model that a training works on: a copy of its own, checked, and called as a sampler calls it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models.pixart.model_sampling import require_noise_prediction
 from ..models.runtime.precision import FLOAT16
+from .encode import EncodedSample
 from .families import PIXART, SANA, family_of
 
 
@@ -21,8 +22,8 @@ def require_trainable(patcher: Any) -> None:
     family = family_of(model)
     if family is None:
         raise ValueError(
-            f"SANA Train LoRA got a {type(model).__name__} model: connect the model of SANA Model Loader with a SANA, "
-            "SANA-1.5, PixArt or Lumina-Next file."
+            f"No LoRA can be trained on a {type(model).__name__} model: connect the model of SANA Model Loader with a "
+            "SANA, SANA-1.5, PixArt or Lumina-Next file."
         )
     if family is PIXART:
         require_plain_pixart(patcher)
@@ -74,6 +75,23 @@ def require_states(model: Any, states: Tensor) -> None:
             f"The captions were encoded to states of {found} where {family_of(model).name} needs {wanted}: connect its "
             "own text encoder from SANA Gemma Loader to SANA Encode Training Set."
         )
+
+
+def require_latents(model: Any, sample: EncodedSample) -> None:
+    """Raises ValueError for a latent (C, H, W) of another number of channels or another size than the model's."""
+    format, family, latent = model.latent_format, family_of(model), sample.latent()
+    wanted = format.latent_channels, *(side // format.spacial_downscale_ratio for side in sample.size)
+    if wanted != tuple(latent.shape):
+        height, width = sample.size
+        raise ValueError(
+            f"A picture of {width} x {height} px was encoded to a latent of {shape_text(latent.shape)} where "
+            f"{family.name} needs {shape_text(wanted)}: connect {family.vae(model)} to SANA Encode Training Set."
+        )
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{channels} channels and {width} x {height} cells"
 
 
 def require_plain_pixart(patcher: Any) -> None:

@@ -1,18 +1,22 @@
 """The optimizer's schedule, the average of the weights, and both as tensors of a file."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .rounding import RoundedOptimizer
+
 CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
 ADAM, EMA = "adam.", "ema."
-ADAMW, ADAMW_8BIT = "AdamW", "AdamW 8-bit"
-OPTIMIZERS = (ADAMW, ADAMW_8BIT)
-STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2}  # of one weight
+ADAMW, ADAMW_8BIT, ROUNDED = "AdamW", "AdamW 8-bit", "AdamW 8-bit, no float32 copy"
+LORA_OPTIMIZERS = (ADAMW, ADAMW_8BIT)
+OPTIMIZERS = (*LORA_OPTIMIZERS, ROUNDED)
+STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2, ROUNDED: 2}  # of one weight
 TORCHS_STATE = "exp_avg"  # which no state of bitsandbytes has, old or new
 NESTED = "/"
 
@@ -37,21 +41,30 @@ class Average:
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float):
         self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+        self.values = {name: value.detach().to(torch.float32, copy=True) for name, value in parameters.items()}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """step: how many there were, this one included."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in parameters.items():
-            self.values[name].lerp_(value.detach(), 1 - decay)
+            self.values[name].lerp_(value.detach().float(), 1 - decay)
 
 
-def make_optimizer(kind: str, values: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW, with its state in 32 bits or in 8. Raises ValueError for another kind, and without bitsandbytes."""
+def make_optimizer(
+    kind: str, values: Iterable[Tensor], rate: float, decay: float, generator: Callable[[], torch.Generator]
+) -> torch.optim.Optimizer | RoundedOptimizer:
+    """AdamW, with its state in 32 bits or in 8.
+
+    generator: of a step's random numbers, see `RoundedOptimizer`. Raises ValueError for another kind, and without
+    bitsandbytes.
+    """
+    values = list(values)
     if kind == ADAMW:
-        return torch.optim.AdamW(values, lr=rate, weight_decay=decay)
-    if kind != ADAMW_8BIT:
+        # Torch's own choice on a GPU would hold another float32 number for each weight while it steps.
+        fused = True if all(value.is_cuda for value in values) else None
+        return torch.optim.AdamW(values, lr=rate, weight_decay=decay, fused=fused)
+    if kind not in OPTIMIZERS:
         raise ValueError(f"The optimizer {kind} is unknown: choose one of {', '.join(OPTIMIZERS)}.")
     try:
         import bitsandbytes  # a package that few have
@@ -60,10 +73,11 @@ def make_optimizer(kind: str, values: Iterable[Tensor], rate: float, decay: floa
             f"{ADAMW_8BIT} needs the package bitsandbytes, which is not installed: install it into ComfyUI's Python, "
             f"or choose {ADAMW}."
         ) from None
-    return bitsandbytes.optim.AdamW8bit(list(values), lr=rate, weight_decay=decay)
+    make = partial(bitsandbytes.optim.AdamW8bit, lr=rate, weight_decay=decay)
+    return RoundedOptimizer(values, make, generator) if kind == ROUNDED else make(values)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer | RoundedOptimizer, names: Iterable[str]) -> dict[str, Tensor]:
     """An optimizer's state with a name for every tensor. names: of its parameters, in its order."""
     state = optimizer.state_dict()["state"]
     return {
@@ -97,7 +111,9 @@ def nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return state
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer | RoundedOptimizer, names: Iterable[str], tensors: Mapping[str, Tensor]
+) -> None:
     """Puts what `optimizer_tensors` gave into an optimizer of the same parameters.
 
     Raises ValueError for the state of another optimizer.

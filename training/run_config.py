@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .algorithms import ALGORITHMS
 from .captions import NULL_MASKS
 from .dataset import SetOptions
 from .encode import EncodedSample, EncodedSet
@@ -26,8 +27,9 @@ CHANGED = "changed"  # whether nodes had changed the model after it was loaded
 CURE = "let the training node write it again, or mend that"
 CHOICES = {
     "schedule": SCHEDULES, "layers": PRESETS, "time_sampling": TIME_SAMPLINGS, "null_mask": NULL_MASKS,
-    "optimizer": OPTIMIZERS, "target": (LORA, MODEL),
+    "optimizer": OPTIMIZERS, "target": (LORA, MODEL), "algorithm": tuple(ALGORITHMS),
 }  # fmt: skip
+FILE_KEYS = {"state": "state", "lora": "result"}  # of `RunFiles`; a model stands under "lora" too
 AT_LEAST_1 = ("steps", "batch_size", "accumulation", "rank")
 AT_MOST_1 = ("caption_dropout", "ema", "learning_rate", "weight_decay")
 
@@ -62,7 +64,7 @@ def write_config(config: RunConfig) -> None:
         "options": {name: value for name, value in options.items() if value is not None},
         "base": config.base,
         CHANGED: config.changed,
-        "files": {name: os.path.abspath(path) for name, path in asdict(config.files).items()},
+        "files": {key: os.path.abspath(getattr(config.files, name)) for key, name in FILE_KEYS.items()},
         "encoded": asdict(config.data),
         "settings": asdict(config.settings),
     }
@@ -96,7 +98,7 @@ def read_config(path: str) -> RunConfig:
         options,
         reader.value(content, "base", str),
         False,
-        RunFiles(*(reader.place(reader.value(files, name, str)) for name in ("state", "lora"))),
+        RunFiles(*(reader.place(reader.value(files, name, str)) for name in FILE_KEYS)),
         read_encoded(reader, reader.value(content, "encoded", dict)),
         read_settings(path, reader.value(content, "settings", dict)),
     )

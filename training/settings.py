@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from .algorithms import LORA as PLAIN_LORA
 from .loss import TIME_SAMPLINGS
 from .optimizer import ADAMW, CONSTANT
 
@@ -14,8 +15,8 @@ CONFIG = "run.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none. rank, alpha, layers: of a LoRA.
-    validation: how many pictures are not trained but measured."""
+    """Of a run; `steps` counts those before a resume too. ema: decay, 0 for none. rank, alpha, layers, algorithm:
+    of a LoRA. validation: how many pictures are not trained but measured."""
 
     steps: int = 500
     batch_size: int = 1
@@ -39,6 +40,7 @@ class Settings:
     target: str = LORA
     optimizer: str = ADAMW
     validation: int = 0
+    algorithm: str = PLAIN_LORA
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,15 @@ class RunFiles:
     """Where a run's files lie: its state, and the LoRA or model, which is also written with the step in its name."""
 
     state: str
-    lora: str
+    result: str
 
     @property
     def config(self) -> str:
         """What a command needs to go on with the run, see `run_config.py`."""
         return os.path.join(os.path.dirname(self.state), CONFIG)
 
-    def lora_at(self, step: int) -> str:
-        return with_ending(self.lora, f"_step{step:06}")
+    def result_at(self, step: int) -> str:
+        return with_ending(self.result, f"_step{step:06}")
 
 
 def with_ending(path: str, ending: str) -> str:

@@ -20,9 +20,17 @@ from .captions import batch_captions, drop_captions
 from .encode import EncodedSample, EncodedSet, hold_out
 from .loss import UNIFORM
 from .seeds import generator_of
-from .network import Prediction, copy_for_training, require_states, require_wholly_trainable, training_mode
+from .network import (
+    Prediction,
+    copy_for_training,
+    require_latents,
+    require_states,
+    require_wholly_trainable,
+    training_mode,
+)
 from .optimizer import (
     ADAMW_8BIT,
+    ROUNDED,
     STATE_BYTES,
     EMA,
     Average,
@@ -39,9 +47,12 @@ from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, save_state, save_whole
 from .weights import WeightSet, require_memory
 
-STEP, FIXED = 4, 5  # places of a step's and the fixed noises among the generators of a run
+STEP, FIXED, ROUNDING = 4, 5, 6  # places of a step's numbers, the fixed noises and a step's roundings in a run
 FIXED_SAMPLES = 4
-MEMORY_CURE = f"choose {ADAMW_8BIT} or ema 0 where that is enough, or train a LoRA with SANA Train LoRA"
+MEMORY_CURE = (
+    f"choose {ADAMW_8BIT}, ema 0, or for a bfloat16 model {ROUNDED} where that is enough, or train a LoRA with SANA "
+    "Train LoRA"
+)
 MOST_SKIPPED = 20  # steps in a row without a finite gradient
 TRAINED = "adapter."
 
@@ -73,17 +84,23 @@ class Trainer:
             require_room(patcher, settings)
         self.patcher = copy_for_training(patcher)
         require_states(self.patcher.model, self.null.states)
+        require_latents(self.patcher.model, self.samples[0])
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
         self.family = self.predict.family
         self.trained = what_is_trained(self.patcher, self.predict, settings)
         self.parameters = self.trained.parameters()
         self.optimizer = make_optimizer(
-            settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay
+            settings.optimizer, self.parameters.values(), settings.learning_rate, settings.weight_decay, self.roundings
         )
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
-        self.record, self.skipped = Record(), 0
+        self.record, self.skipped, self.checked = Record(), 0, False
+
+    def roundings(self) -> torch.Generator:
+        """Of the random numbers by which a step's weights are rounded, the same in every process."""
+        generator = generator_of(self.settings.seed, ROUNDING, self.record.step)
+        return torch.Generator(self.predict.device).manual_seed(generator.initial_seed())
 
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
@@ -127,7 +144,7 @@ class Trainer:
                 self.measure_fixed()
             if saved:
                 self.save()
-                self.write(self.files.lora_at(step))
+                self.write(self.files.result_at(step))
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
             left = (settings.steps - step) * (time.monotonic() - begun) / (step - first)
             tell(Report(step, settings.steps, loss, rate, left, sample))
@@ -151,12 +168,15 @@ class Trainer:
         sizes = [len(indices) for indices in batches]
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.predict.device, dtype=torch.float64)
-        for share in self.processes.shares(sizes):
-            if share.places:
-                generator = generator_of(settings.seed, STEP, step, share.part)
-                loss = self.batch_loss(batches[share.part], generator, share.places).sum() / sum(sizes)
-                loss.backward()
-                total += float(loss.detach())
+        shares = [share for share in self.processes.shares(sizes) if share.places]
+        for share in shares:
+            generator = generator_of(settings.seed, STEP, step, share.part)
+            loss = self.batch_loss(batches[share.part], generator, share.places).sum() / sum(sizes)
+            loss.backward()
+            total += float(loss.detach())
+        if not self.checked:
+            self.require_gradients(computed=bool(shares))
+            self.checked = True
         self.gather(total)
         rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup, settings.steps)
         for group in self.optimizer.param_groups:
@@ -173,6 +193,19 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.parameters, self.record.step)
         return rate, float(total)
+
+    def require_gradients(self, computed: bool) -> None:
+        """Raises ValueError, in every process, where the gradient of a step reached not all that is trained.
+
+        computed: whether this process had a share of the step.
+        """
+        missing = [name for name, value in self.parameters.items() if computed and value.grad is None]
+        if self.processes.any(bool(missing), self.predict.device):
+            raise ValueError(
+                f"The gradient did not reach {len(missing)} of {len(self.parameters)} tensors that are trained "
+                f"({missing[0] if missing else 'in another process'}): connect the model straight from SANA Model "
+                "Loader, and start ComfyUI without --use-sage-attention and --enable-dynamic-vram."
+            )
 
     def gather(self, total: Tensor) -> None:
         """Adds up loss and gradients of all processes."""
@@ -273,7 +306,7 @@ class Trainer:
         if self.average is not None:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
         save_state(tensors, asdict(self.record) | {"settings": asdict(self.settings)}, self.files.state)
-        self.write(self.files.lora)
+        self.write(self.files.result)
 
     def write(self, path: str) -> None:
         if self.processes.writes:
@@ -287,8 +320,11 @@ def what_is_trained(patcher: Any, predict: Prediction, settings: Settings) -> Ad
         # Its LoRAs are in the weights now, and must not be taken out of them again.
         patcher.patches.clear()
         patcher.backup.clear()
-        return WeightSet(predict.network)
-    trained = AdapterSet(predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family)
+        return WeightSet(predict.network, settings.optimizer != ROUNDED)
+    trained = AdapterSet(
+        predict.network, settings.layers, settings.rank, settings.alpha, settings.seed, predict.family,
+        settings.algorithm,
+    )  # fmt: skip
     for adapter in trained.adapters.values():
         adapter.to(predict.device)
     return trained
@@ -300,6 +336,7 @@ def require_room(patcher: Any, settings: Settings) -> None:
     require_memory(
         sum(one.numel() for one in weights),
         max(one.element_size() for one in weights),
+        settings.optimizer != ROUNDED,
         STATE_BYTES.get(settings.optimizer, 0),
         bool(settings.ema),
         comfy.model_management.get_total_memory(patcher.load_device),

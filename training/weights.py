@@ -16,22 +16,26 @@ GIGA = 1e9
 
 
 class WeightSet:
-    """Every weight of SANA's network. Where they are float32 they are trained themselves, else copies in float32."""
+    """Every weight of SANA's network. Where they are float32 they are trained themselves, else copies in float32.
 
-    def __init__(self, network: nn.Module):
+    copied: False where bfloat16 weights are trained themselves too, see `RoundedOptimizer`.
+    """
+
+    def __init__(self, network: nn.Module, copied: bool = True):
         self.network = network
         for weight in network.parameters():
             weight.data = weight.data.clone()  # what was read from a file may share its memory with the file
             weight.requires_grad_(True)
         self.own = dict(network.named_parameters())
         self.dtypes = {name: weight.dtype for name, weight in self.own.items()}
+        alone = (torch.float32,) if copied else (torch.float32, torch.bfloat16)
         self.masters = {
-            name: weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float())
+            name: weight if weight.dtype in alone else nn.Parameter(weight.detach().float())
             for name, weight in self.own.items()
         }
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Every trained tensor, in float32, by its name in the network."""
+        """Every trained tensor by its name in the network."""
         return self.masters
 
     @contextmanager
@@ -86,13 +90,16 @@ class WeightSet:
         return {}
 
 
-def require_memory(weights: int, weight_bytes: int, state_bytes: int, averaged: bool, total: float, cure: str) -> None:
+def require_memory(
+    weights: int, weight_bytes: int, copied: bool, state_bytes: int, averaged: bool, total: float, cure: str
+) -> None:
     """Raises ValueError with the number where the weights and what they are trained with cannot fit on a device.
 
-    weights: how many. weight_bytes, state_bytes: of one, and of the optimizer's state for it. total: bytes of the
-    device. Activations come on top.
+    weights: how many. weight_bytes, state_bytes: of one, and of the optimizer's state for it. copied: whether weights
+    of 16 bits have a copy in float32. total: bytes of the device. Activations come on top.
     """
-    parts = {"weights": weight_bytes, "their float32 copy": 0 if weight_bytes == 4 else 4, "gradients": 4}
+    copy = 4 if copied and weight_bytes < 4 else 0
+    parts = {"weights": weight_bytes, "their float32 copy": copy, "gradients": copy or weight_bytes}
     parts |= {"the optimizer's state": state_bytes, "the average": 4 if averaged else 0}
     needed = weights * sum(parts.values())
     if needed > total:

@@ -98,7 +98,7 @@ class StockPatches:
         weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
         prepared = {key: prepare(adapters[key]) for key in weights}
         left = drop_misfits(prepared, weights, self.kind)
-        fitting = {key: patch for key, patch in patches.items() if key not in weights or key in left}
+        fitting = {key: patch for key, patch in (patches | left).items() if key not in weights or key in left}
         return super().add_patches(fitting, strength_patch, strength_model)
 
     def add_hook_patches(self, hook, patches: dict, strength_patch: float = 1.0, strength_model: float = 1.0) -> None:
@@ -107,7 +107,7 @@ class StockPatches:
         require_finite_factors(adapters)
         weights = {key: weight for key in adapters if (weight := self.find_weight(key)) is not None}
         left = drop_misfits({key: prepare(adapters[key]) for key in weights}, weights, self.kind)
-        fitting = {key: patch for key, patch in patches.items() if key not in weights or key in left}
+        fitting = {key: patch for key, patch in (patches | left).items() if key not in weights or key in left}
         super().add_hook_patches(hook, fitting, strength_patch, strength_model)
 
     def set_attachments(self, key: str, attachment) -> None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from sana_native.evaluation.intervals import distance_of, jackknife_error, mean_of
+from sana_native.evaluation.intervals import distance_of, jackknife_error, mean_of, mean_of_shares, share_of
 from sana_native.evaluation.metrics import Moments, cmmd, fid, kid
 
 OF_95 = (0.89, 0.99)  # shares of 200 to 300 intervals that agree with 95 %, three standard errors and skewness
@@ -72,3 +72,38 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
 def test_no_values_and_infinite_ones_have_no_mean(values):
     with pytest.raises(ValueError, match="have no mean"):
         mean_of(values)
+
+
+@pytest.mark.parametrize(("truth", "alike"), [(0.6, 0.0), (0.6, 0.7), (0.95, 0.5), (0.05, 0.9)])
+def test_the_interval_of_a_share_covers_it_when_pictures_of_a_prompt_are_alike(truth, alike):
+    """Four pictures of each of 100 prompts, equal to one of their prompt with probability `alike`."""
+    rng, prompts = np.random.default_rng(9), np.repeat(np.arange(100), 4)
+
+    def drawn():
+        shared = (rng.random(100) < truth)[prompts]
+        return np.where(rng.random(400) < alike, shared, rng.random(400) < truth)
+
+    estimates = [share_of(drawn(), prompts) for _ in range(300)]
+    assert OF_95[0] <= covered(estimates, truth) <= OF_95[1]
+
+
+def test_a_share_of_nothing_but_right_pictures_has_an_interval_by_its_prompts():
+    found = share_of([True] * 80, np.repeat(np.arange(20), 4))
+    assert (found.value, found.high, found.count) == (1.0, 1.0, 80)
+    assert found.low == pytest.approx(1 / (1 + 1.959964**2 / 20))  # Wilson's of 20 of 20
+    assert share_of([False] * 20, range(20)).low == 0.0
+    alone = share_of([True, False] * 20, range(40))
+    assert (alone.low, alone.high) == pytest.approx((0.3520, 0.6480), abs=2e-4)  # Wilson's of 20 of 40
+    equal = share_of([True, False] * 20, np.repeat(np.arange(20), 2))  # every prompt has the same share
+    assert (equal.low, equal.high) == (alone.low, alone.high)
+    assert share_of([True] * 40, np.repeat(np.arange(9), 5)[:40]).low is None
+    with pytest.raises(ValueError, match="0 pictures in 0 places have no share"):
+        share_of([], [])
+
+
+def test_the_interval_of_a_mean_of_shares_covers_it():
+    rng, truths = np.random.default_rng(10), (0.98, 0.8, 0.4, 0.1)
+    estimates = [mean_of_shares([share_of(rng.random(60) < p, range(60)) for p in truths]) for _ in range(300)]
+    assert OF_95[0] <= covered(estimates, np.mean(truths)) <= OF_95[1]
+    assert estimates[0].count == 240
+    assert mean_of_shares([estimates[0], share_of([True], [0])]).low is None

@@ -16,8 +16,8 @@ from sana_native.tools.comfy_server import ComfyServer, Result, ServerError
 DEMO = "sana-native-demo/"
 
 
-def graph(name: str, **inputs) -> dict:
-    """A training of the demo model on its bundled pictures. inputs: of SANA Train LoRA."""
+def graph(name: str, node: str = "SanaNativeTrainLora", **inputs) -> dict:
+    """A training of the demo model on its bundled pictures. node: which trains. inputs: its."""
     nodes = {
         "model": ("SanaNativeModelLoader", {"model_name": DEMO}),
         "clip": ("SanaNativeGemmaLoader", {"text_encoder_name": DEMO}),
@@ -26,7 +26,7 @@ def graph(name: str, **inputs) -> dict:
         "report": ("PreviewAny", {"source": ["set", 1]}),
         "encode": ("SanaNativeEncodeTrainingSet", {"training_set": ["set", 0], "vae": ["vae", 0], "clip": ["clip", 0]}),
         "train": (
-            "SanaNativeTrainLora",
+            node,
             {
                 "model": ["model", 0],
                 "encoded_set": ["encode", 0],
@@ -73,8 +73,8 @@ def picture(server: ComfyServer, result: Result, node: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(server.fetch_image(image)))).astype(int)
 
 
-def lora_of(server: ComfyServer, name: str) -> Path:
-    return server.base_directory / "models" / "loras" / f"{name}.safetensors"
+def lora_of(server: ComfyServer, name: str, folder: str = "loras") -> Path:
+    return server.base_directory / "models" / folder / f"{name}.safetensors"
 
 
 def step_of(path: Path) -> int:
@@ -127,6 +127,23 @@ def test_a_stopped_run_keeps_what_it_has_and_run_goes_on_again_and_again(server)
     server.run(graph("unstopped", **long), timeout=300)
     stopped, whole = load_file(path), load_file(lora_of(server, "unstopped_00001"))
     assert all(torch.equal(value, stopped[key]) for key, value in whole.items())
+
+
+def test_a_stopped_training_of_all_weights_keeps_what_it_has_and_goes_on_to_the_bit(server):
+    long = {"node": "SanaNativeTrainModel", "steps": 12, "accumulation": 4, "learning_rate": 1e-4, "ema": 0.9}
+    path, average, whole = (
+        lora_of(server, name, "diffusion_models") for name in ("all_00001", "all_00001_ema", "unstopped_all_00001")
+    )
+    stop_at(server, graph("all", **long), 2)
+    first = step_of(path)
+    assert 2 <= first < 12 and step_of(average) == first
+    assert "all_00001.safetensors" in str(server.object_info()["SanaNativeModelLoader"])
+    server.run(graph("all", resume="latest", **long), timeout=300)
+    server.run(graph("unstopped_all", **long), timeout=300)
+    assert step_of(path) == 12 and not lora_of(server, "all_00002", "diffusion_models").exists()
+    for stopped, unstopped in ((path, whole), (average, whole.with_stem(f"{whole.stem}_ema"))):
+        stopped, unstopped = load_file(stopped), load_file(unstopped)
+        assert all(torch.equal(value, stopped[key]) for key, value in unstopped.items())
 
 
 def test_run_after_a_stop_begins_a_new_run_where_that_is_chosen(server):

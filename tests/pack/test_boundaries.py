@@ -68,6 +68,7 @@ PURE = {
     "samplers/schedules.py",
     "scale/formats.py",
     "scale/rows.py",
+    "evaluation/geneval.py",
     "evaluation/intervals.py",
     "evaluation/metrics.py",
     "evaluation/pictures.py",

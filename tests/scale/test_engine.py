@@ -1,4 +1,4 @@
-"""The hand-out of shards, the limit of failures, and names of pictures."""
+"""The hand-out of shards, the limit of failures, and which rows run."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from sana_native.scale.progress import Outcome, Progress, read_limit
 from sana_native.scale.ray_engine import share_out
 from sana_native.scale.rows import BadRow, Row
 from sana_native.scale.store import LocalStore
-from sana_native.scale.worker import HostSettings, Job, Worker, WorkerError, picture_name
+from sana_native.scale.worker import HostSettings, Job, Worker, WorkerError
 
 
 def rows(count: int) -> list[Row]:
@@ -65,11 +65,6 @@ def test_metrics_are_lines_of_json(tmp_path):
     assert (metric["rows"], metric["statuses"], metric["row_seconds_median"], metric["workers"]) == (
         1, {"done": 1}, 0.5, 2,
     )  # fmt: skip
-
-
-def test_pictures_of_two_rows_never_meet():
-    names = {picture_name(name, number, ".png") for name in ("a", "a_1", "a_1_1", "ä") for number in range(3)}
-    assert len(names) == 12 and picture_name("a", 0, ".png") == "images/86f/a.png"
 
 
 def test_each_worker_sees_a_device_or_its_share_of_the_cores(monkeypatch):

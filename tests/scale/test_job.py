@@ -57,9 +57,15 @@ def test_a_second_run_into_the_same_place_is_refused(tmp_path):
         pass
 
 
-def test_signals_are_heard_inside_and_given_back_after():
+def test_a_signal_ends_a_run_at_once_before_rows_run_and_the_second_one_after():
     before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    with stop_on_signals() as signals:
+        signals.wait_for_rows = True
         signal.raise_signal(signal.SIGTERM)
-        assert stop.wait(5)
+        assert signals.stop.wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before

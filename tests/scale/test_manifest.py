@@ -20,6 +20,7 @@ from sana_native.scale.manifest import (
     join_job,
     model_files,
     part_firsts,
+    require_job,
     shards,
     total_rows,
 )
@@ -92,15 +93,60 @@ def test_a_summary_counts_rows_files_and_errors():
     assert summary.line() == "2 failed, 1 done; 1 files, 0.0 MB" and summary.errors.most_common() == [("no", 2)]
 
 
+def begin(store: LocalStore) -> None:
+    part = Part(store, Shard(0, [row(0)]), [])
+    part.add(record(0))
+    part.save()
+
+
 def test_another_job_is_refused_with_what_changed(tmp_path):
     store = LocalStore(tmp_path)
     own = join_job(store, {"workflow": "a", "rows": "b"}, 3)
+    begin(store)
     assert join_job(store, {"rows": "b", "workflow": "a"}, 3) == own
     with pytest.raises(JobError, match=rf"holds the job {own}, and rows changed since\. Choose another"):
         join_job(store, {"workflow": "a", "rows": "c"}, 5)
     other = join_job(store, {"workflow": "a", "rows": "c"}, 5, force=True)
     assert other != own and json.loads(store.get("job.json"))["fingerprint"] == other
     assert total_rows(store) == 5 and total_rows(LocalStore(tmp_path / "none")) is None
+
+
+def test_a_job_without_a_record_and_a_picture_becomes_another(tmp_path):
+    """As its first row failed, and the workflow was mended."""
+    store = LocalStore(tmp_path)
+    old = join_job(store, {"workflow": "a"}, 3)
+    new = join_job(store, {"workflow": "b"}, 4)
+    assert old != new and total_rows(store) == 4
+    store.put("images/abc/x.png", b"of a run that was killed before its record")
+    with pytest.raises(JobError, match=f"holds the job {new}, and workflow changed since"):
+        join_job(store, {"workflow": "a"}, 3)
+
+
+def test_a_job_that_another_machine_replaced_is_noticed(tmp_path):
+    store = LocalStore(tmp_path)
+    own = join_job(store, {"workflow": "a"}, 3)
+    require_job(store, own)
+    other = join_job(store, {"workflow": "b"}, 3)
+    with pytest.raises(JobError, match=f"holds the job {other}, as another run wrote into it too: choose another"):
+        require_job(store, own)
+    (tmp_path / "job.json").unlink()
+    with pytest.raises(JobError, match="holds no job any more"):
+        require_job(store, own)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", '{"fingerprint": "a"}', '{"fingerprint": "a", "parts": 1}'])
+def test_a_file_that_describes_no_job_is_named(tmp_path, text):
+    LocalStore(tmp_path).put("job.json", text.encode())
+    for ask in (total_rows, lambda store: join_job(store, {"workflow": "a"}, 3)):
+        with pytest.raises(JobError, match=r"job\.json is no description of a job: choose another folder"):
+            ask(LocalStore(tmp_path))
+
+
+def test_records_of_an_earlier_version_are_read(tmp_path):
+    line = '{"index": 0, "name": "a", "place": "line 1", "status": "done", "files": ["a.png"], "bytes": [3], "new": 1}'
+    LocalStore(tmp_path).put(manifest.part_name(0), line.encode() + b"\n")
+    (old,) = all_records(LocalStore(tmp_path))
+    assert (old.files, old.width, old.height, old.id, old.node) == (["a.png"], [], [], "", "")
 
 
 def test_model_files_are_found_by_their_names(tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from sana_native.scale import store as stores
+from sana_native.scale.job import folder_name
 from sana_native.scale.store import LocalStore, StoreError, open_store
 from sana_native.tests.support import store_behaviour
 from sana_native.tools.scale_environment import scale_python
@@ -23,9 +24,9 @@ def test_a_folder_keeps_files_and_a_job(tmp_path, scheme):
 def test_a_file_system_of_pyarrow_keeps_them_too():
     """In the command's own environment: pyarrow's mock of one, and fsspec's in memory."""
     program = (store_behaviour.__file__, str(stores.Path(stores.__file__).parents[1]))
-    addresses = ("mock://bucket/job", "memory://bucket/job")
+    addresses = ("mock://bucket//job/", "memory://bucket/job/")
     done = subprocess.run([str(scale_python()), *program, *addresses], capture_output=True, text=True, check=False)
-    assert done.stdout == "".join(f"{address}: as it should be\n" for address in addresses), done.stderr
+    assert done.stdout == "mock://bucket/job: as it should be\nmemory://bucket/job: as it should be\n", done.stderr
 
 
 def test_a_file_that_cannot_be_renamed_leaves_the_old_one_and_no_rest(tmp_path, monkeypatch):
@@ -39,6 +40,34 @@ def test_a_file_that_cannot_be_renamed_leaves_the_old_one_and_no_rest(tmp_path, 
     with pytest.raises(StoreError, match=r"a cannot be written \(No space left on device\): free some space"):
         store.put("a", b"new")
     assert store.get("a") == b"old" and not os.listdir(tmp_path / stores.PARTS)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its folders are written in other ways")
+def test_a_place_has_one_name_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    ways = ["a/job", "a/job/", "./a//job", "a/b/../job", f"{tmp_path}/a/job", f"/{tmp_path}/a/job/", "link/a/job",
+            f"file://{tmp_path}/a/job/", f"FILE://localhost{tmp_path}//a/job"]  # fmt: skip
+    assert {open_store(way).url for way in ways} == {str(tmp_path.resolve() / "a" / "job")}
+    assert len({folder_name(open_store(way)) for way in ways}) == 1
+    assert folder_name(open_store("a/job2")) != folder_name(open_store("a/job"))
+
+
+@pytest.mark.parametrize(
+    ("ways", "place"),
+    [
+        (["s3://b/job", "s3://b/job/", "s3://b//job//", "S3://b/job?region=eu", "s3://key:secret@b/job"], "s3://b/job"),
+        (["s3://b/job?endpoint_override=x:9&region=eu", "s3://b/job/?region=eu&endpoint_override=x:9"],
+         "s3://b/job?endpoint_override=x:9"),
+        (["abfs://c:secret@a.net/job/", "abfs://c@a.net/job"], "abfs://c@a.net/job"),
+        (["hdfs://host:8020/job", "hdfs://host:8020//job/"], "hdfs://host:8020/job"),
+        (["memory:///job/", "memory:////job"], "memory:///job"),
+        (["gs://b", "gs://b/"], "gs://b"),
+        (["s3://b/a:1@x/Job"], "s3://b/a:1@x/Job"),
+    ],
+)  # fmt: skip
+def test_an_address_has_one_name_without_its_secrets(ways, place):
+    assert {stores.place_of(stores.normalize(way)) for way in ways} == {place}
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):

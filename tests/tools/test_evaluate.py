@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sana_native.nodes.save_named import Target
 from sana_native.tests.support.clips import host_text, host_vision, random_clip
-from sana_native.tools import evaluate, evaluation_files
+from sana_native.tools import evaluate, evaluation_files, evaluation_pictures
 from sana_native.tools.evaluate import EvaluationError, find_pictures, prompts_of, read_arguments
 
 
@@ -120,6 +121,9 @@ def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
         run(folder, *arguments, "--reference", str(folder / "pictures"))
     with pytest.raises(ValueError, match="FID of 12 pictures means nothing"):
         run(folder, *arguments, "--reference", "moments.npz")
+    with pytest.raises(ValueError, match="FID of 12 pictures means nothing"):  # no hour of CLIP before
+        run(folder, *arguments, "--metrics", "clip,fid", "--reference", str(folder / "pictures"))
+    assert not (folder / "out").exists()
 
 
 def test_prompts_come_from_a_file_by_name_or_from_the_picture_itself(folder, tmp_path):
@@ -167,13 +171,16 @@ def test_a_picture_without_a_prompt_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pictures", "."], "clip-vit-large-patch14.safetensors is not there: clip and cmmd need .* download https"),
+        (
+            ["--pictures", "."],
+            "clip-vit-large-patch14.safetensors is not there: clip, cmmd and geneval's colors need .* download https",
+        ),
         (
             ["--pictures", ".", "--metrics", "fid", "--reference", "."],
             "fid and kid need the Inception v3 of 2015; download",
         ),
         (["--pictures", ".", "--metrics", "cmmd"], "cmmd compares with pictures, and there are none; give REFERENCE="),
-        (["--pictures", ".", "--metrics", "lpips"], "METRICS=lpips: lpips is none of clip, cmmd, kid, fid, psnr, ssim"),
+        (["--pictures", ".", "--metrics", "lpips"], "METRICS=lpips: lpips is none of clip, .*, ssim, geneval."),
         ([], "There is nothing to evaluate; give PICTURES="),
     ],
 )
@@ -189,6 +196,53 @@ def test_a_folder_without_pictures_and_a_broken_picture_are_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(EvaluationError, match="bad.png cannot be read as a picture"):
         evaluate.read_picture(tmp_path / "bad.png")
+
+
+@pytest.mark.usefixtures("small_clip")
+def test_a_broken_picture_in_the_middle_stops_and_the_rest_goes_on_where_it_was(folder, monkeypatch):
+    monkeypatch.setattr(evaluation_pictures, "PART", 4)
+    middle = folder / "pictures" / "deep" / "05.png"
+    whole = middle.read_bytes()
+    middle.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        EvaluationError, match=r"05.png cannot be read as a picture \(.*truncated.*\); mend it, or take"
+    ):
+        run(folder)
+    parts = {path: path.stat().st_mtime_ns for path in (folder / "out" / "scores_parts").iterdir()}
+    assert len(parts) == 1 and not (folder / "out" / "scores.json").exists()
+    middle.write_bytes(whole)
+    assert run(folder)["CLIP score"]["count"] == 12
+    after = {path: path.stat().st_mtime_ns for path in (folder / "out" / "scores_parts").iterdir()}
+    assert len(after) == 3 and parts.items() <= after.items()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
+def test_grey_pictures_and_others_are_read_as_color(mode, tmp_path):
+    values = np.random.default_rng(1).integers(0, 256, (9, 8)).astype(np.uint8)
+    picture = Image.fromarray(values).convert(mode)
+    picture.save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
+    found = evaluate.read_picture(next(tmp_path.iterdir()))
+    assert found.shape == (9, 8, 3) and found.dtype == np.uint8 and len(np.unique(found)) > 1
+    if mode == "L":
+        assert np.array_equal(found, values[..., None].repeat(3, axis=2))
+
+
+def test_grey_values_of_16_bits_are_refused_as_they_would_turn_white(tmp_path):
+    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(EvaluationError, match="deep.png has grey values of 16 bits or more, where 8 were expected"):
+        evaluate.read_picture(tmp_path / "deep.png")
+
+
+def test_inception_files_that_are_damaged_or_of_another_network_are_named(tmp_path):
+    whole, half, other = tmp_path / "whole.pth", tmp_path / "half.pth", tmp_path / "other.pth"
+    torch.save({"fc.weight": torch.zeros(100, 100)}, whole)
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    torch.save({"conv1.weight": torch.zeros(3, 3)}, other)
+    with pytest.raises(ValueError, match=r"half.pth is damaged"):
+        evaluation_files.load_inception(str(half))
+    message = r"other.pth cannot be used: it is not FID's Inception v3, as \S+ is missing; download https.*pt_inception"
+    with pytest.raises(ValueError, match=message):
+        evaluation_files.load_inception(str(other))
 
 
 def test_moments_are_read_as_pytorch_fid_saves_them(tmp_path):

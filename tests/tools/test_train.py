@@ -58,7 +58,7 @@ def step_of(files) -> int:
 
 def whole_files(files) -> list[str]:
     """Names of a run's files; every one under a final name must load to its end."""
-    paths = [*Path(files.state).parent.iterdir(), *Path(files.lora).parent.iterdir()]
+    paths = [*Path(files.state).parent.iterdir(), *Path(files.result).parent.iterdir()]
     for path in paths:
         if path.suffix == ".safetensors":
             assert all(value.isfinite().all() for value in load_file(path).values())
@@ -75,7 +75,7 @@ def test_it_goes_on_with_the_nodes_run_and_the_node_with_its_own_to_the_bit(run,
     run(steps=2, **options)
     told = finished(files, "--steps", "4")
     assert told.startswith(f"Goes on with {files.state}, 1 process(es)\n") and "step 4 of 4, loss " in told
-    assert told.endswith(f"4 of 4 steps are done: {files.lora}\n") and step_of(files) == 4
+    assert told.endswith(f"4 of 4 steps are done: {files.result}\n") and step_of(files) == 4
     resumed, record = run(steps=6, resume=True, **options)
     assert equal(resumed, whole) and len(record.losses) == 6
 
@@ -85,14 +85,16 @@ def test_it_begins_a_run_of_its_own_with_the_next_number(run, files, tmp_path):
     run()
     folder = tmp_path / "mine_00001"
     Path(files.state).parent.rename(folder)
-    new = type(files)(str(folder / "state.safetensors"), files.lora.replace("mine.", "mine_00001."))
+    new = type(files)(str(folder / "state.safetensors"), files.result.replace("mine.", "mine_00001."))
     text = Path(new.config).read_text(encoding="utf-8")
-    Path(new.config).write_text(text.replace(files.state, new.state).replace(files.lora, new.lora), encoding="utf-8")
+    Path(new.config).write_text(
+        text.replace(files.state, new.state).replace(files.result, new.result), encoding="utf-8"
+    )
     before = (folder / "state.safetensors").read_bytes()
     told = finished(new, "--new")
     assert f"Begins {tmp_path / 'mine_00002' / 'state.safetensors'}" in told
     assert (folder / "state.safetensors").read_bytes() == before
-    assert equal(load_file(files.lora), load_file(files.lora.replace("mine.", "mine_00002.")))
+    assert equal(load_file(files.result), load_file(files.result.replace("mine.", "mine_00002.")))
 
 
 @pytest.mark.heavy
@@ -109,7 +111,7 @@ def test_two_processes_equal_one_with_twice_the_batch(run, files):
     assert tensors.keys() == state.keys()
     for name, value in state.items():
         torch.testing.assert_close(tensors[name], value, rtol=1e-5, atol=1e-5)
-    assert all(torch.allclose(value, whole[name], atol=1e-5) for name, value in load_file(files.lora).items())
+    assert all(torch.allclose(value, whole[name], atol=1e-5) for name, value in load_file(files.result).items())
 
 
 @pytest.mark.heavy
@@ -121,7 +123,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(run, files):
     told, _ = process.communicate(timeout=120)
     stopped = step_of(files)
     assert process.returncode == 130 and f"{stopped} of 100000 steps are done" in told and stopped > 1
-    assert equal(load_file(files.lora), run(steps=stopped)[0])
+    assert equal(load_file(files.result), run(steps=stopped)[0])
 
 
 def test_sigkill_in_the_middle_of_training_loses_no_more_than_save_every_steps(run, files):

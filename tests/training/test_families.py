@@ -143,6 +143,14 @@ def test_a_resumed_run_equals_one_without_a_stop_to_the_bit(models, data, files,
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gradient_reaches_every_adapter_without_checkpointing_too(models, data, files, name):
+    """The trainer itself raises where it does not; with checkpointing every other test here asks the same."""
+    options = {"layers": "all linear", "checkpointing": False, "caption_dropout": 1.0}
+    _, record = training(models, data, files, name, steps=1, **options)
+    assert record.step == 1
+
+
 def prediction_of(patcher, width: int) -> torch.Tensor:
     comfy.model_management.load_models_gpu([patcher])
     x0, states, mask, noise = loss_inputs(width)
@@ -150,19 +158,21 @@ def prediction_of(patcher, width: int) -> torch.Tensor:
         return Prediction(patcher)(x0 + noise, torch.full((3,), 0.7), states, mask)
 
 
-@pytest.mark.parametrize("layers", PRESETS)
+@pytest.mark.parametrize(
+    ("layers", "algorithm"), [*((layers, "LoRA") for layers in PRESETS), ("all linear", "DoRA"), ("all linear", "LoKr")]
+)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, files, name, layers):
+def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, files, name, layers, algorithm):
     model, width = models(name)
     plain = prediction_of(model, width)
     with torch.inference_mode(), training_mode():
-        trainer = Trainer(model, data(name), replace(SETTINGS, steps=3, layers=layers), files)
+        trainer = Trainer(model, data(name), replace(SETTINGS, steps=3, layers=layers, algorithm=algorithm), files)
         trainer.run(lambda _: None)
         with trainer.trained.attached():
             trained = prediction_of(trainer.patcher, width)
     assert bench.relative(trained, plain) > 1e-3
-    stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(files.lora), 1.0, 0)
-    readers = [stock] if name == "Lumina-Next" else [stock, load_lora(model, files.lora, 1.0)]
+    stock, _ = comfy.sd.load_lora_for_models(model, None, load_file(files.result), 1.0, 0)
+    readers = [stock] if name == "Lumina-Next" else [stock, load_lora(model, files.result, 1.0)]
     for reader in readers:
         assert bench.relative(prediction_of(reader, width), trained) < 1e-5
     assert bench.relative(prediction_of(model, width), plain) < 1e-6
@@ -171,15 +181,15 @@ def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, fil
 def test_a_pixart_lora_acts_on_diffusers_network_through_peft(models, data, files):
     model, width = models("Sigma 512")
     training(models, data, files, "Sigma 512", layers="all linear")
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
     reference = pixart.reference("Sigma 512", layers=2)
     options = {key.removeprefix("transformer."): value for key, value in config.items()}
     changed = peft.inject_adapter_in_model(peft.LoraConfig(**options), copy.deepcopy(reference))
-    tensors = {key.removeprefix("transformer."): value for key, value in load_file(files.lora).items()}
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(files.result).items()}
     peft.set_peft_model_state_dict(changed, tensors)
     x0, states, mask, noise = loss_inputs(width)
-    ours = load_lora(model, files.lora, 1.0)
+    ours = load_lora(model, files.result, 1.0)
     predict, sigma = Prediction(ours), torch.full((3,), 0.7)
     noisy = predict.sampling.calculate_input(sigma, x0 + noise)
     timesteps, sizes = predict.sampling.timestep(sigma), {"resolution": None, "aspect_ratio": None}
@@ -208,7 +218,7 @@ def test_pixart_is_trained_at_uniform_timesteps_whatever_was_chosen(models, data
         288.7, 0.02
     )
     training(models, data, files, "Sigma 512", time_sampling="logit-normal")
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         told = json.loads(file.metadata()["sana_training"])
         assert file.metadata()["modelspec.architecture"] == "PixArt/lora"
     assert told["time_sampling"] == "uniform" and told["shift"] is None
@@ -230,9 +240,18 @@ def test_captions_and_latents_of_another_familys_encoders_are_refused(models, da
     with pytest.raises(ValueError, match="encoded to states of 64 where Lumina-Next needs 32: connect its own text"):
         with torch.inference_mode():
             train(models("Lumina-Next")[0], encoded, SETTINGS, files, lambda *_: None)
-    with pytest.raises(ValueError, match="SANA needs a latent of 32 channels|has 4 channels"):
+    found = "of 64 x 64 px was encoded to a latent of 4 channels and 8 x 8 cells where SANA needs 32 channels and 2 x 2"
+    with pytest.raises(ValueError, match=f"{found} cells: connect the DC-AE of SANA DC-AE Loader to SANA Encode Train"):
         with torch.inference_mode():
             train(bench.model("sana"), encoded, SETTINGS, files, lambda *_: None)
+
+
+@pytest.mark.parametrize(("name", "vae"), [("Sigma 512", "SDXL"), ("alpha 1024-MS", "Stable Diffusion 1")])
+def test_a_set_of_sana_is_refused_for_pixart_with_the_vae_it_needs(models, encoded, files, name, vae):
+    with pytest.raises(ValueError, match=f"where PixArt needs 4 channels .+: connect the VAE of {vae} from Load VAE"):
+        with torch.inference_mode():
+            train(models(name)[0], encoded, SETTINGS, files, lambda *_: None)
+    assert not Path(files.config).exists()
 
 
 @pytest.mark.parametrize(("name", "told"), [("LCM", "PixArt-LCM"), ("DMD", "PixArt-DMD")])

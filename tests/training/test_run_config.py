@@ -45,7 +45,7 @@ def test_names_may_be_relative_to_the_files_folder_and_settings_left_out(written
     change(written, files={"state": "s.safetensors", "lora": "../l.safetensors"}, settings={"steps": 7})
     config = read_config(str(written))
     assert Path(config.files.state) == written.parent / "s.safetensors"
-    assert Path(config.files.lora).resolve() == written.parent.parent / "l.safetensors"
+    assert Path(config.files.result).resolve() == written.parent.parent / "l.safetensors"
     assert config.settings.steps == 7 and config.settings.rank == 16
 
 

@@ -1,5 +1,6 @@
 """Training a LoRA on the tiny SANA: exact resumes and seeds, batches, and files that every reader takes."""
 
+import copy
 import json
 import os
 import signal
@@ -16,13 +17,18 @@ import safetensors
 import torch
 from comfy_extras.nodes_train import LoraModelLoader
 from sana_native.models.lora.loader import load_lora
+from sana_native.models.sana.loader import load_sana
+from sana_native.models.sana.model import CrossAttention, GLUMBConv
+from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SETTINGS, SIDE
 from sana_native.training import trainer as trainer_file
 from sana_native.training.captions import Caption, batch_captions
+from sana_native.training.families import PRESETS
 from sana_native.training.seeds import generator_of
 from sana_native.training.network import training_mode
 from sana_native.training.preview import Preview
+from sana_native.training.settings import MODEL
 from sana_native.training.state import load_state
 from sana_native.training.trainer import Trainer
 from safetensors.torch import load_file
@@ -141,11 +147,11 @@ def test_latents_are_trained_at_the_models_scale(encoded, files):
 def test_the_file_acts_alike_in_our_loader_the_stock_loader_the_graph_and_diffusers(run, files, layers):
     lora, _ = run(layers=layers)
     plain = velocity_of(bench.model("sana"))
-    ours = load_lora(bench.model("sana"), files.lora, 1.0)
-    stock, _ = comfy.sd.load_lora_for_models(bench.model("sana"), None, load_file(files.lora), 1.0, 0)
+    ours = load_lora(bench.model("sana"), files.result, 1.0)
+    stock, _ = comfy.sd.load_lora_for_models(bench.model("sana"), None, load_file(files.result), 1.0, 0)
     (graph,) = bench.call(LoraModelLoader, bench.model("sana"), lora, 1.0)
     pipeline = diffusers.SanaPipeline.from_pretrained(bench.folder() / "sana")
-    pipeline.load_lora_weights(files.lora)
+    pipeline.load_lora_weights(files.result)
     reference = diffusers_velocity(pipeline)
     for patched in (ours, stock, graph):
         assert bench.relative(velocity_of(patched), reference) < 1e-5
@@ -169,7 +175,7 @@ def diffusers_velocity(pipeline) -> torch.Tensor:
 
 def test_the_header_tells_what_was_trained(run, files):
     run(ema=0.9)
-    with safetensors.safe_open(files.lora, "pt") as file:
+    with safetensors.safe_open(files.result, "pt") as file:
         metadata = file.metadata()
     told = json.loads(metadata["sana_training"])
     assert (told["base_model"], told["shift"], told["step"], told["rank"]) == ("tiny", 3.0, 4, 2)
@@ -184,7 +190,7 @@ def test_an_interrupt_saves_and_hands_on_the_lora_so_far(run, files):
 
     lora, record = run(steps=6, tell=stop)
     assert record.step == 2 and not comfy.model_management.processing_interrupted()
-    assert equal(load_file(files.lora), lora)
+    assert equal(load_file(files.result), lora)
     resumed, _ = run(steps=6, resume=True)
     assert equal(resumed, run(steps=6)[0])
 
@@ -196,7 +202,7 @@ def test_a_lora_lies_beside_every_save_and_a_sample_before_the_first_step_and_af
     shown = []
     preview = Preview(captions[:1], captions[1], (side, side), steps=2)
     run(steps=5, save_every=2, sample_every=2, preview=preview, tell=lambda _, report: shown.append(report.sample))
-    assert sorted(path.name for path in Path(files.lora).parent.iterdir()) == [
+    assert sorted(path.name for path in Path(files.result).parent.iterdir()) == [
         "mine.safetensors", "mine_step000002.safetensors", "mine_step000004.safetensors",
     ]  # fmt: skip
     assert [sample is not None for sample in shown] == [True, False, True, False, True, True]
@@ -210,6 +216,49 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(r
     assert not any(value.any() for name, value in lora.items() if "lora_B" in name)
     with pytest.raises(ValueError, match="No gradient was finite for 21 steps"):
         run(steps=40)
+
+
+@pytest.fixture(scope="module")
+def sana15(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sana15")
+    tiny.transformer(qk_norm="rms_norm_across_heads").save_pretrained(folder / "transformer")
+    return load_sana(str(folder))
+
+
+@pytest.mark.parametrize("changes", [*({"layers": preset} for preset in PRESETS), {"target": MODEL}])
+def test_the_gradient_reaches_all_that_is_trained(run, sana15, changes):
+    """With and without checkpointing, and with every caption left out: the trainer raises where it does not."""
+    for model in (bench.model("sana"), sana15):
+        for more in ({"checkpointing": False}, {"caption_dropout": 1.0}):
+            _, record = run(model=model, steps=1, **changes, **more)
+            assert record.step == 1
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_an_attention_without_a_gradient_is_told_before_the_first_step(run, files, monkeypatch, checkpointing):
+    """As that of a kernel made for sampling, of which queries and keys would stay as they are without a word."""
+    attend = CrossAttention.attend
+    monkeypatch.setattr(CrossAttention, "attend", lambda *args: attend(*(unlearning(one) for one in args)))
+    found = "did not reach 12 of 24 tensors that are trained .transformer_blocks.0.attn2.to_q.down.: connect the model"
+    with pytest.raises(ValueError, match=found):
+        run(checkpointing=checkpointing)
+    assert not os.path.exists(files.state) and not os.path.exists(files.result)
+
+
+def unlearning(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def test_weights_that_the_network_only_copies_are_told_before_the_first_step(run, monkeypatch):
+    """As in the host's dynamic memory."""
+    forward = GLUMBConv.forward
+    monkeypatch.setattr(GLUMBConv, "forward", lambda self, x, grid: forward(copied(self), x, grid))
+    with pytest.raises(ValueError, match=r"did not reach \d+ of \d+ tensors .+ff.+ and start ComfyUI without"):
+        run(target=MODEL)
+
+
+def copied(layer):
+    return copy.deepcopy(layer).requires_grad_(False)
 
 
 KILLED = """
