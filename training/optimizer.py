@@ -50,6 +50,12 @@ class Average:
         for name, value in parameters.items():
             self.values[name].lerp_(value.detach().float(), 1 - decay)
 
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Puts values of the parameters' names in the place of its own."""
+        for name, own in self.values.items():
+            own.copy_(values[name])
+
 
 def make_optimizer(
     kind: str, values: Iterable[Tensor], rate: float, decay: float, generator: Callable[[], torch.Generator]

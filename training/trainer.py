@@ -96,6 +96,7 @@ class Trainer:
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
         self.record, self.skipped, self.checked = Record(), 0, False
+        self.saved: int | None = None  # the step of the state on the disk
 
     def roundings(self) -> torch.Generator:
         """Of the random numbers by which a step's weights are rounded, the same in every process."""
@@ -107,25 +108,27 @@ class Trainer:
         tensors, record = load_state(self.files.state)
         self.trained.load(part_of(tensors, TRAINED))
         load_optimizer(self.optimizer, self.parameters, tensors)
-        if self.average is not None:
-            average, own = part_of(tensors, EMA), self.average.values
-            self.average.values = {name: average.get(name, value).to(value.device) for name, value in own.items()}
+        if self.average is not None:  # a run that had none so far begins it with the weights it has learned
+            self.average.load(part_of(tensors, EMA) or self.parameters)
         fixed, held_out = ([(step, row) for step, row in record.get(kind, [])] for kind in ("fixed", "held_out"))
         self.record = Record(record["step"], record["losses"], fixed, held_out)
+        self.saved = self.record.step
 
     def run(self, tell: Callable[[Report], None], preview: Preview | None = None) -> bool:
         """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
 
-        tell: called after every step.
+        tell: called after every step. Raises ValueError where the loss is not finite in the end; nothing is saved then.
         """
-        try:
-            with self.trained.attached():
+        finished = True
+        with self.trained.attached():
+            try:
                 self.run_steps(tell, preview)
-        except comfy.model_management.InterruptProcessingException:
-            self.save()
-            return False
+            except comfy.model_management.InterruptProcessingException:
+                finished = False
+            if not self.is_finite():
+                raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
-        return True
+        return finished
 
     def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
         settings, begun, first = self.settings, time.monotonic(), self.record.step
@@ -142,7 +145,7 @@ class Trainer:
             saved = settings.save_every and step % settings.save_every == 0 and step < settings.steps
             if due or saved:
                 self.measure_fixed()
-            if saved:
+            if saved and self.is_finite():
                 self.save()
                 self.write(self.files.result_at(step))
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
@@ -217,9 +220,13 @@ class Trainer:
     def count_skipped(self) -> None:
         self.skipped += 1
         if self.skipped > MOST_SKIPPED:
-            raise ValueError(
-                f"No gradient was finite for {self.skipped} steps: lower learning_rate, and go on from the last save."
-            )
+            raise ValueError(f"No gradient was finite for {self.skipped} steps: {self.way_back()}.")
+
+    def way_back(self) -> str:
+        """The cure of a run that has diverged."""
+        if self.saved is None:
+            return "lower learning_rate, and begin a new run, as no state of this one was saved"
+        return f"lower learning_rate, and go on from step {self.saved}, the last one saved, in {self.files.state}"
 
     def batch_loss(self, indices: list[int], generator: torch.Generator, places: Sequence[int] | None = None) -> Tensor:
         """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator.
@@ -262,6 +269,13 @@ class Trainer:
             row.append(float(torch.cat(losses).mean()))
         return row
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether the last step's loss is, and one with the weights that this step has made."""
+        sigma = torch.tensor([self.family.level(self.predict.sampling, FIXED_LEVELS[len(FIXED_LEVELS) // 2])])
+        now = float(self.fixed_loss(self.samples[0], sigma, generator_of(0, FIXED)))
+        return all(math.isfinite(loss) for loss in (now, *self.record.losses[-1:]))
+
     def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(1, *sample.latent().shape, generator=generator)
         return self.loss_of([sample], [sample.caption()], sigma, noise)
@@ -299,6 +313,7 @@ class Trainer:
 
     def save(self) -> None:
         """The state, then the LoRA or model, each whole or not at all; by one process of a run."""
+        self.saved = self.record.step
         if not self.processes.writes:
             return
         tensors = {TRAINED + name: value for name, value in self.parameters.items()}

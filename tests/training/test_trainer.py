@@ -218,6 +218,38 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(r
         run(steps=40)
 
 
+@pytest.mark.parametrize("target", ["LoRA", "model"])
+def test_an_average_that_begins_at_a_resume_begins_with_what_was_learned(run, files, target):
+    run(steps=4, target=target)
+    learned = load_file(files.result)
+    run(steps=5, resume=True, target=target, ema=0.999, learning_rate=1e-9)
+    averaged = load_file(files.result if target == "LoRA" else files.result.replace("mine", "mine_ema"))
+    assert learned.keys() == averaged.keys()
+    assert all(torch.allclose(averaged[name], value, atol=1e-6) for name, value in learned.items())
+
+
+def test_a_run_that_diverges_leaves_the_files_before_and_names_the_last_step_saved(run, files):
+    run(steps=2)
+    state, learned = Path(files.state).read_bytes(), Path(files.result).read_bytes()
+    ruined = {"resume": True, "learning_rate": 1e30, "clip_norm": 0, "save_every": 3}
+    for steps, found in ((3, "The loss is not finite after step 3"), (40, "No gradient was finite for 21 steps")):
+        with pytest.raises(ValueError, match=f"{found}: lower learning_rate, and go on from step 2, the last one saved"):
+            run(steps=steps, **ruined)
+        assert Path(files.state).read_bytes() == state and Path(files.result).read_bytes() == learned
+    assert [path.name for path in Path(files.result).parent.iterdir()] == ["mine.safetensors"]
+
+
+def test_a_new_run_that_diverges_writes_nothing_and_says_so_even_when_it_is_stopped(run, files):
+    def stop(_, report) -> None:
+        if report.step == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    found = "The loss is not finite after step 2: lower learning_rate, and begin a new run, as no state of this one"
+    with pytest.raises(ValueError, match=found):
+        run(steps=9, tell=stop, learning_rate=1e30, clip_norm=0)
+    assert not os.path.exists(files.state) and not os.path.exists(files.result)
+
+
 @pytest.fixture(scope="module")
 def sana15(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sana15")
