@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 
-NUMBERED = re.compile(r"(.+_)(\d{5})")  # folder of a run
+NUMBERED = re.compile(r"(.+)_(\d{5,})")  # folder of a run
 PAUSE = 1.0  # seconds between lines of progress, at least
 RECENT = 20  # steps whose mean is told
 
@@ -82,16 +82,16 @@ def train_run(given: argparse.Namespace) -> int:
 
 def new_files(files):
     """Files of a run with the next free number. Raises ValueError for a folder without one."""
+    from sana_native.training.settings import numbers_of
+
     folder, state = os.path.split(files.state)
     runs, name = os.path.split(folder)
     match = NUMBERED.fullmatch(name)
     if match is None:
         raise ValueError(f"{folder} does not end in a number such as _00001, so none follows: copy run.json elsewhere.")
-    taken = [
-        int(other[2]) for entry in os.listdir(runs) if (other := NUMBERED.fullmatch(entry)) and other[1] == match[1]
-    ]
-    run = f"{match[1]}{max(taken, default=0) + 1:05}"
-    result = os.path.join(os.path.dirname(files.result), f"{run}.safetensors")
+    results = os.path.dirname(files.result)
+    run = f"{match[1]}_{max([*numbers_of(match[1], runs), *numbers_of(match[1], results)], default=0) + 1:05}"
+    result = os.path.join(results, f"{run}.safetensors")
     return type(files)(os.path.join(runs, run, state), result)
 
 
@@ -119,7 +119,10 @@ class Watch:
     def __init__(self):
         self.recent, self.told = [], 0.0
 
-    def __call__(self, _, report) -> None:
+    def __call__(self, trainer, report) -> None:
+        if not self.told:
+            for notice in trainer.record.notices:
+                say(notice)
         self.recent = [*self.recent[1 - RECENT :], report.loss]
         if report.step < report.steps and time.monotonic() - self.told < PAUSE:
             return

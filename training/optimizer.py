@@ -18,6 +18,7 @@ LORA_OPTIMIZERS = (ADAMW, ADAMW_8BIT)
 OPTIMIZERS = (*LORA_OPTIMIZERS, ROUNDED)
 STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2, ROUNDED: 2}  # of one weight
 TORCHS_STATE = "exp_avg"  # which no state of bitsandbytes has, old or new
+MOMENTS = (TORCHS_STATE, "exp_avg_sq", "state1", "state2")  # of torch's and bitsandbytes', in the weight's shape
 NESTED = "/"
 
 
@@ -52,9 +53,24 @@ class Average:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Puts values of the parameters' names in the place of its own."""
+        """Puts values of the parameters' names in the place of its own. Raises ValueError for those of others."""
+        require_fit(values, self.values)
         for name, own in self.values.items():
             own.copy_(values[name])
+
+
+def require_fit(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a state's tensors are not one for each parameter, in its shape."""
+    wrong = [
+        name
+        for name in values.keys() | parameters.keys()
+        if name not in values or name not in parameters or values[name].shape != parameters[name].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"The run's state does not fit what is trained ({min(wrong)}): choose resume new, or put the run's own "
+            "file back."
+        )
 
 
 def make_optimizer(
@@ -118,18 +134,25 @@ def nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer | RoundedOptimizer, names: Iterable[str], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer | RoundedOptimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Puts what `optimizer_tensors` gave into an optimizer of the same parameters.
 
-    Raises ValueError for the state of another optimizer.
+    Raises ValueError for the state of another optimizer, or of other parameters.
     """
-    places = {name: index for index, name in enumerate(names)}
+    places = {name: index for index, name in enumerate(parameters)}
     flat: dict[int, dict[str, Tensor]] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(ADAM):
             part, _, own = key.removeprefix(ADAM).partition(".")
-            flat.setdefault(places[own], {})[part] = value
+            flat.setdefault(places.get(own, -1), {})[part] = value
+            if part in MOMENTS:
+                moments.setdefault(part, {})[own] = value
+    for values in moments.values():
+        require_fit(values, parameters)
     state = {index: nested(parts) for index, parts in flat.items()}
     is_torchs = any(TORCHS_STATE in parts for parts in flat.values())
     if state and is_torchs != isinstance(optimizer, torch.optim.AdamW):

@@ -5,8 +5,10 @@ What is random at a step follows from the seed and the step alone, so a state ne
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -42,9 +44,11 @@ from .optimizer import (
 from .preview import Preview, generate
 from .processes import ALONE, Processes
 from .record import FIXED_LEVELS, Record, Report
+from .resumption import compare, origin_of
 from .run_config import config_of, write_config
+from .run_lock import locked_run
 from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
-from .state import RECORD, load_state, save_state, save_whole
+from .state import RECORD, load_state, no_state, require_writable, save_state, save_whole
 from .weights import WeightSet, require_memory
 
 STEP, FIXED, ROUNDING = 4, 5, 6  # places of a step's numbers, the fixed noises and a step's roundings in a run
@@ -88,6 +92,7 @@ class Trainer:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
         self.family = self.predict.family
+        self.origin = origin_of(settings, self.predict.network, data)
         self.trained = what_is_trained(self.patcher, self.predict, settings)
         self.parameters = self.trained.parameters()
         self.optimizer = make_optimizer(
@@ -105,13 +110,16 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
-        tensors, record = load_state(self.files.state)
+        tensors, stored = load_state(self.files.state)
+        try:
+            self.record = Record.of(stored)
+        except ValueError as error:
+            raise no_state(self.files.state) from error
         self.trained.load(part_of(tensors, TRAINED))
+        self.record.notices = compare(stored, self.origin)
         load_optimizer(self.optimizer, self.parameters, tensors)
         if self.average is not None:  # a run that had none so far begins it with the weights it has learned
             self.average.load(part_of(tensors, EMA) or self.parameters)
-        fixed, held_out = ([(step, row) for step, row in record.get(kind, [])] for kind in ("fixed", "held_out"))
-        self.record = Record(record["step"], record["losses"], fixed, held_out)
         self.saved = self.record.step
 
     def run(self, tell: Callable[[Report], None], preview: Preview | None = None) -> bool:
@@ -320,7 +328,7 @@ class Trainer:
         tensors |= optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
-        save_state(tensors, asdict(self.record) | {"settings": asdict(self.settings)}, self.files.state)
+        save_state(tensors, asdict(self.record) | self.origin, self.files.state)
         self.write(self.files.result)
 
     def write(self, path: str) -> None:
@@ -388,14 +396,18 @@ def train(
     Not a model, which is read from its file.
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
-    Raises ValueError for a model, a set or settings that cannot be trained with.
+    Raises ValueError for a model, a set or settings that cannot be trained with, and OSError for files that cannot be
+    written.
     """
     with training_mode():
         trainer = Trainer(patcher, data, settings, files, base, processes)
-        if resume:
-            trainer.resume()
-        if processes.writes:
-            write_config(config_of(patcher, data, settings, files, base))
-        trainer.run(lambda report: tell(trainer, report), preview)
+        with locked_run(os.path.dirname(files.state)) if processes.writes else nullcontext():
+            if resume:
+                trainer.resume()
+            if processes.writes:
+                for path in (files.state, with_ending(files.result_at(settings.steps), AVERAGED), files.result):
+                    require_writable(path)
+                write_config(config_of(patcher, data, settings, files, base))
+            trainer.run(lambda report: tell(trainer, report), preview)
         lora = trainer.results()[""] if settings.target == LORA else {}
         return {name: value.detach().cpu() for name, value in lora.items()}, trainer.record

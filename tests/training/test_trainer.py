@@ -28,8 +28,9 @@ from sana_native.training.families import PRESETS
 from sana_native.training.seeds import generator_of
 from sana_native.training.network import training_mode
 from sana_native.training.preview import Preview
+from sana_native.training.resumption import base_digest, compare, origin_of
 from sana_native.training.settings import MODEL
-from sana_native.training.state import load_state
+from sana_native.training.state import load_state, save_state
 from sana_native.training.trainer import Trainer
 from safetensors.torch import load_file
 
@@ -68,6 +69,69 @@ def test_a_run_of_another_rank_is_not_resumed(run):
     run()
     with pytest.raises(ValueError, match="another rank, other layers or another model"):
         run(steps=8, resume=True, rank=3)
+
+
+def test_a_run_with_another_alpha_is_not_resumed_even_without_a_step_left(run, files):
+    run()
+    before = Path(files.result).read_bytes()
+    with pytest.raises(ValueError, match="begun with alpha 4, and 8 would change the strength .+ or choose resume new"):
+        run(resume=True, alpha=8.0)
+    assert Path(files.result).read_bytes() == before
+
+
+def test_a_run_on_another_base_is_not_resumed_and_on_the_same_in_another_format_it_is(run, files):
+    run()
+    before = Path(files.state).read_bytes()
+    other = bench.fresh_model("sana")
+    with torch.no_grad():
+        for value in other.model.diffusion_model.parameters():
+            value.mul_(1.5)
+    with pytest.raises(ValueError, match="begun on a model with other weights.+: connect that model, or choose resume"):
+        run(steps=6, resume=True, model=other)
+    assert Path(files.state).read_bytes() == before
+    half, whole = (bench.fresh_model("sana").model.diffusion_model for _ in range(2))
+    assert base_digest(half.bfloat16()) == base_digest(whole)
+
+
+def test_what_a_run_goes_on_with_otherwise_is_told(run):
+    _, first = run()
+    _, record = run(steps=6, resume=True, save_every=5, seed=4, batch_size=1, validation=1)
+    told = "The run goes on with batch_size 1, which was 2; seed 4, which was 3; validation 1, which was 0."
+    assert first.notices == [] and record.notices == [told]
+
+
+def test_another_set_is_told(encoded):
+    network = torch.nn.Linear(2, 2)
+    more = replace(encoded, samples=encoded.samples[:-1])
+    before, now = (origin_of(SETTINGS, network, one) for one in (encoded, more))
+    assert compare(before, now) == ["The run goes on with another training set."]
+    assert compare(before, before) == compare({}, now) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: {name: value for name, value in tensors.items() if ".down" not in name}, "another rank, other"),
+        (lambda tensors: changed_part(tensors, "adam.exp_avg.", lambda value: value[:1]), "does not fit what is trained"),
+        (lambda tensors: changed_part(tensors, "ema.", lambda value: value[:1]), "does not fit what is trained"),
+    ],
+)  # fmt: skip
+def test_a_state_with_tensors_of_other_shapes_is_refused(run, files, change, told):
+    run(ema=0.9)
+    tensors, record = load_state(files.state)
+    save_state(change(tensors), record, files.state)
+    with pytest.raises(ValueError, match=told):
+        run(steps=6, resume=True, ema=0.9)
+
+
+def changed_part(tensors: dict, beginning: str, change) -> dict:
+    return {name: change(value) if name.startswith(beginning) else value for name, value in tensors.items()}
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_first_step(run, files):
+    Path(files.result).mkdir(parents=True)
+    with pytest.raises(OSError, match=r"mine.safetensors cannot be written \(Is a directory\): move that folder away"):
+        run(tell=lambda *_: pytest.fail("a step was trained"))
 
 
 def gradients(trainer: Trainer, indices: list[int], start: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -233,7 +297,9 @@ def test_a_run_that_diverges_leaves_the_files_before_and_names_the_last_step_sav
     state, learned = Path(files.state).read_bytes(), Path(files.result).read_bytes()
     ruined = {"resume": True, "learning_rate": 1e30, "clip_norm": 0, "save_every": 3}
     for steps, found in ((3, "The loss is not finite after step 3"), (40, "No gradient was finite for 21 steps")):
-        with pytest.raises(ValueError, match=f"{found}: lower learning_rate, and go on from step 2, the last one saved"):
+        with pytest.raises(
+            ValueError, match=f"{found}: lower learning_rate, and go on from step 2, the last one saved"
+        ):
             run(steps=steps, **ruined)
         assert Path(files.state).read_bytes() == state and Path(files.result).read_bytes() == learned
     assert [path.name for path in Path(files.result).parent.iterdir()] == ["mine.safetensors"]
@@ -324,13 +390,6 @@ def test_a_process_killed_in_the_middle_of_a_save_leaves_the_file_before(tmp_pat
     tensors, record = load_state(path)
     assert record["step"] == 1 and torch.equal(tensors["x"], torch.ones(3))
     assert [name for name in os.listdir(tmp_path) if name.endswith(".safetensors")] == ["state.safetensors"]
-
-
-def test_a_file_that_is_no_state_is_refused(tmp_path):
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no state of a training"):
-        load_state(str(path))
 
 
 @pytest.mark.parametrize(
