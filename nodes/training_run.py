@@ -93,8 +93,8 @@ class Watch:
         mean = sum(self.recent) / len(self.recent)
         minutes, seconds = divmod(round(report.seconds_left), 60)
         write_on_node(
-            f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
-            f"loss {report.loss:.4f}, mean {mean:.4f}, rate {report.rate:.2g}{held_out(trainer.record)}"
+            f"{held_out(trainer.record)}step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
+            f"loss {report.loss:.4f}, mean {mean:.4f}\nrate {report.rate:.2g}"
         )
 
     def picture(self, trainer, report) -> tuple[str, Image.Image, int] | None:
@@ -114,11 +114,14 @@ class Watch:
 
 
 def held_out(record) -> str:
-    """The loss of the pictures that are not trained, as a line of text; empty without any."""
+    """The loss of the pictures that are not trained, as a line of text; empty without any.
+
+    The first line, because a small node shows two of them.
+    """
     if not record.held_out:
         return ""
-    (_, first), (step, last) = means([record.held_out[0], record.held_out[-1]])
-    return f"\nheld out {last:.4f} after step {step}, {first:.4f} at first"
+    (_, first), (_, last) = means([record.held_out[0], record.held_out[-1]])
+    return f"held out {last:.4f}, first {first:.4f}\n"
 
 
 def stacked(samples: Image.Image, curve: Image.Image) -> Image.Image:

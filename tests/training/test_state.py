@@ -18,8 +18,12 @@ from safetensors.torch import save_file
 TENSORS = {"x": torch.ones(3)}
 
 
-@pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), safetensors.SafetensorError(
-    "Error while serializing: I/O error: No space left on device (os error 28)")], ids=["host", "safetensors"])  # fmt: skip
+OF_SAFETENSORS = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    "raised", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), safetensors.SafetensorError(OF_SAFETENSORS)]
+)
 def test_a_full_disk_is_told_with_the_file_and_leaves_the_one_before(tmp_path, monkeypatch, raised):
     path = tmp_path / "state.safetensors"
     save_whole(TENSORS, str(path))

@@ -111,21 +111,17 @@ def test_another_set_is_told(encoded):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda tensors: {name: value for name, value in tensors.items() if ".down" not in name}, "another rank, other"),
-        (lambda tensors: changed_part(tensors, "adam.exp_avg.", lambda value: value[:1]), "does not fit what is trained"),
-        (lambda tensors: changed_part(tensors, "ema.", lambda value: value[:1]), "does not fit what is trained"),
+        (lambda name, value: {} if ".down" in name else {name: value}, "another rank, other layers"),
+        (lambda name, value: {name: value[:1] if "exp_avg." in name else value}, "does not fit what is trained"),
+        (lambda name, value: {name: value[:1] if "ema." in name else value}, "does not fit what is trained"),
     ],
-)  # fmt: skip
+)
 def test_a_state_with_tensors_of_other_shapes_is_refused(run, files, change, told):
     run(ema=0.9)
     tensors, record = load_state(files.state)
-    save_state(change(tensors), record, files.state)
+    save_state({k: v for name, value in tensors.items() for k, v in change(name, value).items()}, record, files.state)
     with pytest.raises(ValueError, match=told):
         run(steps=6, resume=True, ema=0.9)
-
-
-def changed_part(tensors: dict, beginning: str, change) -> dict:
-    return {name: change(value) if name.startswith(beginning) else value for name, value in tensors.items()}
 
 
 def test_a_result_that_cannot_be_written_is_told_before_the_first_step(run, files):
