@@ -20,6 +20,7 @@ import sys
 import time
 
 NUMBERED = re.compile(r"(.+)_(\d{5,})")  # folder of a run
+MOST_STEPS = 1_000_000
 PAUSE = 1.0  # seconds between lines of progress, at least
 RECENT = 20  # steps whose mean is told
 
@@ -27,9 +28,15 @@ RECENT = 20  # steps whose mean is told
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.train", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="RUN_JSON", help="run.json in a run's folder")
-    parser.add_argument("--steps", type=int, help="steps in all, those before included, instead of the file's")
+    parser.add_argument("--steps", type=step_count, help="steps in all, those before included, instead of the file's")
     parser.add_argument("--new", action="store_true", help="begin a run of its own with the same set and settings")
     return parser.parse_args(arguments)
+
+
+def step_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps: enter 1 to {MOST_STEPS}.")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
