@@ -146,13 +146,13 @@ def noted(name: str, settings: Settings, watch: Watch) -> Iterator[list]:
     except FileNotFoundError:  # a file of the cache
         LOST[FOLDER] += 1
         raise
-    notices = list(records[0].notices)
+    new = []
     if records[0].step < settings.steps:
         STOPPED.update([name, None])
     elif watch.bar is None:
-        notices.append(f"The run has {records[0].step} steps already: enter more than that in steps to go on with it.")
-    if notices:
-        show(notices)
+        new.append(f"The run has {records[0].step} steps already: enter more than that in steps to go on with it.")
+    if new or records[0].notices:
+        show([*records[0].notices, *new], new)  # the training has logged its own
 
 
 def write_on_node(text: str) -> None:

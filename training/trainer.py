@@ -4,6 +4,7 @@ What is random at a step follows from the seed and the step alone, so a state ne
 """
 
 import json
+import logging
 import math
 import os
 import time
@@ -50,6 +51,8 @@ from .run_lock import locked_run
 from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, no_state, require_writable, save_state, save_whole
 from .weights import WeightSet, require_memory
+
+logger = logging.getLogger(__name__)
 
 STEP, FIXED, ROUNDING = 4, 5, 6  # places of a step's numbers, the fixed noises and a step's roundings in a run
 FIXED_SAMPLES = 4
@@ -136,6 +139,7 @@ class Trainer:
             if not self.is_finite():
                 raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
+        self.log("The training is finished" if finished else "The training was stopped")
         return finished
 
     def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
@@ -330,6 +334,11 @@ class Trainer:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
         save_state(tensors, asdict(self.record) | self.origin, self.files.state)
         self.write(self.files.result)
+        self.log(f"{self.files.result} and its state are saved")
+
+    def log(self, event: str) -> None:
+        if self.processes.writes:
+            logger.info("SANA: %s, step %d of %d.", event, self.record.step, self.settings.steps)
 
     def write(self, path: str) -> None:
         if self.processes.writes:
@@ -408,6 +417,9 @@ def train(
                 for path in (files.state, with_ending(files.result_at(settings.steps), AVERAGED), files.result):
                     require_writable(path)
                 write_config(config_of(patcher, data, settings, files, base))
+            trainer.log(f"The training of {files.result} {'goes on' if resume else 'begins'}")
+            for notice in trainer.record.notices:
+                logger.warning("SANA: %s", notice)
             trainer.run(lambda report: tell(trainer, report), preview)
         lora = trainer.results()[""] if settings.target == LORA else {}
         return {name: value.detach().cpu() for name, value in lora.items()}, trainer.record

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -128,6 +129,22 @@ def test_a_result_that_cannot_be_written_is_told_before_the_first_step(run, file
     Path(files.result).mkdir(parents=True)
     with pytest.raises(OSError, match=r"mine.safetensors cannot be written \(Is a directory\): move that folder away"):
         run(tell=lambda *_: pytest.fail("a step was trained"))
+
+
+def test_the_log_tells_of_the_start_each_save_and_the_end(run, files, caplog):
+    caplog.set_level(logging.INFO, "sana_native.training")
+    run(save_every=2)
+    run(steps=5, resume=True, seed=4)
+    assert [record.message for record in caplog.records if record.name.startswith("sana_native.training")] == [
+        f"SANA: The training of {files.result} begins, step 0 of 4.",
+        f"SANA: {files.result} and its state are saved, step 2 of 4.",
+        f"SANA: {files.result} and its state are saved, step 4 of 4.",
+        "SANA: The training is finished, step 4 of 4.",
+        f"SANA: The training of {files.result} goes on, step 4 of 5.",
+        "SANA: The run goes on with seed 4, which was 3.",
+        f"SANA: {files.result} and its state are saved, step 5 of 5.",
+        "SANA: The training is finished, step 5 of 5.",
+    ]
 
 
 def gradients(trainer: Trainer, indices: list[int], start: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
