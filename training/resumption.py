@@ -44,7 +44,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     Raises ValueError where what was learned would act otherwise. What an older state does not tell is not compared.
     """
-    old, new = before.get(SETTINGS) or {}, now[SETTINGS]
+    old, new = before.get(SETTINGS), now[SETTINGS]
+    old = old if isinstance(old, Mapping) else {}
     changed = [name for name in new if name in old and old[name] != new[name] and name not in EXPECTED]
     if "alpha" in changed:
         raise ValueError(
