@@ -18,7 +18,8 @@ LORA_OPTIMIZERS = (ADAMW, ADAMW_8BIT)
 OPTIMIZERS = (*LORA_OPTIMIZERS, ROUNDED)
 STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2, ROUNDED: 2}  # of one weight
 TORCHS_STATE = "exp_avg"  # which no state of bitsandbytes has, old or new
-MOMENTS = (TORCHS_STATE, "exp_avg_sq", "state1", "state2")  # of torch's and bitsandbytes', in the weight's shape
+TORCHS_STATES = (TORCHS_STATE, "exp_avg_sq")
+MOMENTS = (*TORCHS_STATES, "state1", "state2")  # torch's and bitsandbytes', in the weight's shape
 NESTED = "/"
 
 
@@ -151,10 +152,10 @@ def load_optimizer(
             flat.setdefault(places.get(own, -1), {})[part] = value
             if part in MOMENTS:
                 moments.setdefault(part, {})[own] = value
-    for values in moments.values():
-        require_fit(values, parameters)
     state = {index: nested(parts) for index, parts in flat.items()}
-    is_torchs = any(TORCHS_STATE in parts for parts in flat.values())
+    is_torchs = TORCHS_STATE in moments
+    for part in TORCHS_STATES if is_torchs else moments:
+        require_fit(moments.get(part, {}), parameters)
     if state and is_torchs != isinstance(optimizer, torch.optim.AdamW):
         raise ValueError("The run was begun with another optimizer: set it as it was, or choose resume new.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -23,7 +23,7 @@ def locked_run(folder: str) -> Iterator[None]:
     path = os.path.join(folder, LOCK)
     with writing(path):
         os.makedirs(folder, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115 - held below
+        file = open(path, "ab")
     with file:
         if not take(file):
             raise ValueError(

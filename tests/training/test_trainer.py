@@ -112,6 +112,7 @@ def test_another_set_is_told(encoded):
     [
         (lambda name, value: {} if ".down" in name else {name: value}, "another rank, other layers"),
         (lambda name, value: {name: value[:1] if "exp_avg." in name else value}, "does not fit what is trained"),
+        (lambda name, value: {} if "exp_avg_sq." in name else {name: value}, "does not fit what is trained"),
         (lambda name, value: {name: value[:1] if "ema." in name else value}, "does not fit what is trained"),
     ],
 )
