@@ -27,6 +27,7 @@ from .train.new_thing import FOLDER, NAME, SCENES, caption_of, draw_thing
 SETTINGS = Settings(
     steps=60, batch_size=5, learning_rate=1e-3, layers="attention + mix-ffn", schedule="cosine", save_every=0
 )
+LEARNING_RATES = {"LoKr": 1e-2}  # it has fewer values: at 1e-3 it does not learn the thing in 60 steps
 
 
 def sprites_of_new_thing() -> Sprites:
@@ -63,11 +64,13 @@ def apply(painter, lora: str) -> None:
 
 def measure_learning(bench, new: list, others: list, table, algorithm: str = SETTINGS.algorithm, **options) -> Tensor:
     """Rows of a table before and after the training, for prompts of the new thing and of others."""
+    rate = LEARNING_RATES.get(algorithm, SETTINGS.learning_rate)
+    settings = replace(SETTINGS, algorithm=algorithm, learning_rate=rate)
     bench.judge = Judge(sprites_of_new_thing())
     with tempfile.TemporaryDirectory() as folder:
         for model in ("before", "after"):
             if model == "after":
-                apply(bench.painter, learn(bench.painter, Path(folder), replace(SETTINGS, algorithm=algorithm)))
+                apply(bench.painter, learn(bench.painter, Path(folder), settings))
             pictures = bench.paint(new, **options)
             table.add(f"{len(new)} of the new thing", model, **bench.rate(new, pictures))
             table.add(f"{len(others)} of other things", model, **bench.score(others, **options))

@@ -3,8 +3,6 @@
 Source: Liao et al., RT-DETRv4, arXiv 2510.25257; the network is the host's `comfy.ldm.rt_detr`.
 """
 
-from collections.abc import Sequence
-
 import comfy.model_base
 import comfy.model_management
 import comfy.sd
@@ -34,20 +32,17 @@ def build_detector(state: dict[str, Tensor]):
 
 
 @torch.inference_mode()
-def detect(model, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Objects of images (H, W, 3) of 8 bits: for each an array (N, 6) of `FIELDS`, the most confident first.
+def detect(model, image: np.ndarray) -> np.ndarray:
+    """Objects of an image (H, W, 3) of 8 bits: (N, 6) of `FIELDS`, the most confident first.
 
-    Classes are places in `comfy.ldm.rt_detr.rtdetr_v4.COCO_CLASSES`; boxes are in px.
+    Classes are places in `comfy.ldm.rt_detr.rtdetr_v4.COCO_CLASSES`; boxes are in px. One image at a time: in a batch
+    rounding would let the objects of one depend on the others.
     """
     comfy.model_management.load_model_gpu(model)
-    squeezed = []
-    for image in images:
-        pixels = torch.from_numpy(image)[None].movedim(-1, 1).float() / 255
-        squeezed.append(comfy.utils.common_upscale(pixels, SIDE, SIDE, "bilinear", crop="disabled"))
-    found = []
-    for image, one in zip(images, model.model.diffusion_model(torch.cat(squeezed), (1, 1)), strict=True):
-        height, width = image.shape[:2]
-        boxes = one["boxes"].float().cpu() * torch.tensor([width, height] * 2)
-        rows = torch.cat([one["labels"].float().cpu()[:, None], one["scores"].float().cpu()[:, None], boxes], dim=1)
-        found.append(rows[rows[:, 1] > LEAST_CONFIDENCE].numpy())
-    return found
+    pixels = torch.from_numpy(image)[None].movedim(-1, 1).float() / 255
+    squeezed = comfy.utils.common_upscale(pixels, SIDE, SIDE, "bilinear", crop="disabled")
+    (found,) = model.model.diffusion_model(squeezed, (1, 1))
+    height, width = image.shape[:2]
+    boxes = found["boxes"].float().cpu() * torch.tensor([width, height] * 2)
+    rows = torch.cat([found["labels"].float().cpu()[:, None], found["scores"].float().cpu()[:, None], boxes], dim=1)
+    return rows[rows[:, 1] > LEAST_CONFIDENCE].numpy()

@@ -1,4 +1,4 @@
-"""How much two pictures of equal size differ: PSNR, SSIM, and a map of where.
+"""How much two pictures of equal size differ: PSNR, SSIM, and a map of where; and how far apart two latents are.
 
 Source: Wang et al., Image Quality Assessment, 2004 (SSIM, with its window of 11 and sigma 1.5). Checked against
 torchmetrics.
@@ -77,6 +77,22 @@ def require_equal_sizes(a: Tensor, b: Tensor) -> None:
             f"Pictures of {sizes[0]} and of {sizes[1]} have no difference; bring both to one size, as with SANA Fit "
             "Back."
         )
+
+
+def latent_distance(latent: Tensor, reference: Tensor) -> float:
+    """Root mean square of the difference of latents of one shape, relative to that of the reference; 0 for equal ones.
+
+    Raises: ValueError for latents of two shapes, or a reference of zeros.
+    """
+    if latent.shape != reference.shape:
+        shapes = f"{tuple(latent.shape)} and {tuple(reference.shape)}"
+        raise ValueError(f"Latents of shapes {shapes} have no distance; generate both at one size with one VAE.")
+    length = reference.double().square().mean().sqrt().item()
+    if not length:
+        raise ValueError(
+            "The reference latent is zero everywhere, so no distance is relative to it; generate an image."
+        )
+    return (latent.double() - reference.double()).square().mean().sqrt().item() / length
 
 
 def difference_map(a: Tensor, b: Tensor, gain: float = 4.0) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import subprocess
@@ -10,17 +11,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..models.sana.resolution import bin_sides
 from ..tools.comfy_server import ServerError
 from ..tools.host import PRIVATE, prepare_base
 from ..tools.workflow import WorkflowError
 from .engine import Engine, LocalEngine
 from .graph import FORMATS, Options
 from .job import ROOT, RunError, Settings, folder_name, run_job, work_folder
-from .manifest import DONE, JobError, Summary, all_records, total_rows
+from .manifest import DONE, JobError, Summary, all_records, part_firsts, total_rows
 from .progress import read_limit, say
+from .rows import SEEDS
 from .store import StoreError, open_store
 from .worker import HostSettings, WorkerError
 
+LIMITS = {
+    "batch": (1, math.inf),
+    "gpus_per_worker": (0, math.inf),
+    "quality": (1, 100),
+    "retries": (0, math.inf),
+    "seed_base": SEEDS,
+    "timeout": (1, math.inf),
+    "workers": (0, math.inf),
+    "workers_per_gpu": (1, math.inf),
+}
 ERRORS = (RunError, JobError, StoreError, WorkerError, WorkflowError, ServerError)
 
 
@@ -40,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def add_job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workflow", type=Path, required=True, help="JSON file, as saved or for the API")
-    command.add_argument("--prompts", type=Path, required=True, help="txt, json, jsonl, csv or tsv")
+    command.add_argument("--prompts", type=Path, required=True, help="txt, json, jsonl, csv, tsv or parquet")
     command.add_argument("--out", required=True, help="folder, or an address such as s3://bucket/folder")
     command.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="NODE.INPUT=VALUE",
@@ -56,6 +69,7 @@ def add_job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--retries", type=int, default=2, help="for a row that ends its server")
     command.add_argument("--max-failed", default="5%", help="of the last 200 rows: a share, or a number")
     command.add_argument("--retry-failed", action="store_true", help="run rows again that failed in an earlier run")
+    command.add_argument("--verify", action="store_true", help="run rows again that are done and lack a picture")
     command.add_argument("--force-new-graph", action="store_true", help="go on in the folder of another job")
 
 
@@ -81,13 +95,18 @@ def settings_of(args: argparse.Namespace, models: Path) -> Settings:
         raise RunError(str(error)) from None
     if not args.prompts.is_file():
         raise RunError(f"{args.prompts} is no file: give the file of your prompts.")
-    for name, lowest in (("batch", 1), ("retries", 0), ("workers", 0), ("workers_per_gpu", 1)):
-        if getattr(args, name) < lowest:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(args, name)} is too small: give {lowest} or more.")
+    for name, (lowest, highest) in LIMITS.items():
+        if not lowest <= getattr(args, name) <= highest:  # a timeout may be no number
+            most = " or more" if highest == math.inf else f" to {highest}"
+            raise RunError(f"--{name.replace('_', '-')} {getattr(args, name)} is out of range: give {lowest}{most}.")
+    try:
+        bin_sides(args.size, 1, 1)
+    except ValueError as error:
+        raise RunError(f"--size: {error}") from None
     options = Options(args.seed_base, args.size, args.format, args.quality, args.batch)
     return Settings(
         args.workflow, args.prompts, args.out, tuple(args.assignments), options, args.timeout, args.retries, limit,
-        args.max_failed, args.retry_failed, args.force_new_graph, args.nvlabs_tags, models,
+        args.max_failed, args.retry_failed, args.force_new_graph, args.nvlabs_tags, models, args.verify,
     )  # fmt: skip
 
 
@@ -99,6 +118,8 @@ def find_host(args: argparse.Namespace) -> HostSettings:
     if not (comfyui / "main.py").is_file():
         raise RunError(f"{comfyui} holds no ComfyUI: give --comfyui, the folder that its main.py is in.")
     here = [entry.resolve() for entry in (comfyui / "custom_nodes").glob("*")]
+    if args.base and not args.base.is_dir():
+        raise RunError(f"{args.base} is no folder: give --base, the one that models and custom_nodes are in.")
     base = args.base or (comfyui if ROOT.resolve() in here else prepare_base(PRIVATE / "base"))
     own = PRIVATE / "venv" / "bin" / "python"
     told = args.python or os.environ.get("COMFYUI_PYTHON")
@@ -159,8 +180,11 @@ def detach(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def show_status(args: argparse.Namespace) -> int:
-    """Counts what the manifest says; 1 where a picture is missing that it names."""
+    """Counts what the manifest says; 1 where a picture is missing that it names, or there is no job."""
     store, summary, missing = open_store(args.out), Summary(), 0
+    total = total_rows(store)
+    if total is None and not part_firsts(store):
+        raise RunError(f"{store.url} holds no job: give the --out of a run.")
     with open(args.records or os.devnull, "w", encoding="utf-8") as file:
         for record in all_records(store):
             summary.add(record)
@@ -169,8 +193,7 @@ def show_status(args: argparse.Namespace) -> int:
                 lost = [name for name in record.files if not store.exists(name)]
                 missing += bool(lost)
                 for name in lost:
-                    say(f"Missing: {name} of {record.place}")
-    total = total_rows(store)
+                    say(f"Missing: {name} of {record.place}: run --verify draws it again.")
     say(f"{sum(summary.statuses.values())} of {total} rows: {summary.line()}" if total else summary.line())
     for error, count in summary.errors.most_common(5):
         say(f"{count} times: {error}")
@@ -190,6 +213,9 @@ def main(arguments: Sequence[str]) -> int:
         return run_job(settings, lambda: engine_of(args, host), check=args.command == "check")
     except (*ERRORS, ValueError) as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or 'A file or a server'} cannot be used ({error.strerror or error}).\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("Stopped at once: the same command goes on.\n")

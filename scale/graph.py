@@ -69,12 +69,18 @@ def read_workflow(path: str | Path) -> dict:
 
 def is_api(workflow: dict) -> bool:
     """Whether it is a prompt, node id -> class and inputs, and no graph as saved."""
-    return bool(workflow) and all(isinstance(node, dict) and "class_type" in node for node in workflow.values())
+    return bool(workflow) and all(
+        isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+        for node in workflow.values()
+    )
 
 
 def api_of(workflow: dict, object_info: dict) -> dict:
-    """The prompt of a workflow in either form. Raises: WorkflowError for a node that the host lacks."""
-    return copy.deepcopy(workflow) if is_api(workflow) else to_api(unfold(workflow), object_info)
+    """The prompt of a workflow in either form. Raises: WorkflowError where the host lacks a node, or parts are torn."""
+    try:
+        return copy.deepcopy(workflow) if is_api(workflow) else to_api(unfold(workflow), object_info)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise WorkflowError(f"The workflow is torn ({error!r}): save it again in ComfyUI.") from error
 
 
 class Template:

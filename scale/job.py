@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .engine import Engine, HandOut, known_parts, shard_rows
-from .graph import Options, Template, read_workflow
+from .graph import Options, Template, is_api, read_workflow
 from .manifest import DONE, compare_job, file_digest, join_job, model_files, part_firsts, require_job, shards
 from .parquet import SUFFIX as PARQUET
 from .parquet import read_parquet
@@ -48,6 +48,7 @@ class Settings:
     force_new_graph: bool
     nvlabs_tags: bool
     models: Path
+    verify: bool = False
 
     def parts(self) -> dict[str, object]:
         """What decides on the pictures, as far as the command alone tells."""
@@ -103,11 +104,14 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
     survey = Survey.of(settings.rows())
     survey.tell(settings.prompts.name)
     store = open_store(settings.out)
+    # Before a server starts, which takes its time.
+    if is_api(workflow):
+        Template(workflow, settings.assignments, settings.options)
     if not settings.force_new_graph:
-        compare_job(store, settings.parts())  # before a server starts, which takes its time
+        compare_job(store, settings.parts())
     with locked(store), stop_on_signals() as signals:
         if isinstance(store, LocalStore):
-            store.clear_parts()
+            store.prepare()
         engine = engine_of()
         signals.listen()  # again: Ray puts handlers of its own in place
         try:
@@ -140,7 +144,7 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     own = join_job(store, parts, survey.total, settings.force_new_graph)
     say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
     options = (settings.options, store.address, settings.timeout, settings.retries, settings.retry_failed)
-    return Job(prompt, settings.assignments, *options), own
+    return Job(prompt, settings.assignments, *options, settings.verify), own
 
 
 def run_canary(engine: Engine, job: Job, row: Row, parts: list[int]) -> Outcome | None:

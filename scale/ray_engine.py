@@ -27,6 +27,7 @@ from .worker import HostSettings, Job, Worker, WorkerError
 IN_FLIGHT = 2  # shards of an actor: one runs, the next is there already
 WAVE, WAVE_SECONDS = 50, 1.0  # actors that start at once, to spare the models' disk
 CALL_SECONDS = 1.0  # between calls to an actor that starts again
+START_TRIES = 3  # of a cluster of its own
 FAILED_STARTS = 3  # in a row, after which an actor is given up
 SHIPPED = ("scale", "tools", "models/sana/resolution.py")  # of the pack, to every machine
 
@@ -77,20 +78,9 @@ class RayEngine:
         import ray
 
         self.ray = ray
-        own = {"num_cpus": max(workers, 2) + 1, "include_dashboard": False} if address == "local" else {}
         stage = stage_pack()
         try:
-            ray.init(
-                address=address,
-                runtime_env={"py_modules": [str(stage)]},
-                log_to_driver=False,
-                logging_level="ERROR",
-                **own,
-            )
-        except ConnectionError as error:
-            raise WorkerError(f"There is no Ray cluster at {address}: start one, or take --address local.") from error
-        except Exception as error:  # noqa: BLE001  (Ray raises that itself where a node does not start)
-            raise WorkerError(f"Ray does not start: {reason_of(error)}") from error
+            self._join(address, workers, stage)
         finally:
             shutil.rmtree(stage.parent)
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -99,6 +89,23 @@ class RayEngine:
             say("The cluster has no GPU: its workers compute on CPUs.")
         self.actors: dict[int, object] = {}
         self.start_actors(1)
+
+    def _join(self, address: str, workers: int, stage: Path) -> None:
+        """Joins a cluster, or starts one, again where a busy machine was too slow for it. Raises: WorkerError."""
+        own = {"num_cpus": max(workers, 2) + 1, "include_dashboard": False} if address == "local" else {}
+        options = {"runtime_env": {"py_modules": [str(stage)]}, "log_to_driver": False, "logging_level": "ERROR"}
+        for attempt in range(1, START_TRIES + 1):
+            try:
+                self.ray.init(address=address, **options, **own)
+                return
+            except ConnectionError as error:
+                raise WorkerError(
+                    f"There is no Ray cluster at {address}: start one, or take --address local."
+                ) from error
+            except Exception as error:  # noqa: BLE001  (Ray raises that itself where a node does not start)
+                self.ray.shutdown()
+                if not own or attempt == START_TRIES:
+                    raise WorkerError(f"Ray does not start: {reason_of(error)}") from error
 
     def start_actors(self, count: int) -> None:
         """Starts actors up to a count."""

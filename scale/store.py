@@ -7,6 +7,7 @@ one upload. Other file systems, such as hdfs, may keep part of a file whose writ
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 PARTS = ".parts"  # half-written files of a local store
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StoreError(RuntimeError):
@@ -78,8 +80,7 @@ class LocalStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
-            cure = "free some space, or choose another folder."
-            raise StoreError(f"{path} cannot be written ({error.strerror}): {cure}") from error
+            raise self._cannot_write(path, error) from error
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -90,9 +91,17 @@ class LocalStore:
     def has_files(self, folder: str) -> bool:
         return any(path.is_file() for path in (self.root / folder).rglob("*"))
 
-    def clear_parts(self) -> None:
-        """Removes what a killed run left half-written."""
+    def prepare(self) -> None:
+        """Makes the folder, and removes what a killed run left half-written. Raises: StoreError."""
         shutil.rmtree(self.root / PARTS, ignore_errors=True)
+        try:
+            (self.root / PARTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._cannot_write(self.root, error) from error
+
+    def _cannot_write(self, path: Path, error: OSError) -> StoreError:
+        cure = "free some space, or choose another folder" if error.errno in FULL else "choose another folder"
+        return StoreError(f"{path} cannot be written ({error.strerror}): {cure}.")
 
 
 class ArrowStore:
@@ -150,6 +159,8 @@ def open_store(target: str) -> Store:
 
     Raises: StoreError for an address without pyarrow, or of a kind that neither it nor fsspec knows.
     """
+    if not target.strip():
+        raise StoreError("--out is empty: give a folder, or an address such as s3://bucket/folder.")
     if "://" not in target:
         return LocalStore(target)
     target = normalize(target)

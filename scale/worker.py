@@ -59,7 +59,10 @@ class HostSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know of a job beside its rows. timeout: seconds of a run. retries: deaths of a server."""
+    """What a worker has to know of a job beside its rows.
+
+    timeout: seconds of a run. retries: deaths of a server. verify: whether a row is done only while its pictures exist.
+    """
 
     prompt: dict
     assignments: tuple[str, ...]
@@ -68,6 +71,7 @@ class Job:
     timeout: float = 300.0
     retries: int = 2
     retry_failed: bool = False
+    verify: bool = False
 
 
 class WorkerError(RuntimeError):
@@ -193,6 +197,8 @@ class Worker:
         record = part.records.get(row.index)
         if record is None or record.status == UNREADABLE:
             return not (record is not None and isinstance(row, BadRow))
+        if record.status == DONE and self.job.verify:
+            return not all(self.store.exists(name) for name in record.files)
         return record.status not in SETTLED and self.job.retry_failed
 
     def _save(self, part: Part) -> None:

@@ -6,9 +6,9 @@
 X and Y are axes: a node by its title or class, an input, and values. Inputs that change together are joined with +, as
 in Y="KSampler.sampler_name+scheduler=sana_flow_dpm+sana_flow,euler+sana_flow_euler". SANA Model Loader.weight_dtype
 compares number formats, SANA Model Loader.model_name files, such as one of `tools.quantize`. A real ComfyUI generates
-every picture with the same prompts and seeds. Under each cell: seconds of sampling and decoding (median), the
-difference from the cell with the frame (BEST=), and a score: CLIP's, or for the demo model the share of pictures that
-show all that was asked for.
+every picture with the same prompts and seeds. Under each cell: seconds of sampling and decoding (median), how far its
+pictures and latents are from those of the cell with the frame (BEST=), and a score: CLIP's, or for the demo model the
+share of pictures that show all that was asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,7 @@ from PIL import Image
 from .comfy_server import ComfyServer, ServerError
 from .command_line import run_command, say
 from .compare_plan import (
+    LATENT_NODE,
     Axis,
     PlanError,
     Subject,
@@ -38,10 +40,14 @@ from .compare_plan import (
     read_axis,
     read_graph,
     read_subjects,
+    save_latent,
     subjects_text,
 )
 from .host import PRIVATE, prepare_base
 from .workflow import WorkflowError, to_api
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEPS_AXIS = "KSampler.steps=4,8,14,20"
 SOLVER_AXIS = "KSampler.sampler_name+scheduler=sana_flow_dpm+sana_flow,euler+sana_flow_euler"
@@ -53,13 +59,17 @@ SHOWN = 256  # px of a picture in the grid
 
 @dataclass
 class Drawn:
-    """A cell's pictures, one a subject, the seconds of each, and what was found of them."""
+    """A cell's pictures, one a subject, the seconds of each, and what was found of them.
+
+    latents: what was decoded into the pictures, (C, H, W) each; none for a graph without a decoding node.
+    """
 
     x: str
     y: str
     pictures: list[Image.Image] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     numbers: dict = field(default_factory=dict)
+    latents: list[Tensor] = field(default_factory=list)
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -106,21 +116,33 @@ def draw(server: ComfyServer, graph: dict, x: Axis, y: Axis | None, subjects: li
 
 def draw_cell(server: ComfyServer, prompt: dict, subjects: list[Subject], cell: Drawn) -> None:
     """Fill in a cell's pictures and seconds, after one picture that does not count: it loads and warms up."""
-    server.run(put_subject(prompt, Subject(subjects[0].prompt, subjects[0].seed + 1)))
+    first = server.run(put_subject(prompt, Subject(subjects[0].prompt, subjects[0].seed + 1)))
+    if not first.images():
+        raise PlanError("The graph saved no picture; add a Save Image node.")
+    shown = [number for number, output in first.outputs.items() if output.get("images")][-1]
+    prompt = save_latent(prompt, shown)
     for subject in subjects:
         filled = put_subject(prompt, subject)
         result = server.run(filled)
-        if not result.images():
-            raise PlanError("The graph saved no picture; add a Save Image node.")
-        cell.pictures.append(Image.open(io.BytesIO(server.fetch_image(result.images()[-1]))).convert("RGB"))
+        picture = server.fetch_image(result.outputs[shown]["images"][-1])
+        cell.pictures.append(Image.open(io.BytesIO(picture)).convert("RGB"))
+        if LATENT_NODE in result.outputs:
+            cell.latents.append(fetch_latent(server, result.outputs[LATENT_NODE]["latents"][0]))
         timed = [node for node in result.seconds if any(word in filled[node]["class_type"] for word in TIMED)]
         cell.seconds.append(sum(result.seconds[node] for node in timed))
 
 
+def fetch_latent(server: ComfyServer, file: dict) -> Tensor:
+    """(C, H, W) of the last image of a batch, which is the one whose picture is taken."""
+    from safetensors.torch import load
+
+    return load(server.fetch_image(file))["latent_tensor"][-1]
+
+
 def judge(rows: list[list[Drawn]], best: tuple[int, int], subjects: list[Subject], clip: str) -> None:
-    """Fill in each cell's numbers: seconds, PSNR and SSIM to the best cell, and scores."""
+    """Fill in each cell's numbers: seconds, PSNR, SSIM and distance of latents to the best cell, and scores."""
     from sana_native.evaluation.intervals import mean_of
-    from sana_native.evaluation.pictures import difference_of
+    from sana_native.evaluation.pictures import difference_of, latent_distance
 
     reference = rows[best[0]][best[1]]
     others = [as_tensor(picture) for picture in reference.pictures]
@@ -133,8 +155,18 @@ def judge(rows: list[list[Drawn]], best: tuple[int, int], subjects: list[Subject
             cell.numbers["equal"] = all(one.largest == 0 for one in found)
             cell.numbers["psnr"] = asdict(mean_of([min(one.psnr, EQUAL) for one in found]))
             cell.numbers["ssim"] = asdict(mean_of([one.ssim for one in found]))
+        if cell is not reference and are_comparable(cell.latents, reference.latents):
+            found = [latent_distance(a, b) for a, b in zip(cell.latents, reference.latents, strict=True)]
+            cell.numbers["latent"] = asdict(mean_of(found))
         for name, score in scorers:
             cell.numbers[name] = asdict(mean_of(score(tensors)))
+
+
+def are_comparable(latents: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether two cells have latents of the same shapes, of finite values, and `others` not only zeros."""
+    if not latents or [one.shape for one in latents] != [one.shape for one in others]:
+        return False
+    return all(one.isfinite().all() for one in (*latents, *others)) and all(one.any() for one in others)
 
 
 def as_tensor(picture: Image.Image):
@@ -174,16 +206,18 @@ def clip_scorer(clip: str, subjects: list[Subject]):
 
 
 def lines_of(cell: Drawn) -> list[str]:
-    """What stands under a cell."""
+    """What stands under a cell; last what the best cell has not, so that equal lines are level."""
     found = cell.numbers
     lines = [f"{found['seconds']:.2f} s"]
-    if "psnr" in found:
-        differs = f"{found['psnr']['value']:.1f} dB, SSIM {found['ssim']['value']:.3f}"
-        lines.append("equal, bit for bit" if found["equal"] else differs)
     if "right" in found:
         lines.append(f"right {found['right']['value']:.0%}{interval(found['right'], '.0%')}")
     if "clip" in found:
         lines.append(f"CLIP {found['clip']['value']:.2f}{interval(found['clip'], '.2f')}")
+    if "psnr" in found:
+        differs = f"{found['psnr']['value']:.1f} dB, SSIM {found['ssim']['value']:.3f}"
+        lines.append("equal, bit for bit" if found["equal"] else differs)
+    if "latent" in found:
+        lines.append(f"latent {found['latent']['value']:.3f}{interval(found['latent'], '.3f')}")
     return lines
 
 
@@ -206,9 +240,9 @@ def table_of(rows: list[list[Drawn]], best: tuple[int, int]) -> str:
     """The cells as a Markdown table, each number with its 95 % interval; - for what cells of other sizes have not."""
     reference = rows[best[0]][best[1]]
     cells = [cell for row in rows for cell in row]
-    columns = [name for name in ("psnr", "ssim", "right", "clip") if any(name in cell.numbers for cell in cells)]
-    forms = {"psnr": ".1f", "ssim": ".4f", "right": ".0%", "clip": ".2f"}
-    heads = {"psnr": "PSNR, dB", "ssim": "SSIM", "right": "right", "clip": "CLIP score"}
+    forms = {"psnr": ".1f", "ssim": ".4f", "latent": ".3f", "right": ".0%", "clip": ".2f"}
+    heads = {"psnr": "PSNR, dB", "ssim": "SSIM", "latent": "latent distance", "right": "right", "clip": "CLIP score"}
+    columns = [name for name in heads if any(name in cell.numbers for cell in cells)]
     lines = ["| " + " | ".join(["X", "Y", "s a picture", *(heads[name] for name in columns), "N"]) + " |"]
     lines.append("|" + "---|" * (len(columns) + 4))
     for cell in cells:
@@ -241,7 +275,7 @@ def compare(given: argparse.Namespace) -> None:
     title = f"{'SANA demo model' if demo else Path(given.workflow).stem}: {subjects_text(subjects)}"
     notes = [
         f'Shown: "{subjects[0].prompt}", seed {subjects[0].seed}. Seconds: sampling and decoding, median.',
-        f"Framed: {reference.x} {reference.y}, which dB and SSIM compare with."
+        f"Framed: {reference.x} {reference.y}, the reference of dB, SSIM and latent distance."
         + (" In brackets: 95 % intervals." if len(subjects) >= 10 else " Too few pictures for intervals."),
     ]
     picture_of(rows, best, title, notes).save(out)

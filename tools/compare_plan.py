@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_GRAPH, DEMO_FILES, DEMO_SIDE = "sana_txt2img_ksampler.json", "sana-native-demo/", 256
 PROMPT_TITLE, PROMPT_INPUTS, SEED_INPUTS = "Prompt", ("prompt", "text"), ("seed", "noise_seed")
 DEMO_SEED = 1_000_003  # training draws from other numbers
+LATENT_NODE = "compare-latent"  # id of the node that saves what was sampled
 LOADERS = {
     "SanaNativeModelLoader": "model_name",
     "SanaNativeGemmaLoader": "text_encoder_name",
@@ -104,6 +106,30 @@ def put_subject(prompt: dict, subject: Subject) -> dict:
     for key, seed in holders:
         changed[key]["inputs"][seed] = subject.seed
     return changed
+
+
+def save_latent(prompt: dict, shown: str) -> dict:
+    """The API prompt with a node that saves the latent of what the node `shown` saves as an image.
+
+    That is what the nearest decoding node before it decodes; without one the prompt stays as it is.
+    """
+    waiting, seen = deque([shown]), set()
+    while waiting:
+        number = waiting.popleft()
+        node = prompt.get(number)
+        if node is None or number in seen:
+            continue
+        seen.add(number)
+        links = {name: value for name, value in node["inputs"].items() if is_link(value)}
+        if "Decode" in node["class_type"] and "samples" in links:
+            inputs = {"samples": links["samples"], "filename_prefix": "compare/latent"}
+            return prompt | {LATENT_NODE: {"class_type": "SaveLatent", "inputs": inputs}}
+        waiting.extend(source for source, _ in links.values())
+    return prompt
+
+
+def is_link(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def demo_graph(prompt: dict) -> dict:

@@ -11,8 +11,6 @@ import numpy as np
 from .evaluation_files import require_clip, require_detector, require_inception
 from .evaluation_pictures import PART, Picked, stored
 
-DETECTED = 8  # pictures that the detector takes at a time
-
 
 class Networks:
     def __init__(self, given: argparse.Namespace):
@@ -64,9 +62,7 @@ class Networks:
 
         model = self.loaded.setdefault("detector", None) or load_detector(self.given.detector)
         self.loaded["detector"] = model
-        some = [pictures[start : start + DETECTED] for start in range(0, len(pictures), DETECTED)]
-        found = [rows for part in some for rows in detect(model, part)]
-        return np.concatenate([np.insert(rows, 0, place, axis=1) for place, rows in enumerate(found)])
+        return np.concatenate([np.insert(detect(model, one), 0, place, axis=1) for place, one in enumerate(pictures)])
 
     def texts(self, prompts: Sequence[str]) -> np.ndarray:
         from sana_native.evaluation.embed import embed_texts

@@ -708,10 +708,10 @@ def demo_inpaint() -> Graph:
 
 def demo_compare() -> Graph:
     """One prompt and seed with two settings of the sampler: both images, where they differ, and how far."""
-    width = 205
+    width = 209
     transformer, gemma, vae = loaders(DEMO, 215)
-    text = encode(gemma, DEMO_PROMPT, width=198)
-    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=198)
+    text = encode(gemma, DEMO_PROMPT, width=213)
+    latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE}, width=213)
     seed = Node("PrimitiveInt", {"value": DEMO_SEED}, title="Seed of both", control="fixed", width=width)
     links = {"model": transformer, "positive": text[0], "negative": text[1], "latent_image": latent, "seed": seed}
     settings = links | {"cfg": DEMO_CFG, "sampler_name": "sana_flow_dpm", "scheduler": "sana_flow"}
@@ -725,7 +725,7 @@ def demo_compare() -> Graph:
     images = {f"images.image{number}": image for number, image in enumerate((one, other, apart[2]))}
     batch = Node("BatchImagesNode", images, width=width)
     labels = "4 steps\n20 steps\nwhere they differ"
-    grid = Node("SanaNativeGrid", {"images": batch, "columns": 2, "labels": labels, "title": apart[3]}, width=306)
+    grid = Node("SanaNativeGrid", {"images": batch, "columns": 2, "labels": labels, "title": apart[3]}, width=279)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
@@ -822,8 +822,8 @@ def train_model() -> Graph:
         "SanaNativeTrainModel",
         "sana_model",
         "Trains all weights, for hundreds of pictures: enter their **folder**, each with a .txt that says what it "
-        "shows. Takes over 29 GB of GPU memory, over 19 with **optimizer** at AdamW 8-bit. For few pictures: "
-        "sana_train_lora.",
+        "shows. Takes over 29 GB of GPU memory, over 19 with **optimizer** at AdamW 8-bit, over 10 without a float32 "
+        "copy. For few pictures: sana_train_lora.",
         steps=2000,
         accumulation=8,
         warmup=100,

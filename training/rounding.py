@@ -1,6 +1,6 @@
 """Steps of an optimizer on bfloat16 weights without a float32 copy of them all: the result is rounded by chance.
 
-Rounded to the nearest number, a step of less than about 0.2 % of a weight would be lost each time; by chance it counts
+Rounded to the nearest number, a step of less than 0.2 to 0.4 % of a weight would be lost each time; by chance it counts
 in the mean. Source: stochastic rounding, arXiv 1502.02551; of bfloat16 weights, arXiv 2010.06192.
 """
 

@@ -91,12 +91,6 @@ def is_same_text(row: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor 
 class CpuGLUMBConv(InplaceMixFFN, GLUMBConv):
     """Mix-FFN that activates in place."""
 
-    def depthwise(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().depthwise(x)
-        # The convolution's gradient is slow in the layout of the tokens, by more than two copies take.
-        return super().depthwise(x.contiguous()).contiguous(memory_format=torch.channels_last)
-
 
 class CpuSanaBlock(InplaceBlock, SanaBlock):
     """A block that adds in place."""

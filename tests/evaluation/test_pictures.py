@@ -1,10 +1,10 @@
-"""PSNR and SSIM equal torchmetrics'; the map shows where two pictures differ."""
+"""PSNR and SSIM equal torchmetrics'; the map shows where two pictures differ; latents have a relative distance."""
 
 import math
 
 import pytest
 import torch
-from sana_native.evaluation.pictures import difference_map, difference_of, psnr, ssim
+from sana_native.evaluation.pictures import difference_map, difference_of, latent_distance, psnr, ssim
 
 
 @pytest.fixture
@@ -64,3 +64,25 @@ def test_pictures_of_two_sizes_are_refused():
 def test_pictures_smaller_than_the_window_are_refused():
     with pytest.raises(ValueError, match="SSIM needs sides of more than 5 px, and this picture is 20 x 5 px"):
         ssim(torch.zeros(5, 20, 3), torch.zeros(5, 20, 3))
+
+
+def test_the_distance_of_latents_is_relative_to_the_reference():
+    reference = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert latent_distance(reference, reference) == 0
+    for scale in (1.0, 100.0):
+        assert latent_distance(1.25 * scale * reference, scale * reference) == pytest.approx(0.25, rel=1e-6)
+    half = reference.bfloat16()
+    expected = (half.double() - reference.double()).norm() / reference.double().norm()
+    assert latent_distance(half, reference) == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("latent", "reference", "message"),
+    [
+        (torch.ones(4, 8, 8), torch.ones(32, 8, 8), r"shapes \(4, 8, 8\) and \(32, 8, 8\) have no distance"),
+        (torch.ones(4, 8, 8), torch.zeros(4, 8, 8), "zero everywhere"),
+    ],
+)
+def test_latents_without_a_distance_are_refused(latent, reference, message):
+    with pytest.raises(ValueError, match=message):
+        latent_distance(latent, reference)

@@ -80,6 +80,14 @@ def test_a_result_without_its_run_is_not_written_over(folders):
     assert run_files("cat", "latest").result == str(loras / "cat_00001.safetensors")
 
 
+@pytest.mark.parametrize(("algorithm", "part"), [("DoRA", "dora_scale"), ("LoKr", "lokr_w1")])
+def test_the_algorithm_of_the_node_is_trained_and_stands_in_its_run(folders, algorithm, part):
+    lora, *_ = call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", algorithm=algorithm, **SHORT)
+    assert sum(name.endswith(part) for name in lora) == 12
+    run = folders / "output" / "sana_training" / "cat_00001" / "run.json"
+    assert json.loads(run.read_text(encoding="utf-8"))["settings"]["algorithm"] == algorithm
+
+
 @pytest.mark.usefixtures("folders")
 @pytest.mark.parametrize("name", ["learning_rate", "alpha"])
 def test_settings_with_which_nothing_is_learned_are_refused(name):

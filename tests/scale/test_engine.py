@@ -98,6 +98,19 @@ def test_settled_rows_never_run_again_and_failed_ones_when_asked(tmp_path, retry
     assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
 
 
+@pytest.mark.parametrize(("verify", "expected"), [(False, []), (True, [1])])
+def test_a_row_whose_picture_is_gone_runs_again_when_asked(tmp_path, verify, expected):
+    worker, store = object.__new__(Worker), LocalStore(tmp_path)
+    worker.job, worker.store = Job({}, (), Options(), str(tmp_path), verify=verify), store
+    (shard,) = shards(rows(2), 256)
+    part = Part(store, shard, [])
+    for index in range(2):
+        part.add(Record(index, f"{index}", f"line {index}", "done", files=[f"{index}.png", "shared.png"]))
+    for name in ("0.png", "shared.png"):
+        store.put(name, b"picture")
+    assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
+
+
 def worker_that_ends_rows_as(status: str, folder) -> Worker:
     """Without a server: what it would draw is given."""
     worker = object.__new__(Worker)

@@ -141,7 +141,15 @@ def test_both_forms_are_read_and_anything_else_is_refused(tmp_path):
         "1": {"class_type": "N", "inputs": {"text": "x"}, "_meta": {"title": "Node"}}
     }
     assert is_api(prompt()) and api_of(prompt(), {}) == prompt()
-    for text, sentence in (("{", "is no JSON"), ("[]", "holds no workflow"), ("{}", "holds no workflow")):
+    for torn in ({"nodes": [{"id": 1}], "links": []}, {"nodes": [{"id": 1, "type": "N"}]}, {"nodes": [7], "links": []}):
+        with pytest.raises(WorkflowError, match=r"The workflow is torn \(.*\): save it again in ComfyUI"):
+            api_of(torn, info)
+    for text, sentence in (
+        ("{", "is no JSON"),
+        ("[]", "holds no workflow"),
+        ("{}", "holds no workflow"),
+        ('{"1": {"class_type": "N"}}', "holds no workflow"),
+    ):
         (tmp_path / "w.json").write_text(text)
         with pytest.raises(WorkflowError, match=sentence):
             read_workflow(tmp_path / "w.json")

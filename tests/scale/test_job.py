@@ -1,14 +1,18 @@
 """What a job finds before anything runs, and that two runs do not meet."""
 
+import json
 import os
 import signal
 from types import SimpleNamespace
 
 import pytest
+from sana_native.scale import command
 from sana_native.scale.command import parser, settings_of
 from sana_native.scale.job import RunError, Survey, locked, make_job, stop_on_signals
+from sana_native.scale.manifest import Part, Record, Shard, join_job
+from sana_native.scale.progress import Outcome
 from sana_native.scale.rows import read_rows
-from sana_native.scale.store import LocalStore
+from sana_native.scale.store import LocalStore, open_store
 
 
 def survey(tmp_path, text: str) -> Survey:
@@ -37,12 +41,88 @@ def test_it_says_once_that_rows_have_no_seed_of_their_own(tmp_path, capsys, more
     inputs = {"1": ("Text", {"prompt": "", "seed": 1}), "2": ("SaveImage", {"images": ["1", 0]})}
     prompt = {key: {"class_type": kind, "inputs": own} for key, (kind, own) in inputs.items()}
     engine = SimpleNamespace(prompt_of=lambda one: one, describe=lambda: {"comfyui": "0"}, workers=1)
-    command = ["run", "--workflow", "w.json", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
+    told = ["run", "--workflow", "w.json", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
     for one in ["Text.prompt={prompt}", *more]:
-        command += ["--set", one]
-    settings = settings_of(parser().parse_args(command), tmp_path)
+        told += ["--set", one]
+    settings = settings_of(parser().parse_args(told), tmp_path)
     make_job(settings, prompt, Survey.of(settings.rows()), LocalStore(tmp_path / "out"), engine)
     assert capsys.readouterr().out.count("every row is drawn with the workflow's own seed") == said
+
+
+class FakeEngine:
+    """Whose first row does what a test says, and which notes whether rows ran and that it was closed."""
+
+    workers = 1
+
+    def __init__(self, canary):
+        self.canary, self.calls = canary, []
+
+    def prompt_of(self, workflow):
+        return workflow
+
+    def describe(self):
+        return {"comfyui": "0"}
+
+    def run(self, *_):
+        self.calls.append("run")
+
+    def close(self):
+        self.calls.append("close")
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Runs the command with a fake engine, and returns its code and what the engine was asked."""
+    (tmp_path / "p.txt").write_text("a cat")
+    nodes = {"1": ("Text", {"prompt": "", "seed": 1}), "2": ("SaveImage", {"images": ["1", 0]})}
+    graph = {key: {"class_type": kind, "inputs": own} for key, (kind, own) in nodes.items()}
+    monkeypatch.setattr(command, "find_host", lambda _: SimpleNamespace(base=str(tmp_path)))
+
+    def run(canary, what: str = "run", steps: int = 1) -> tuple[int, list[str]]:
+        graph["1"]["inputs"]["steps"] = steps
+        (tmp_path / "w.json").write_text(json.dumps(graph))
+        engine = FakeEngine(canary)
+        monkeypatch.setattr(command, "engine_of", lambda *_: engine)
+        told = ["--workflow", tmp_path / "w.json", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out"]
+        sets = ["--set", "Text.prompt={prompt}", "--set", "Text.seed={seed}"]
+        return command.main([what, *map(str, told), *sets]), engine.calls
+
+    return run
+
+
+def done(job, row, _known) -> Outcome:
+    """As a worker leaves it: a record in the store."""
+    part = Part(open_store(job.store), Shard(row.index, [row]), [])
+    part.add(Record(row.index, row.name, row.place, "done"))
+    part.save()
+    return Outcome("done", "", 0.1, 1, 10)
+
+
+def failed(*_) -> Outcome:
+    return Outcome("failed", "no such sampler", 0.1, 0, 0)
+
+
+@pytest.mark.parametrize("what", ["run", "check"])
+def test_a_workflow_mended_after_its_first_row_failed_needs_no_further_option(job, capsys, what):
+    assert job(failed, what) == (1, ["close"]) == job(failed, what, steps=2)
+    assert job(done, what, steps=3)[0] == 0 and capsys.readouterr().err.count("no such sampler") == 2
+    assert job(done, "run", steps=4) == (1, ["close"])  # a row of it is done
+    assert "workflow changed since. Choose another folder" in capsys.readouterr().err
+    assert job(done, "run", steps=3) == (0, ["run", "close"])
+
+
+def test_a_job_that_another_machine_replaced_meanwhile_runs_no_rows(job, tmp_path, capsys):
+    def meanwhile(*arguments):
+        join_job(LocalStore(tmp_path / "out"), {"workflow": "another"}, 1)
+        return done(*arguments)
+
+    assert job(meanwhile) == (1, ["close"])
+    assert "as another run wrote into it too: choose another folder." in capsys.readouterr().err
+
+
+def test_a_signal_during_the_first_row_ends_the_command_at_once(job, capsys):
+    assert job(lambda *_: signal.raise_signal(signal.SIGINT)) == (130, ["close"])
+    assert capsys.readouterr().err == "Stopped at once: the same command goes on.\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no such lock")

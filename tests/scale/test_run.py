@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +62,27 @@ def test_every_failure_is_recorded_and_stops_no_other_row(bench, tmp_path):
     assert names[0].startswith("bär_1-") and names[1:] == ["bär_1.png", "dies once.png", "no memory at first.png"]
     records = {one["index"]: one for part in out.glob("manifest/*") for one in map(json.loads, part.open("rb"))}
     assert records[2]["error"] == "Text (ScaleTestNode) failed: as the text says" and records[2]["attempts"] == 1
+    assert [(records[n]["id"], records[n]["node"], records[n]["width"], records[n]["height"]) for n in (0, 2)] == [
+        ("bär/1", "", [64], [64]),
+        ("raises", "Text (ScaleTestNode)", [], []),
+    ]
     assert (records[3]["attempts"], records[4]["attempts"], records[5]["attempts"]) == (2, 2, 2)
     assert "larger than max" in records[1]["error"] or "max" in records[1]["error"], records[1]["error"]
     assert "did not end in 12 s" in records[7]["error"] and 'an earlier row has the id "bär/1"' in records[6]["error"]
     # The same command again finds nothing to do; with --retry-failed the rest, but what the host refuses.
-    before = {name: (out / name).stat().st_mtime_ns for name in pictures(out)}
+    before = {name: (out / name).stat().st_mtime_ns for name in pictures(out) if name != records[4]["files"][0]}
     code, text = bench.run(prompts, out, *options)
     assert code == 0 and "0 of 9 rows: none yet" in text, text
+    gone, data = out / records[4]["files"][0], (out / records[4]["files"][0]).read_bytes()
+    gone.unlink()
+    code, text = bench.run(prompts, out, *options, "--verify")
+    assert code == 0 and "1 of 9 rows: 1 done" in text and gone.read_bytes() == data, text
     bench.write("bad.jsonl", [*rows, {"prompt": "one more"}])
     code, text = bench.run(prompts, out, *options)
     assert code == 1 and "rows changed since. Choose another folder" in text
-    assert before == {name: (out / name).stat().st_mtime_ns for name in pictures(out)}
+    assert (
+        before == {name: (out / name).stat().st_mtime_ns for name in before} and len(pictures(out)) == len(before) + 1
+    )
 
 
 def test_killed_servers_and_drivers_lose_and_double_nothing(bench, tmp_path):
@@ -105,11 +116,24 @@ def test_a_signal_ends_a_run_in_order_and_too_many_failures_end_it_too(bench, tm
     assert process.returncode == 130 and "Stopped: the same command goes on." in text, text
     done = {index for index, status in statuses(out).items() if status == "done"}
     assert len(pictures(out)) == len(done) < 24  # the running row was finished and recorded
+    longer = bench.write("longer.jsonl", [{"prompt": "fine"}, {"prompt": "sleep 120"}])
+    process = bench.start(longer, tmp_path / "longer")
+    wait_until(lambda: len(pictures(tmp_path / "longer")) == 1, 240, process)
+    wait_until(lambda: (tmp_path / "longer" / "manifest").is_dir(), 10, process)
+    for _ in range(2):
+        time.sleep(1)
+        process.terminate()
+    text, _ = process.communicate(timeout=25)  # the first one alone waits 30 s for the row
+    assert process.returncode == 130 and "Stopped at once: the same command goes on." in text, text
+    assert not is_alive(bench.server_of("worker-0")) and list(statuses(tmp_path / "longer").values()) == ["done"]
     rows = [{"prompt": "fine"}] + [{"prompt": "raise"}] * 20
     code, text = bench.run(bench.write("raise.jsonl", rows), tmp_path / "failing", "--max-failed", "2")
     assert code == 1 and "More than 2 of the last rows failed; the commonest errors: (3 times: Text" in text, text
     code, text = bench.run(bench.write("raise.jsonl", rows[1:]), tmp_path / "canary")
     assert code == 1 and "The first row (line 1) is failed, and nothing else was started: Text (Scale" in text, text
+    # Mended, the same place takes it: nothing of it was done.
+    code, text = bench.run(bench.write("raise.jsonl", rows[:1]), tmp_path / "canary")
+    assert code == 0 and len(pictures(tmp_path / "canary")) == 1, text
 
 
 def test_ray_draws_the_same_bytes_and_replaces_killed_actors(bench, tmp_path):

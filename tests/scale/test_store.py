@@ -70,12 +70,21 @@ def test_an_address_has_one_name_without_its_secrets(ways, place):
     assert {stores.place_of(stores.normalize(way)) for way in ways} == {place}
 
 
+def test_a_folder_that_cannot_be_is_named_with_a_cure_that_fits(tmp_path):
+    (tmp_path / "file").touch()
+    for work in (LocalStore(tmp_path / "file").prepare, lambda: LocalStore(tmp_path / "file").put("a", b"")):
+        with pytest.raises(StoreError, match=r"file.* cannot be written \(.*\): choose another folder\.$"):
+            work()
+    with pytest.raises(StoreError, match="--out is empty: give a folder"):
+        open_store(" ")
+
+
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
     store = LocalStore(tmp_path)
     store.put("a", b"whole")
     (tmp_path / stores.PARTS / "b").write_bytes(b"ha")
-    store.clear_parts()
-    assert sorted(os.listdir(tmp_path)) == ["a"]
+    store.prepare()
+    assert sorted(os.listdir(tmp_path)) == [stores.PARTS, "a"] and not os.listdir(tmp_path / stores.PARTS)
 
 
 def test_an_address_without_pyarrow_says_what_to_install(monkeypatch):

@@ -1,6 +1,7 @@
 """The command's own gates: it runs where neither torch nor the host is installed, and its files stay readable."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -49,19 +50,41 @@ def test_its_help_and_its_refusals_need_no_host(tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     assert run("--help")[0] == 0 and "the same command again goes on" in run("--help")[1]
-    assert run("status", "--out", str(tmp_path / "none")) == (0, "no row yet; 0 files, 0.0 MB\n")
+    assert run("status", "--out", "none") == (1, f"{tmp_path / 'none'} holds no job: give the --out of a run.\n")
     (tmp_path / "p.txt").write_text("a cat")
     (tmp_path / "w.json").write_text("[]")
     job = ("run", "--out", "out", "--workflow", "w.json", "--comfyui", str(tmp_path))
     assert "holds no ComfyUI: give --comfyui" in run(*job, "--prompts", "p.txt")[1]
     (tmp_path / "main.py").touch()
     assert "none.txt is no file" in run(*job, "--prompts", "none.txt", "--base", ".")[1]
-    assert "--batch 0 is too small: give 1 or more" in run(*job, "--prompts", "p.txt", "--base", ".", "--batch", "0")[1]
+    assert "none is no folder: give --base" in run(*job, "--prompts", "p.txt", "--base", "none")[1]
     assert '--max-failed "x" is neither' in run(*job, "--prompts", "p.txt", "--base", ".", "--max-failed", "x")[1]
     assert run(*job, "--prompts", "p.txt", "--base", ".") == (
         1,
         "w.json holds no workflow: save one in ComfyUI, or export it for the API.\n",
     )
+    graph = {"1": {"class_type": "Text", "inputs": {"text": ""}}, "2": {"class_type": "SaveImage", "inputs": {}}}
+    (tmp_path / "w.json").write_text(json.dumps(graph))
+    wrong = run(*job, "--prompts", "p.txt", "--base", ".", "--set", "Prompt.text={prompt}")
+    assert wrong == (1, "0 nodes are called Prompt, expected one; give a title or class of one.\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--batch", "0", "--batch 0 is out of range: give 1 or more"),
+        ("--timeout", "nan", "--timeout nan is out of range: give 1 or more"),
+        ("--quality", "101", "--quality 101 is out of range: give 1 to 100"),
+        ("--seed-base", "-1", "--seed-base -1 is out of range: give 0 to 18446744073709551615"),
+        ("--gpus-per-worker", "-1", "--gpus-per-worker -1.0 is out of range"),
+        ("--size", "777", "--size: .*777"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_runs(tmp_path, option, value, sentence):
+    (tmp_path / "p.txt").write_text("a cat")
+    job = ["run", "--out", "o", "--workflow", "w.json", "--prompts", str(tmp_path / "p.txt"), option, value]
+    with pytest.raises(RunError, match=sentence):
+        command.settings_of(command.parser().parse_args(job), tmp_path)
 
 
 def test_a_detached_run_outlives_its_command_and_writes_a_log(tmp_path):

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from sana_native.tools import compare
 from sana_native.tools.compare import Drawn, judge, lines_of, picture_of, read_arguments, table_of
 from sana_native.tools.compare_plan import (
+    LATENT_NODE,
     ROOT,
     Axis,
     PlanError,
@@ -21,6 +23,7 @@ from sana_native.tools.compare_plan import (
     read_axis,
     read_graph,
     read_subjects,
+    save_latent,
 )
 
 STEPS = Axis("KSampler", ("steps",), (("4",), ("8",)))
@@ -166,7 +169,13 @@ def cells() -> list[list[Drawn]]:
     sprites = load_sprites()
     scenes = [Scene("blue", (Item(thing, "big", "center"),)) for thing in THING_NAMES[:2]]
     right, wrong = (to_pil_image(render(scene, sprites)) for scene in scenes)
-    return [[Drawn("steps 4", "", [wrong, right], [0.5, 0.7]), Drawn("steps 8", "", [right, right], [1.0, 1.2])]]
+    sampled = torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(2))
+    return [
+        [
+            Drawn("steps 4", "", [wrong, right], [0.5, 0.7], latents=[1.5 * sampled, sampled]),
+            Drawn("steps 8", "", [right, right], [1.0, 1.2], latents=[sampled, sampled]),
+        ]
+    ]
 
 
 @pytest.fixture
@@ -185,28 +194,63 @@ def test_cells_are_measured_against_the_best_and_by_what_they_show(judged):
     assert worse["seconds"] == pytest.approx(0.6) and best["seconds"] == pytest.approx(1.1)
     assert worse["right"]["value"] == 0.5 and best["right"]["value"] == 1.0
     assert 0 < worse["ssim"]["value"] < 1 and not worse["equal"] and "psnr" not in best
+    assert worse["latent"]["value"] == pytest.approx((0.5 + 0) / 2) and "latent" not in best
 
 
 def test_the_grid_and_the_table_show_what_was_found(judged):
     worse, best = judged[0]
-    assert lines_of(worse)[0] == "0.60 s" and "SSIM" in lines_of(worse)[1] and lines_of(best)[1] == "right 100%"
+    seconds, right, differs, latent = lines_of(worse)
+    assert (seconds, right, latent) == ("0.60 s", "right 50%", "latent 0.250") and "SSIM" in differs
+    assert lines_of(best) == ["1.10 s", "right 100%"]
     sheet = picture_of(judged, (0, 1), "Demo", ["a note"])
     assert isinstance(sheet, Image.Image) and sheet.width > 2 * compare.SHOWN
     table = table_of(judged, (0, 1)).splitlines()
-    assert table[0] == "| X | Y | s a picture | PSNR, dB | SSIM | right | N |" and len(table) == 4
-    assert "| the reference | the reference | 100% | 2 |" in table[3]
+    assert table[0] == "| X | Y | s a picture | PSNR, dB | SSIM | latent distance | right | N |" and len(table) == 4
+    assert "| 0.250 | 50% | 2 |" in table[2]
+    assert "| the reference | the reference | the reference | 100% | 2 |" in table[3]
 
 
 def test_a_cell_of_another_size_is_not_called_the_reference():
     small, large = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (64, 64), "red")
     names = {"256": small, "512": large, "256 again": small}
-    rows = [[Drawn(name, "", [picture], [1.0]) for name, picture in names.items()]]
+    latents = [torch.ones(4, side, side) for side in (1, 2, 1)]
+    rows = [[Drawn(name, "", [names[name]], [1.0], latents=[one]) for name, one in zip(names, latents, strict=True)]]
     judge(rows, (0, 0), [Subject("", 1)], "")
-    assert [line.split(" | ")[3:5] for line in table_of(rows, (0, 0)).splitlines()[2:]] == [
-        ["the reference", "the reference"],
-        ["-", "-"],
-        ["100.0", "1.0000"],
+    assert [line.split(" | ")[3:6] for line in table_of(rows, (0, 0)).splitlines()[2:]] == [
+        ["the reference", "the reference", "the reference"],
+        ["-", "-", "-"],
+        ["100.0", "1.0000", "0.000"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("latents", "others"),
+    [
+        ([], []),
+        ([torch.full((4, 2, 2), torch.nan)], [torch.ones(4, 2, 2)]),
+        ([torch.ones(4, 2, 2)], [torch.zeros(4, 2, 2)]),
+        ([torch.ones(4, 2, 2)], [torch.ones(32, 2, 2)]),
+    ],
+)
+def test_latents_without_a_distance_leave_the_other_numbers(latents, others):
+    picture = Image.new("RGB", (32, 32), "red")
+    rows = [[Drawn("a", "", [picture], [1.0], latents=latents), Drawn("b", "", [picture], [1.0], latents=others)]]
+    judge(rows, (0, 1), [Subject("", 1)], "")
+    assert "latent" not in rows[0][0].numbers and rows[0][0].numbers["equal"]
+
+
+def test_the_latent_that_the_shown_picture_is_decoded_from_is_saved(graph):
+    shown = {
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0], "vae": ["9", 0]}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["9", 0]}},
+        "6": {"class_type": "ImageBlend", "inputs": {"image1": ["5", 0], "image2": ["7", 0], "blend_factor": 0.5}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["4", 0]}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["6", 0]}},
+    }
+    for number, sampled in (("7", "2"), ("8", "3")):
+        saved = save_latent(graph | shown, number)
+        assert saved.pop(LATENT_NODE)["inputs"]["samples"] == [sampled, 0] and saved == graph | shown
+    assert save_latent(graph, "1") == graph, "nothing is decoded"
 
 
 @pytest.mark.heavy
@@ -217,4 +261,5 @@ def test_a_comparison_of_the_demo_by_a_real_server(tmp_path):
     told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     one, eight = told["cells"]
     assert told["best"] == ["steps 8", ""] and one["psnr"]["value"] < 25 and one["seconds"] < eight["seconds"]
+    assert 0.01 < one["latent"]["value"] < 2 and "latent" not in eight
     assert Image.open(out).width > 2 * compare.SHOWN and "steps 8" in out.with_suffix(".md").read_text(encoding="utf-8")

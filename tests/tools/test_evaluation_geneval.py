@@ -49,12 +49,12 @@ def save(path, first: int, second: int) -> None:
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch) -> list[int]:
-    """A detector that reads the first pixel, and a small random CLIP; the numbers of pictures that were detected."""
+    """A detector that reads the first pixel, and a small random CLIP; a 1 for each picture that was searched."""
     counts, state = [], random_clip().state_dict()
 
-    def detect(_model, pictures):
-        counts.append(len(pictures))
-        return [objects_of(*picture[0, 0, :2]) for picture in pictures]
+    def detect(_model, picture):
+        counts.append(1)
+        return objects_of(*picture[0, 0, :2])
 
     monkeypatch.setattr(detector, "detect", detect)
     monkeypatch.setattr(evaluation_files, "load_detector", lambda _file: "a detector")

@@ -133,6 +133,19 @@ def test_bypassed_node_is_saved_so(object_info):
     assert list(workflow.to_api(built, object_info)) == ["1", "3"]
 
 
+def test_an_input_that_grows_has_a_free_socket_after_those_with_links(object_info):
+    one, other = Node("EmptyImage"), Node("EmptyImage", {"width": 64})
+    batch = Node("BatchImagesNode", {"images.image0": one, "images.image1": other})
+    built = build([one, other, batch], object_info)
+    assert [(slot["name"], slot["type"], "shape" in slot) for slot in built["nodes"][2]["inputs"]] == [
+        ("images.image0", "IMAGE", False), ("images.image1", "IMAGE", True), ("images.image2", "IMAGE", True)
+    ]  # fmt: skip
+    prompt = workflow.to_api(built, object_info)
+    assert prompt["3"]["inputs"] == {"images.image0": ["1", 0], "images.image1": ["2", 0]}
+    with pytest.raises(workflow.WorkflowError, match=r"BatchImagesNode\.images\.image0 needs a link"):
+        build([Node("BatchImagesNode")], object_info)
+
+
 def test_upload_button_has_its_value(object_info):
     built = build([Node("LoadImage", {"image": "a.png"})], object_info)
     assert built["nodes"][0]["widgets_values"] == ["a.png", "image"]

@@ -178,15 +178,32 @@ def test_the_file_acts_as_the_trained_adapters_in_every_loader(models, data, fil
     assert bench.relative(prediction_of(model, width), plain) < 1e-6
 
 
-def test_a_pixart_lora_acts_on_diffusers_network_through_peft(models, data, files):
+def with_pefts_names(path: str) -> dict[str, torch.Tensor]:
+    """A file of linear layers whose magnitudes have PEFT's name and shape."""
+    return {
+        name.replace("dora_scale", "lora_magnitude_vector"): value.flatten() if "dora_scale" in name else value
+        for name, value in load_file(path).items()
+    }
+
+
+def test_our_loader_reads_a_dora_of_pixart_with_pefts_names(models, data, files, tmp_path):
     model, width = models("Sigma 512")
-    training(models, data, files, "Sigma 512", layers="all linear")
+    training(models, data, files, "Sigma 512", layers="all linear", algorithm="DoRA")
+    save_whole(with_pefts_names(files.result), str(tmp_path / "peft.safetensors"))
+    ours, same = (load_lora(model, path, 1.0) for path in (files.result, str(tmp_path / "peft.safetensors")))
+    assert torch.equal(prediction_of(ours, width), prediction_of(same, width))
+
+
+@pytest.mark.parametrize("algorithm", ["LoRA", "DoRA"])
+def test_a_pixart_lora_acts_on_diffusers_network_through_peft(models, data, files, algorithm):
+    model, width = models("Sigma 512")
+    training(models, data, files, "Sigma 512", layers="all linear", algorithm=algorithm)
     with safetensors.safe_open(files.result, "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
     reference = pixart.reference("Sigma 512", layers=2)
     options = {key.removeprefix("transformer."): value for key, value in config.items()}
     changed = peft.inject_adapter_in_model(peft.LoraConfig(**options), copy.deepcopy(reference))
-    tensors = {key.removeprefix("transformer."): value for key, value in load_file(files.result).items()}
+    tensors = {key.removeprefix("transformer."): value for key, value in with_pefts_names(files.result).items()}
     peft.set_peft_model_state_dict(changed, tensors)
     x0, states, mask, noise = loss_inputs(width)
     ours = load_lora(model, files.result, 1.0)

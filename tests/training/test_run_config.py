@@ -79,6 +79,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(written, encoded, f
         ({"settings": {"steps": 0}}, "has the setting steps 0 where a whole number from 1 up to 1000000 must stand"),
         ({"settings": {"steps": True}}, "has the setting steps true where a whole number"),
         ({"settings": {"ema": 1.5}}, "has the setting ema 1.5 where a number from 0 up to 1 must stand"),
+        ({"settings": {"algorithm": "LoHa"}}, "has the setting algorithm \"LoHa\" where one of LoRA, DoRA, LoKr"),
         ({"settings": {"schedule": "linear"}}, "has the setting schedule \"linear\" where one of constant, cosine"),
         ({"settings": {"alpha": 10**400}}, r"has the setting alpha 10{59} where a number from 0 up to 1000000"),
         ({"settings": {"alpha": math.inf}}, "has the setting alpha Infinity where a number from 0 up to 1000000"),

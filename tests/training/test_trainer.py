@@ -348,17 +348,15 @@ def test_the_gradient_reaches_all_that_is_trained(run, sana15, changes):
 def test_an_attention_without_a_gradient_is_told_before_the_first_step(run, files, monkeypatch, checkpointing):
     """As that of a kernel made for sampling, of which queries and keys would stay as they are without a word."""
     attend = CrossAttention.attend
-    monkeypatch.setattr(
-        CrossAttention, "attend", lambda *args, **more: attend(*(unlearning(one) for one in args), **more)
-    )
+    monkeypatch.setattr(CrossAttention, "attend", lambda self, q, k, v, **rest: attend(self, *cut(q, k, v), **rest))
     found = "did not reach 12 of 24 tensors that are trained .transformer_blocks.0.attn2.to_q.down.: connect the model"
     with pytest.raises(ValueError, match=found):
         run(checkpointing=checkpointing)
     assert not os.path.exists(files.state) and not os.path.exists(files.result)
 
 
-def unlearning(value):
-    return value.detach() if isinstance(value, torch.Tensor) else value
+def cut(*values):
+    return [value.detach() for value in values]
 
 
 def test_weights_that_the_network_only_copies_are_told_before_the_first_step(run, monkeypatch):

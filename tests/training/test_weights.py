@@ -160,17 +160,17 @@ def test_bfloat16_weights_without_a_float32_copy_learn_from_steps_that_rounding_
         assert not any(wide.numel() for wide in trainer.optimizer.wide)
         moved, lost = [], []
         for name, value in trainer.parameters.items():
-            if value.dtype == torch.bfloat16 and value.ndim == 2:
+            if value.dtype == torch.bfloat16 and value.numel() > 2000:
                 moved.append((value != before[name]).float().mean())
                 lost.append(((before[name].float() + 4e-5).bfloat16() == before[name]).float().mean())
-    assert min(lost) > 0.5 and min(moved) > 0.001 and max(moved) < 0.2
+    assert min(lost) > 0.5 and min(moved) > 0.001 and max(moved) < 0.3
 
 
 @pytest.mark.parametrize("value", [1.0 + 2**-9, -3.0 - 2**-10, 2.5e-20, 1.0])
 def test_rounding_by_chance_is_right_in_the_mean_and_gives_neighbours_only(value):
     x = torch.full((40_000,), value)
     rounded = round_by_chance(x, torch.Generator().manual_seed(0)).float()
-    spread = abs(value) * 2**-8
+    spread = abs(value) * 2**-7  # the distance of two neighbours, or more
     assert (rounded - x).abs().max() < spread and float((rounded - x).mean().abs()) < 0.01 * spread
 
 

@@ -386,6 +386,7 @@ def test_training_runs_with_the_files_it_names_and_a_folder(name, server):
     assert list((server.base_directory / "models" / place).glob(f"{name.replace('_train', '')}_00001.safetensors"))
 
 
+@pytest.mark.heavy
 def test_an_image_is_scored_by_both_halves_of_a_clip(server):
     vision, text = place(server.base_directory, CLIP_VISION), place(server.base_directory, CLIP_TEXT)
     save_large_clip(vision)
