@@ -7,13 +7,6 @@ from typing import IO
 
 from .state import writing
 
-try:
-    import fcntl
-except ImportError:  # Windows, which has the other
-    import msvcrt
-
-    fcntl = None
-
 LOCK = "run.lock"
 
 
@@ -35,11 +28,15 @@ def locked_run(folder: str) -> Iterator[None]:
 def take(file: IO[bytes]) -> bool:
     """Whether the file is locked now, or cannot be, as on some network drives; False where another holds it."""
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
+        if os.name == "nt":
+            import msvcrt  # there alone
+
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # not there
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
