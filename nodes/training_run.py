@@ -21,7 +21,7 @@ from ..training.captions import Caption
 from ..training.plot import as_image, as_tensor, draw_losses, means
 from ..training.preview import Preview
 from ..training.record import FIXED_LEVELS, Record
-from ..training.settings import LATEST, LORA, MODEL, RunFiles, Settings
+from ..training.settings import LATEST, LORA, MODEL, RunFiles, Settings, numbers_of
 from .host_server import running_server
 from .warnings import show
 
@@ -29,6 +29,7 @@ FOLDER = "sana_training"  # below the output folder: the cache, and each run's s
 RESULTS = {LORA: "loras", MODEL: "diffusion_models"}  # the host's folders, which its loaders list
 STATE = "state.safetensors"
 RUN_NAME = re.compile(r"[\w][\w .-]{0,99}")
+NAME_BYTES = 200  # of the 255 that file systems allow, less the number, the step and the endings
 PREVIEW_SIDE = 768
 SECONDS_BETWEEN_CURVES = 2.0  # drawing and sending one takes a twentieth of a second
 LOST = Counter()  # how often a training found a file of the cache missing
@@ -92,8 +93,8 @@ class Watch:
         mean = sum(self.recent) / len(self.recent)
         minutes, seconds = divmod(round(report.seconds_left), 60)
         write_on_node(
-            f"step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
-            f"loss {report.loss:.4f}, mean {mean:.4f}, rate {report.rate:.2g}{held_out(trainer.record)}"
+            f"{held_out(trainer.record)}step {report.step} of {report.steps}, {minutes}:{seconds:02} left\n"
+            f"loss {report.loss:.4f}, mean {mean:.4f}\nrate {report.rate:.2g}"
         )
 
     def picture(self, trainer, report) -> tuple[str, Image.Image, int] | None:
@@ -113,11 +114,14 @@ class Watch:
 
 
 def held_out(record) -> str:
-    """The loss of the pictures that are not trained, as a line of text; empty without any."""
+    """The loss of the pictures that are not trained, as a line of text; empty without any.
+
+    The first line, because a small node shows two of them.
+    """
     if not record.held_out:
         return ""
-    (_, first), (step, last) = means([record.held_out[0], record.held_out[-1]])
-    return f"\nheld out {last:.4f} after step {step}, {first:.4f} at first"
+    (_, first), (_, last) = means([record.held_out[0], record.held_out[-1]])
+    return f"held out {last:.4f}, first {first:.4f}\n"
 
 
 def stacked(samples: Image.Image, curve: Image.Image) -> Image.Image:
@@ -133,7 +137,8 @@ def stacked(samples: Image.Image, curve: Image.Image) -> Image.Image:
 def noted(name: str, settings: Settings, watch: Watch) -> Iterator[list]:
     """Notes for the host's next Run that the run within was stopped, or that a file of the cache was missing.
 
-    Says it where the run had no step left. Within it the record of the run is put into the list.
+    Says in the end where the run had no step left, or went on otherwise than before. Within it the record of the run is
+    put into the list.
     """
     records: list[Record] = []
     try:
@@ -141,10 +146,13 @@ def noted(name: str, settings: Settings, watch: Watch) -> Iterator[list]:
     except FileNotFoundError:  # a file of the cache
         LOST[FOLDER] += 1
         raise
+    new = []
     if records[0].step < settings.steps:
         STOPPED.update([name, None])
     elif watch.bar is None:
-        show([f"The run has {records[0].step} steps already: enter more than that in steps to go on with it."])
+        new.append(f"The run has {records[0].step} steps already: enter more than that in steps to go on with it.")
+    if new or records[0].notices:
+        show([*records[0].notices, *new], new)  # the training has logged its own
 
 
 def write_on_node(text: str) -> None:
@@ -160,17 +168,23 @@ def output_folder() -> str:
 
 def run_files(name: str, resume: str, target: str = LORA) -> RunFiles:
     """Files of the next run of a name, or of its last. Raises ValueError for a name that no file can have, and where
-    there is no run to go on with."""
+    there is no run to go on with, or the last has no state."""
     if not RUN_NAME.fullmatch(name):
         raise ValueError(f"name {name!r} cannot be a file's: use up to 100 letters, digits, spaces, dots, - and _.")
-    runs = output_folder()
-    known = os.listdir(runs) if os.path.isdir(runs) else []
-    numbers = [int(match[1]) for entry in known if (match := re.fullmatch(rf"{re.escape(name)}_(\d{{5}})", entry))]
-    states = [one for one in sorted(numbers) if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE))]
+    if len(name.encode()) > NAME_BYTES:
+        raise ValueError(f"name {name} takes {len(name.encode())} bytes, and a file's {NAME_BYTES}: use a shorter one.")
+    runs, results = output_folder(), result_folder(target)
+    numbers = sorted({*numbers_of(name, runs), *numbers_of(name, results)})
+    states = [one for one in numbers if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE))]
     if resume == LATEST and not states:
         raise ValueError(f"There is no run of the name {name} to go on with: choose resume new, or its name.")
-    run = f"{name}_{states[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
-    return RunFiles(os.path.join(runs, run, STATE), os.path.join(result_folder(target), f"{run}.safetensors"))
+    if resume == LATEST and states[-1] != numbers[-1]:
+        raise ValueError(
+            f"The last run of the name, {name}_{numbers[-1]:05}, has no state in {runs} to go on with: choose resume "
+            f"new, or, to go on with {name}_{states[-1]:05}, move away what is left of it there and in {results}."
+        )
+    run = f"{name}_{numbers[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
+    return RunFiles(os.path.join(runs, run, STATE), os.path.join(results, f"{run}.safetensors"))
 
 
 def result_folder(target: str) -> str:

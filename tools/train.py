@@ -19,7 +19,8 @@ import signal
 import sys
 import time
 
-NUMBERED = re.compile(r"(.+_)(\d{5})")  # folder of a run
+NUMBERED = re.compile(r"(.+)_(\d{5,})")  # folder of a run
+MOST_STEPS = 1_000_000
 PAUSE = 1.0  # seconds between lines of progress, at least
 RECENT = 20  # steps whose mean is told
 
@@ -27,9 +28,15 @@ RECENT = 20  # steps whose mean is told
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.train", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="RUN_JSON", help="run.json in a run's folder")
-    parser.add_argument("--steps", type=int, help="steps in all, those before included, instead of the file's")
+    parser.add_argument("--steps", type=step_count, help="steps in all, those before included, instead of the file's")
     parser.add_argument("--new", action="store_true", help="begin a run of its own with the same set and settings")
     return parser.parse_args(arguments)
+
+
+def step_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps: enter 1 to {MOST_STEPS}.")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,16 +89,16 @@ def train_run(given: argparse.Namespace) -> int:
 
 def new_files(files):
     """Files of a run with the next free number. Raises ValueError for a folder without one."""
+    from sana_native.training.settings import numbers_of
+
     folder, state = os.path.split(files.state)
     runs, name = os.path.split(folder)
     match = NUMBERED.fullmatch(name)
     if match is None:
         raise ValueError(f"{folder} does not end in a number such as _00001, so none follows: copy run.json elsewhere.")
-    taken = [
-        int(other[2]) for entry in os.listdir(runs) if (other := NUMBERED.fullmatch(entry)) and other[1] == match[1]
-    ]
-    run = f"{match[1]}{max(taken, default=0) + 1:05}"
-    result = os.path.join(os.path.dirname(files.result), f"{run}.safetensors")
+    results = os.path.dirname(files.result)
+    run = f"{match[1]}_{max([*numbers_of(match[1], runs), *numbers_of(match[1], results)], default=0) + 1:05}"
+    result = os.path.join(results, f"{run}.safetensors")
     return type(files)(os.path.join(runs, run, state), result)
 
 
@@ -119,7 +126,10 @@ class Watch:
     def __init__(self):
         self.recent, self.told = [], 0.0
 
-    def __call__(self, _, report) -> None:
+    def __call__(self, trainer, report) -> None:
+        if not self.told:
+            for notice in trainer.record.notices:
+                say(notice)
         self.recent = [*self.recent[1 - RECENT :], report.loss]
         if report.step < report.steps and time.monotonic() - self.told < PAUSE:
             return

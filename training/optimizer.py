@@ -18,6 +18,8 @@ LORA_OPTIMIZERS = (ADAMW, ADAMW_8BIT)
 OPTIMIZERS = (*LORA_OPTIMIZERS, ROUNDED)
 STATE_BYTES = {ADAMW: 8, ADAMW_8BIT: 2, ROUNDED: 2}  # of one weight
 TORCHS_STATE = "exp_avg"  # which no state of bitsandbytes has, old or new
+TORCHS_STATES = (TORCHS_STATE, "exp_avg_sq")
+MOMENTS = (*TORCHS_STATES, "state1", "state2")  # torch's and bitsandbytes', in the weight's shape
 NESTED = "/"
 
 
@@ -49,6 +51,27 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in parameters.items():
             self.values[name].lerp_(value.detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Puts values of the parameters' names in the place of its own. Raises ValueError for those of others."""
+        require_fit(values, self.values)
+        for name, own in self.values.items():
+            own.copy_(values[name])
+
+
+def require_fit(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a state's tensors are not one for each parameter, in its shape."""
+    wrong = [
+        name
+        for name in values.keys() | parameters.keys()
+        if name not in values or name not in parameters or values[name].shape != parameters[name].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"The run's state does not fit what is trained ({min(wrong)}): choose resume new, or put the run's own "
+            "file back."
+        )
 
 
 def make_optimizer(
@@ -112,20 +135,27 @@ def nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer | RoundedOptimizer, names: Iterable[str], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer | RoundedOptimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Puts what `optimizer_tensors` gave into an optimizer of the same parameters.
 
-    Raises ValueError for the state of another optimizer.
+    Raises ValueError for the state of another optimizer, or of other parameters.
     """
-    places = {name: index for index, name in enumerate(names)}
+    places = {name: index for index, name in enumerate(parameters)}
     flat: dict[int, dict[str, Tensor]] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(ADAM):
             part, _, own = key.removeprefix(ADAM).partition(".")
-            flat.setdefault(places[own], {})[part] = value
+            flat.setdefault(places.get(own, -1), {})[part] = value
+            if part in MOMENTS:
+                moments.setdefault(part, {})[own] = value
     state = {index: nested(parts) for index, parts in flat.items()}
-    is_torchs = any(TORCHS_STATE in parts for parts in flat.values())
+    is_torchs = TORCHS_STATE in moments
+    for part in TORCHS_STATES if is_torchs else moments:
+        require_fit(moments.get(part, {}), parameters)
     if state and is_torchs != isinstance(optimizer, torch.optim.AdamW):
         raise ValueError("The run was begun with another optimizer: set it as it was, or choose resume new.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,14 +1,16 @@
 """The loss of a run as a picture: every step, a smoothed line, and fixed noises at several levels."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 960, 540, 70, 40, 150, 50
-STEP_COLOR, SMOOTH_COLOR, AXIS, GRID, PAPER = "#c9d4e4", "#1f4e8c", "#333333", "#e6e6e6", "white"
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 960, 540, 70, 40, 160, 50
+STEP_COLOR, SMOOTH_COLOR, AXIS, GRID, PAPER = "#9db6d9", "#1f4e8c", "#333333", "#e6e6e6", "white"
 LEVEL_COLORS = ("#2a9d55", "#8a6d3b", "#c2571a", "#b02a4a", "#6b3fa0")
 TRAINED_COLOR, HELD_OUT_COLOR = "#7f7f7f", "#111111"
 TICKS = 5
@@ -31,49 +33,88 @@ Measured = Sequence[tuple[int, Sequence[float]]]
 def draw_losses(
     losses: Sequence[float], levels: Measured, names: Sequence[str], held_out: Measured = ()
 ) -> Image.Image:
-    """losses: one a step. levels: of pictures that are trained. names: of the levels. held_out: of other pictures."""
+    """losses: one a step. levels: of pictures that are trained. names: of the levels. held_out: of other pictures.
+
+    What is not finite, as in a run that diverges, is left out.
+    """
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    measured = [value for _, row in [*levels, *held_out] for value in row]
-    highest = max([*losses, *measured, 1e-12]) * 1.05
-    last = max([len(losses), *(step for step, _ in levels), 1])
+    lines = lines_of(losses, levels, names, held_out)
+    height = max([value for line in lines for _, value in line.points] + [1e-12])
+    rise = round_step(height)
+    highest, last = rise * math.ceil(height / rise), max([len(losses), *(step for step, _ in levels), 1])
 
     def place(step: float, value: float) -> tuple[float, float]:
         x = LEFT + (WIDTH - LEFT - RIGHT) * step / last
         return x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / highest
 
-    for tick in range(TICKS + 1):
-        x, y = place(last * tick / TICKS, highest * tick / TICKS)
+    for value in ticks(rise, highest):
+        _, y = place(0, value)
         draw.line([(LEFT, y), (WIDTH - RIGHT, y)], GRID)
-        draw.text((LEFT - 8, y), f"{highest * tick / TICKS:.3g}", AXIS, font, anchor="rm")
-        draw.text((x, HEIGHT - BOTTOM + 8), f"{last * tick / TICKS:.0f}", AXIS, font, anchor="mt")
+        draw.text((LEFT - 8, y), f"{value:g}", AXIS, font, anchor="rm")
+    for step in ticks(max(1, round_step(last)), last):
+        x, _ = place(step, 0)
+        draw.line([(x, HEIGHT - BOTTOM), (x, HEIGHT - BOTTOM + 5)], AXIS)
+        draw.text((x, HEIGHT - BOTTOM + 8), f"{step:.0f}", AXIS, font, anchor="mt")
     draw.rectangle([LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM], outline=AXIS)
     draw.text((LEFT, TOP - 10), "loss", AXIS, font, anchor="lb")
     draw.text((WIDTH - RIGHT, HEIGHT - 12), "step", AXIS, font, anchor="rm")
-    lines = [("each step", STEP_COLOR, list(enumerate(losses, 1)))]
-    lines.append(("smoothed", SMOOTH_COLOR, list(enumerate(smoothed(losses), 1))))
-    for index, name in enumerate(names):
-        points = [(step, row[index]) for step, row in levels]
-        lines.append((name, LEVEL_COLORS[index % len(LEVEL_COLORS)], points))
-    if held_out:  # beside the mean of those that are trained: a gap between the two is what was learned by heart
-        lines += [(name, color, means(rows)) for name, color, rows in (
-            ("trained, mean", TRAINED_COLOR, levels), ("held out, mean", HELD_OUT_COLOR, held_out))]  # fmt: skip
-    for row, (name, color, points) in enumerate(lines):
-        draw_line(draw, [place(*point) for point in points], color)
-        draw.text((WIDTH - RIGHT + 12, TOP + 22 * row), name, color if row else AXIS, font)
+    for row, line in enumerate(lines):
+        draw_line(draw, [place(*point) for point in line.points], line)
+        x, y = WIDTH - RIGHT + 12, TOP + 8 + 22 * row
+        draw.line([(x, y), (x + 18, y)], line.color, max(2, line.width))
+        draw.text((x + 24, y), line.name, AXIS, font, anchor="lm")
     return image
+
+
+@dataclass(frozen=True)
+class Line:
+    """points: (step, loss), finite. width: in pixels."""
+
+    name: str
+    color: str
+    width: int
+    points: list[tuple[int, float]]
+
+
+def lines_of(losses: Sequence[float], levels: Measured, names: Sequence[str], held_out: Measured) -> list[Line]:
+    each = finite(enumerate(losses, 1))
+    smooth = zip([step for step, _ in each], smoothed([loss for _, loss in each]), strict=True)
+    lines = [Line("each step", STEP_COLOR, 1, each), Line("smoothed", SMOOTH_COLOR, 4, list(smooth))]
+    for index, name in enumerate(names):
+        points = finite((step, row[index]) for step, row in levels)
+        lines.append(Line(name, LEVEL_COLORS[index % len(LEVEL_COLORS)], 2, points))
+    if held_out:  # beside the mean of those that are trained: a gap between the two is what was learned by heart
+        lines.append(Line("trained, mean", TRAINED_COLOR, 2, finite(means(levels))))
+        lines.append(Line("held out, mean", HELD_OUT_COLOR, 2, finite(means(held_out))))
+    return lines
+
+
+def finite(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def round_step(length: float) -> float:
+    """1, 2 or 5 times a power of ten that divides a length into at most TICKS whole parts."""
+    power = 10.0 ** math.floor(math.log10(length / TICKS))
+    return next(part * power for part in (1, 2, 5, 10) if part * power >= length / TICKS * (1 - 1e-9))
+
+
+def ticks(step: float, last: float) -> list[float]:
+    """Multiples of a step from 0 up to the last."""
+    return [step * index for index in range(int(last / step + 1e-9) + 1)]
 
 
 def means(measured: Measured) -> list[tuple[int, float]]:
     return [(step, sum(row) / len(row)) for step, row in measured]
 
 
-def draw_line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], color: str) -> None:
+def draw_line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], line: Line) -> None:
     if len(points) == 1:
         (x, y) = points[0]
-        draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=color)
+        draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=line.color)
     elif points:
-        draw.line(points, color, 2)
+        draw.line(points, line.color, line.width)
 
 
 def as_tensor(image: Image.Image) -> Tensor:

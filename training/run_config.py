@@ -4,7 +4,6 @@ Pure: it reads and writes the file, and loads no model.
 """
 
 import json
-import math
 import os
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
@@ -26,12 +25,19 @@ DTYPE = "dtype"  # among a loader's options
 CHANGED = "changed"  # whether nodes had changed the model after it was loaded
 CURE = "let the training node write it again, or mend that"
 CHOICES = {
-    "schedule": SCHEDULES, "layers": PRESETS, "time_sampling": TIME_SAMPLINGS, "null_mask": NULL_MASKS,
+    "schedule": SCHEDULES, "layers": tuple(PRESETS), "time_sampling": TIME_SAMPLINGS, "null_mask": NULL_MASKS,
     "optimizer": OPTIMIZERS, "target": (LORA, MODEL), "algorithm": tuple(ALGORITHMS),
 }  # fmt: skip
 FILE_KEYS = {"state": "state", "lora": "result"}  # of `RunFiles`; a model stands under "lora" too
+LOADER_OPTIONS = {
+    DTYPE: str, "shift": float, "clamp": bool, "native_size": int, "trained_in_float16": bool, "family": str,
+    "cuda_graphs": bool,
+}  # fmt: skip
 AT_LEAST_1 = ("steps", "batch_size", "accumulation", "rank")
-AT_MOST_1 = ("caption_dropout", "ema", "learning_rate", "weight_decay")
+MOST = 1_000_000
+AT_MOST = dict.fromkeys(("caption_dropout", "ema", "learning_rate", "weight_decay"), 1) | {
+    "rank": 1024, "seed": 2**64 - 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ def read_config(path: str) -> RunConfig:
             "go on with it in the graph, or begin a new run on the model as it is loaded."
         )
     options = reader.value(content, "options", dict)
+    reader.require_types(options, LOADER_OPTIONS, "option of the loader")
     if DTYPE in options:
         dtype = getattr(torch, str(options[DTYPE]).removeprefix("torch."), None)
         if not isinstance(dtype, torch.dtype):
@@ -108,7 +115,7 @@ def read_json(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also for bytes of no text, and numbers of thousands of digits
         raise ValueError(f"{path} is no JSON ({error}): {CURE}.") from error
     except OSError as error:
         raise FileNotFoundError(
@@ -132,6 +139,17 @@ class Reader:
             raise ValueError(f"{self.path} has {name} {json.dumps(found)[:60]} where {wanted} must stand: {CURE}.")
         return found
 
+    def require_types(self, content: dict[str, Any], kinds: dict[str, type], what: str) -> None:
+        """Raises ValueError for a value of a name or a kind that are not known."""
+        for name, value in content.items():
+            if name not in kinds:
+                raise ValueError(f"{self.path} has the unknown {what} {name}: {CURE}.")
+            wanted = wrong_kind(value, kinds[name])
+            if wanted:
+                raise ValueError(
+                    f"{self.path} has the {what} {name} {json.dumps(value)[:60]} where {wanted} must stand: {CURE}."
+                )
+
     def place(self, name: str) -> str:
         return os.path.join(os.path.dirname(os.path.abspath(self.path)), name)
 
@@ -152,11 +170,17 @@ def read_encoded(reader: Reader, content: dict[str, Any]) -> EncodedSet:
             reader.existing(reader.value(one, name, str), "an entry of the cache")
             for name in ("latent_path", "caption_path")
         ]
-        samples.append(EncodedSample(*paths, tuple(reader.value(one, "size", list)), str(one.get("picture", ""))))
+        size = reader.value(one, "size", list)
+        if len(size) != 2 or any(wrong_kind(side, int) or side < 1 for side in size):
+            raise ValueError(
+                f"{reader.path} has the size {json.dumps(size)[:60]} where height and width must stand: {CURE}."
+            )
+        samples.append(EncodedSample(*paths, tuple(size), str(one.get("picture", ""))))
     null = reader.existing(reader.value(content, "null_path", str), "the empty prompt")
-    known, options = {field.name for field in fields(SetOptions)}, reader.value(content, "options", dict)
-    if not options.keys() <= known:
-        raise ValueError(f"{reader.path} has the unknown option {min(options.keys() - known)} of the set: {CURE}.")
+    options = reader.value(content, "options", dict)
+    reader.require_types(
+        options, {field.name: type(field.default) for field in fields(SetOptions)}, "option of the set"
+    )
     return EncodedSet(tuple(samples), null, reader.value(content, "instruction", bool), SetOptions(**options))
 
 
@@ -168,7 +192,9 @@ def read_settings(path: str, content: dict[str, Any]) -> Settings:
             raise ValueError(f"{path} has the unknown setting {name}: use the names of the training node's inputs.")
         wanted = wrong_value(name, value, kinds[name])
         if wanted:
-            raise ValueError(f"{path} has the setting {name} {json.dumps(value)} where {wanted} must stand: mend that.")
+            raise ValueError(
+                f"{path} has the setting {name} {json.dumps(value)[:60]} where {wanted} must stand: mend that."
+            )
     return Settings(**{name: kinds[name](value) for name, value in content.items()})
 
 
@@ -176,13 +202,22 @@ def wrong_value(name: str, value: Any, kind: type) -> str:
     """What must stand in the place of a setting's value; "" for a right one."""
     if name in CHOICES:
         return "" if value in CHOICES[name] else f"one of {', '.join(CHOICES[name])}"
-    if kind is bool:
-        return "" if isinstance(value, bool) else "true or false"
-    if kind is str:
-        return "" if isinstance(value, str) else "a text"
-    whole = kind is int
-    least, most = (1 if name in AT_LEAST_1 else 0), (1 if name in AT_MOST_1 else math.inf)
-    if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and least <= value <= most:
+    wanted = wrong_kind(value, kind)
+    if kind in (bool, str):
+        return wanted
+    least, most = (1 if name in AT_LEAST_1 else 0), AT_MOST.get(name, MOST)
+    if not wanted and least <= value <= most:
         return ""
-    upper = "" if most == math.inf else f" up to {most}"
-    return f"a {'whole ' if whole else ''}number from {least}{upper}"
+    return f"{KINDS[kind]} from {least} up to {most}"
+
+
+KINDS = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+
+
+def wrong_kind(value: Any, kind: type) -> str:
+    """What must stand in the place of a value; "" for one of the kind."""
+    if kind in (int, float):
+        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, kind)
+    return "" if fits else KINDS[kind]

@@ -1,6 +1,7 @@
 """The settings of a run and where its files lie."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from .algorithms import LORA as PLAIN_LORA
@@ -63,3 +64,10 @@ def with_ending(path: str, ending: str) -> str:
     """A file's name with an ending before that of its format."""
     stem, extension = os.path.splitext(path)
     return f"{stem}{ending}{extension}"
+
+
+def numbers_of(name: str, folder: str) -> list[int]:
+    """Numbers of the runs of a name of which a folder holds something: their own folders, or files of their results."""
+    run = re.compile(rf"{re.escape(name)}_(\d{{5,}})((_step\d{{6,}})?({AVERAGED})?\.safetensors)?")
+    entries = os.listdir(folder) if os.path.isdir(folder) else []
+    return [int(match[1]) for entry in entries if (match := run.fullmatch(entry))]

@@ -4,9 +4,12 @@ What is random at a step follows from the seed and the step alone, so a state ne
 """
 
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -42,10 +45,14 @@ from .optimizer import (
 from .preview import Preview, generate
 from .processes import ALONE, Processes
 from .record import FIXED_LEVELS, Record, Report
+from .resumption import compare, origin_of
 from .run_config import config_of, write_config
+from .run_lock import locked_run
 from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
-from .state import RECORD, load_state, save_state, save_whole
+from .state import RECORD, load_state, no_state, require_writable, save_state, save_whole
 from .weights import WeightSet, require_memory
+
+logger = logging.getLogger(__name__)
 
 STEP, FIXED, ROUNDING = 4, 5, 6  # places of a step's numbers, the fixed noises and a step's roundings in a run
 FIXED_SAMPLES = 4
@@ -88,6 +95,7 @@ class Trainer:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
         self.family = self.predict.family
+        self.origin = origin_of(settings, self.predict.network, data)
         self.trained = what_is_trained(self.patcher, self.predict, settings)
         self.parameters = self.trained.parameters()
         self.optimizer = make_optimizer(
@@ -96,6 +104,7 @@ class Trainer:
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
         self.record, self.skipped, self.checked = Record(), 0, False
+        self.saved: int | None = None  # the step of the state on the disk
 
     def roundings(self) -> torch.Generator:
         """Of the random numbers by which a step's weights are rounded, the same in every process."""
@@ -104,28 +113,34 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes on from the run's state. Raises ValueError for that of another run."""
-        tensors, record = load_state(self.files.state)
+        tensors, stored = load_state(self.files.state)
+        try:
+            self.record = Record.of(stored)
+        except ValueError as error:
+            raise no_state(self.files.state) from error
         self.trained.load(part_of(tensors, TRAINED))
+        self.record.notices = compare(stored, self.origin)
         load_optimizer(self.optimizer, self.parameters, tensors)
-        if self.average is not None:
-            average, own = part_of(tensors, EMA), self.average.values
-            self.average.values = {name: average.get(name, value).to(value.device) for name, value in own.items()}
-        fixed, held_out = ([(step, row) for step, row in record.get(kind, [])] for kind in ("fixed", "held_out"))
-        self.record = Record(record["step"], record["losses"], fixed, held_out)
+        if self.average is not None:  # a run that had none so far begins it with the weights it has learned
+            self.average.load(part_of(tensors, EMA) or self.parameters)
+        self.saved = self.record.step
 
     def run(self, tell: Callable[[Report], None], preview: Preview | None = None) -> bool:
         """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
 
-        tell: called after every step.
+        tell: called after every step. Raises ValueError where the loss is not finite in the end; nothing is saved then.
         """
-        try:
-            with self.trained.attached():
+        finished = True
+        with self.trained.attached():
+            try:
                 self.run_steps(tell, preview)
-        except comfy.model_management.InterruptProcessingException:
-            self.save()
-            return False
+            except comfy.model_management.InterruptProcessingException:
+                finished = False
+            if not self.is_finite():
+                raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
-        return True
+        self.log("The training is finished" if finished else "The training was stopped")
+        return finished
 
     def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
         settings, begun, first = self.settings, time.monotonic(), self.record.step
@@ -142,7 +157,7 @@ class Trainer:
             saved = settings.save_every and step % settings.save_every == 0 and step < settings.steps
             if due or saved:
                 self.measure_fixed()
-            if saved:
+            if saved and self.is_finite():
                 self.save()
                 self.write(self.files.result_at(step))
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
@@ -217,9 +232,13 @@ class Trainer:
     def count_skipped(self) -> None:
         self.skipped += 1
         if self.skipped > MOST_SKIPPED:
-            raise ValueError(
-                f"No gradient was finite for {self.skipped} steps: lower learning_rate, and go on from the last save."
-            )
+            raise ValueError(f"No gradient was finite for {self.skipped} steps: {self.way_back()}.")
+
+    def way_back(self) -> str:
+        """The cure of a run that has diverged."""
+        if self.saved is None:
+            return "lower learning_rate, and begin a new run, as no state of this one was saved"
+        return f"lower learning_rate, and go on from step {self.saved}, the last one saved, in {self.files.state}"
 
     def batch_loss(self, indices: list[int], generator: torch.Generator, places: Sequence[int] | None = None) -> Tensor:
         """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator.
@@ -262,6 +281,13 @@ class Trainer:
             row.append(float(torch.cat(losses).mean()))
         return row
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether the last step's loss is, and one with the weights that this step has made."""
+        sigma = torch.tensor([self.family.level(self.predict.sampling, FIXED_LEVELS[len(FIXED_LEVELS) // 2])])
+        now = float(self.fixed_loss(self.samples[0], sigma, generator_of(0, FIXED)))
+        return all(math.isfinite(loss) for loss in (now, *self.record.losses[-1:]))
+
     def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(1, *sample.latent().shape, generator=generator)
         return self.loss_of([sample], [sample.caption()], sigma, noise)
@@ -299,14 +325,20 @@ class Trainer:
 
     def save(self) -> None:
         """The state, then the LoRA or model, each whole or not at all; by one process of a run."""
+        self.saved = self.record.step
         if not self.processes.writes:
             return
         tensors = {TRAINED + name: value for name, value in self.parameters.items()}
         tensors |= optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors |= {EMA + name: value for name, value in self.average.values.items()}
-        save_state(tensors, asdict(self.record) | {"settings": asdict(self.settings)}, self.files.state)
+        save_state(tensors, asdict(self.record) | self.origin, self.files.state)
         self.write(self.files.result)
+        self.log(f"{self.files.result} and its state are saved")
+
+    def log(self, event: str) -> None:
+        if self.processes.writes:
+            logger.info("SANA: %s, step %d of %d.", event, self.record.step, self.settings.steps)
 
     def write(self, path: str) -> None:
         if self.processes.writes:
@@ -373,14 +405,21 @@ def train(
     Not a model, which is read from its file.
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
-    Raises ValueError for a model, a set or settings that cannot be trained with.
+    Raises ValueError for a model, a set or settings that cannot be trained with, and OSError for files that cannot be
+    written.
     """
     with training_mode():
         trainer = Trainer(patcher, data, settings, files, base, processes)
-        if resume:
-            trainer.resume()
-        if processes.writes:
-            write_config(config_of(patcher, data, settings, files, base))
-        trainer.run(lambda report: tell(trainer, report), preview)
+        with locked_run(os.path.dirname(files.state)) if processes.writes else nullcontext():
+            if resume:
+                trainer.resume()
+            if processes.writes:
+                for path in (files.state, with_ending(files.result_at(settings.steps), AVERAGED), files.result):
+                    require_writable(path)
+                write_config(config_of(patcher, data, settings, files, base))
+            trainer.log(f"The training of {files.result} {'goes on' if resume else 'begins'}")
+            for notice in trainer.record.notices:
+                logger.warning("SANA: %s", notice)
+            trainer.run(lambda report: tell(trainer, report), preview)
         lora = trainer.results()[""] if settings.target == LORA else {}
         return {name: value.detach().cpu() for name, value in lora.items()}, trainer.record

@@ -10,6 +10,7 @@ import safetensors
 import torch
 from comfy_execution.graph import ExecutionBlocker
 from sana_native.nodes.training import listing, resolve_folder
+from sana_native.nodes.training_run import run_files
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.support.workbench import OURS, call
 from sana_native.tests.training.conftest import write_picture
@@ -63,6 +64,22 @@ def test_runs_count_up_and_the_last_is_gone_on_with(folders):
     assert isinstance(samples, ExecutionBlocker)
 
 
+def test_a_result_without_its_run_is_not_written_over(folders):
+    runs, loras = folders / "output" / "sana_training", folders / "loras"
+    loras.mkdir()
+    (loras / "cat_00003_step000250.safetensors").write_bytes(b"")
+    assert run_files("cat", "new").result == str(loras / "cat_00004.safetensors")
+    (runs / "cat_00001").mkdir(parents=True)
+    (runs / "cat_00001" / "state.safetensors").write_bytes(b"")
+    told = (
+        r"The last run of the name, cat_00003, has no state in .+ to go on with: .+ or, to go on with cat_00001, move"
+    )
+    with pytest.raises(ValueError, match=told):
+        run_files("cat", "latest")
+    (loras / "cat_00003_step000250.safetensors").unlink()
+    assert run_files("cat", "latest").result == str(loras / "cat_00001.safetensors")
+
+
 @pytest.mark.parametrize(("algorithm", "part"), [("DoRA", "dora_scale"), ("LoKr", "lokr_w1")])
 def test_the_algorithm_of_the_node_is_trained_and_stands_in_its_run(folders, algorithm, part):
     lora, *_ = call(OURS["TrainLora"], bench.model("sana"), encoded(), "cat", algorithm=algorithm, **SHORT)
@@ -106,6 +123,7 @@ def test_only_the_files_of_the_set_tell_of_a_change(folders):
     [
         ("../cat", "new", "cannot be a file's"),
         ("", "new", "cannot be a file's"),
+        ("\u732b" * 67, "new", "takes 201 bytes, and a file's 200: use a shorter one"),
         ("dog", "latest", "There is no run of the name dog to go on with"),
     ],
 )

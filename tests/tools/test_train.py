@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sana_native.tests.training import conftest as training
-from sana_native.tools.train import main
+from sana_native.tools.train import main, new_files
 from sana_native.training.state import load_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +67,22 @@ def whole_files(files) -> list[str]:
 
 def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("steps", ["-5", "0", "1.5", "x", "1000001"])
+def test_a_number_of_steps_that_is_none_is_refused(capsys, steps):
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", "run.json", "--steps", steps, "--new"])
+    assert ended.value.code == 2
+    assert f"'{steps}' is no number of steps: enter 1 to 1000000" in capsys.readouterr().err
+
+
+def test_the_next_number_is_one_that_no_result_has(tmp_path):
+    for path in ("runs/cat_00001/run.json", "loras/cat_00004_step000002.safetensors"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    files = training.RunFiles(str(tmp_path / "runs/cat_00001/state.safetensors"), str(tmp_path / "loras/x.safetensors"))
+    assert new_files(files).result == str(tmp_path / "loras/cat_00005.safetensors")
 
 
 def test_it_goes_on_with_the_nodes_run_and_the_node_with_its_own_to_the_bit(run, files):

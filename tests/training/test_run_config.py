@@ -1,6 +1,7 @@
 """A run as a JSON file: what is written is read back, and each fault is one sentence."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,19 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(written, encoded, f
         ({"files": {"state": "a"}}, "has lora null where a text must stand"),
         ({"encoded": []}, r"has encoded \[\] where an object must stand"),
         ({"settings": {"step": 3}}, "has the unknown setting step"),
-        ({"settings": {"steps": 0}}, "has the setting steps 0 where a whole number from 1 must stand"),
+        ({"settings": {"steps": 0}}, "has the setting steps 0 where a whole number from 1 up to 1000000 must stand"),
         ({"settings": {"steps": True}}, "has the setting steps true where a whole number"),
         ({"settings": {"ema": 1.5}}, "has the setting ema 1.5 where a number from 0 up to 1 must stand"),
         ({"settings": {"algorithm": "LoHa"}}, "has the setting algorithm \"LoHa\" where one of LoRA, DoRA, LoKr"),
         ({"settings": {"schedule": "linear"}}, "has the setting schedule \"linear\" where one of constant, cosine"),
+        ({"settings": {"alpha": 10**400}}, r"has the setting alpha 10{59} where a number from 0 up to 1000000"),
+        ({"settings": {"alpha": math.inf}}, "has the setting alpha Infinity where a number from 0 up to 1000000"),
+        ({"settings": {"clip_norm": math.nan}}, "has the setting clip_norm NaN where a number"),
+        ({"settings": {"rank": 10**400}}, r"has the setting rank 10{59} where a whole number from 1 up to 1024"),
+        ({"settings": {"layers": ["attention"]}}, "has the setting layers .+ where one of attention qkv"),
+        ({"settings": {"schedule": ["constant"]}}, "has the setting schedule .+ where one of constant, cosine"),
+        ({"options": {"shfit": 3.0}}, "has the unknown option of the loader shfit"),
+        ({"options": {"shift": "3"}}, 'has the option of the loader shift "3" where a number must stand'),
         ({"settings": {"checkpointing": 1}}, "has the setting checkpointing 1 where true or false must stand"),
     ],
 )  # fmt: skip
@@ -98,8 +107,37 @@ def test_a_missing_entry_of_the_cache_is_named(written):
         read_config(str(written))
 
 
+@pytest.mark.parametrize("size", [[64, [64]], [64], [64, 0], [64, 64.0], ["a", "b"]])
+def test_a_size_that_is_none_is_refused(written, size):
+    content = json.loads(written.read_text(encoding="utf-8"))
+    content["encoded"]["samples"][1]["size"] = size
+    change(written, encoded=content["encoded"])
+    with pytest.raises(ValueError, match=r"has the size \[.+\] where height and width must stand"):
+        read_config(str(written))
+
+
+def test_options_of_the_set_have_their_types(written):
+    encoded = json.loads(written.read_text(encoding="utf-8"))["encoded"]
+    for options, told in (({"size": "1024"}, 'size "1024" where a whole number must stand'),
+                          ({"bins": 1}, "bins 1 where true or false must stand"),
+                          ({"trigger_word": {}}, "trigger_word {} where a text must stand")):  # fmt: skip
+        change(written, encoded=encoded | {"options": options})
+        with pytest.raises(ValueError, match=f"has the option of the set {told}"):
+            read_config(str(written))
+    change(written, encoded=encoded | {"options": {"bin": True}})
+    with pytest.raises(ValueError, match="has the unknown option of the set bin"):
+        read_config(str(written))
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"{", "is no JSON"), (b"[]", "is no JSON object"), (b"\xff\xff", "is no JSON")]
+    ("content", "message"),
+    [
+        (b"{", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"1" * 5000, "is no JSON"),
+        (b"[]", "is no JSON object"),
+        (b"\xff\xff", "is no JSON"),
+    ],
 )
 def test_a_damaged_file_is_refused(tmp_path, content, message):
     path = tmp_path / "run.json"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -28,8 +29,9 @@ from sana_native.training.families import PRESETS
 from sana_native.training.seeds import generator_of
 from sana_native.training.network import training_mode
 from sana_native.training.preview import Preview
+from sana_native.training.resumption import base_digest, compare, origin_of
 from sana_native.training.settings import MODEL
-from sana_native.training.state import load_state
+from sana_native.training.state import load_state, save_state
 from sana_native.training.trainer import Trainer
 from safetensors.torch import load_file
 
@@ -68,6 +70,80 @@ def test_a_run_of_another_rank_is_not_resumed(run):
     run()
     with pytest.raises(ValueError, match="another rank, other layers or another model"):
         run(steps=8, resume=True, rank=3)
+
+
+def test_a_run_with_another_alpha_is_not_resumed_even_without_a_step_left(run, files):
+    run()
+    before = Path(files.result).read_bytes()
+    with pytest.raises(ValueError, match="begun with alpha 4, and 8 would change the strength .+ or choose resume new"):
+        run(resume=True, alpha=8.0)
+    assert Path(files.result).read_bytes() == before
+
+
+def test_a_run_on_another_base_is_not_resumed_and_on_the_same_in_another_format_it_is(run, files, tmp_path):
+    run()
+    before = Path(files.state).read_bytes()
+    tiny.transformer(seed=5).save_pretrained(tmp_path / "other" / "transformer")
+    other = load_sana(str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="begun on a model with other weights.+: connect that model, or choose resume"):
+        run(steps=6, resume=True, model=other)
+    assert Path(files.state).read_bytes() == before
+    half, whole = (bench.fresh_model("sana").model.diffusion_model for _ in range(2))
+    assert base_digest(half.bfloat16()) == base_digest(whole)
+
+
+def test_what_a_run_goes_on_with_otherwise_is_told(run):
+    _, first = run()
+    _, record = run(steps=6, resume=True, save_every=5, seed=4, batch_size=1, validation=1)
+    told = "The run goes on with batch_size 1, which was 2; seed 4, which was 3; validation 1, which was 0."
+    assert first.notices == [] and record.notices == [told]
+
+
+def test_another_set_is_told(encoded):
+    network = torch.nn.Linear(2, 2)
+    more = replace(encoded, samples=encoded.samples[:-1])
+    before, now = (origin_of(SETTINGS, network, one) for one in (encoded, more))
+    assert compare(before, now) == ["The run goes on with another training set."]
+    assert compare(before, before) == compare({}, now) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda name, value: {} if ".down" in name else {name: value}, "another rank, other layers"),
+        (lambda name, value: {name: value[:1] if "exp_avg." in name else value}, "does not fit what is trained"),
+        (lambda name, value: {} if "exp_avg_sq." in name else {name: value}, "does not fit what is trained"),
+        (lambda name, value: {name: value[:1] if "ema." in name else value}, "does not fit what is trained"),
+    ],
+)
+def test_a_state_with_tensors_of_other_shapes_is_refused(run, files, change, told):
+    run(ema=0.9)
+    tensors, record = load_state(files.state)
+    save_state({k: v for name, value in tensors.items() for k, v in change(name, value).items()}, record, files.state)
+    with pytest.raises(ValueError, match=told):
+        run(steps=6, resume=True, ema=0.9)
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_first_step(run, files):
+    Path(files.result).mkdir(parents=True)
+    with pytest.raises(OSError, match=r"mine.safetensors cannot be written \(Is a directory\): move that folder away"):
+        run(tell=lambda *_: pytest.fail("a step was trained"))
+
+
+def test_the_log_tells_of_the_start_each_save_and_the_end(run, files, caplog):
+    caplog.set_level(logging.INFO, "sana_native.training")
+    run(save_every=2)
+    run(steps=5, resume=True, seed=4)
+    assert [record.message for record in caplog.records if record.name.startswith("sana_native.training")] == [
+        f"SANA: The training of {files.result} begins, step 0 of 4.",
+        f"SANA: {files.result} and its state are saved, step 2 of 4.",
+        f"SANA: {files.result} and its state are saved, step 4 of 4.",
+        "SANA: The training is finished, step 4 of 4.",
+        f"SANA: The training of {files.result} goes on, step 4 of 5.",
+        "SANA: The run goes on with seed 4, which was 3.",
+        f"SANA: {files.result} and its state are saved, step 5 of 5.",
+        "SANA: The training is finished, step 5 of 5.",
+    ]
 
 
 def gradients(trainer: Trainer, indices: list[int], start: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -218,6 +294,40 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(r
         run(steps=40)
 
 
+@pytest.mark.parametrize("target", ["LoRA", "model"])
+def test_an_average_that_begins_at_a_resume_begins_with_what_was_learned(run, files, target):
+    run(steps=4, target=target)
+    learned = load_file(files.result)
+    run(steps=5, resume=True, target=target, ema=0.999, learning_rate=1e-9)
+    averaged = load_file(files.result if target == "LoRA" else files.result.replace("mine", "mine_ema"))
+    assert learned.keys() == averaged.keys()
+    assert all(torch.allclose(averaged[name], value, atol=1e-6) for name, value in learned.items())
+
+
+def test_a_run_that_diverges_leaves_the_files_before_and_names_the_last_step_saved(run, files):
+    run(steps=2)
+    state, learned = Path(files.state).read_bytes(), Path(files.result).read_bytes()
+    ruined = {"resume": True, "learning_rate": 1e30, "clip_norm": 0, "save_every": 3}
+    for steps, found in ((3, "The loss is not finite after step 3"), (40, "No gradient was finite for 21 steps")):
+        with pytest.raises(
+            ValueError, match=f"{found}: lower learning_rate, and go on from step 2, the last one saved"
+        ):
+            run(steps=steps, **ruined)
+        assert Path(files.state).read_bytes() == state and Path(files.result).read_bytes() == learned
+    assert [path.name for path in Path(files.result).parent.iterdir()] == ["mine.safetensors"]
+
+
+def test_a_new_run_that_diverges_writes_nothing_and_says_so_even_when_it_is_stopped(run, files):
+    def stop(_, report) -> None:
+        if report.step == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    found = "The loss is not finite after step 2: lower learning_rate, and begin a new run, as no state of this one"
+    with pytest.raises(ValueError, match=found):
+        run(steps=9, tell=stop, learning_rate=1e30, clip_norm=0)
+    assert not os.path.exists(files.state) and not os.path.exists(files.result)
+
+
 @pytest.fixture(scope="module")
 def sana15(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sana15")
@@ -292,13 +402,6 @@ def test_a_process_killed_in_the_middle_of_a_save_leaves_the_file_before(tmp_pat
     tensors, record = load_state(path)
     assert record["step"] == 1 and torch.equal(tensors["x"], torch.ones(3))
     assert [name for name in os.listdir(tmp_path) if name.endswith(".safetensors")] == ["state.safetensors"]
-
-
-def test_a_file_that_is_no_state_is_refused(tmp_path):
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no state of a training"):
-        load_state(str(path))
 
 
 @pytest.mark.parametrize(
