@@ -10,6 +10,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
+from ..models.files.file_errors import printable
 from ..models.lumina import guidance as lumina_guidance
 from ..models.lumina import run_checks as lumina_checks
 from ..models.lumina.model_base import LuminaModel
@@ -161,8 +162,8 @@ def show(sentences: list[str], new: list[str] | None = None) -> None:
     any screen.
     """
     for sentence in sentences if new is None else new:
-        logger.warning("SANA: %s", sentence)
-    sentences = [*ANNOUNCED.get(), *sentences]
+        logger.warning("SANA: %s", printable(sentence))
+    sentences = [printable(sentence) for sentence in (*ANNOUNCED.get(), *sentences)]
     server, context = running_server(), get_executing_context()
     if server is None or context is None or server.client_id is None:
         return
