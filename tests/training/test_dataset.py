@@ -166,7 +166,7 @@ def test_values_of_an_unknown_range_are_refused(tmp_path, values, message):
         read_picture(str(tmp_path / "a.tif"))
 
 
-def test_a_file_that_is_no_picture_is_refused(tmp_path):
+def test_a_file_that_is_no_picture_is_refused():
     with pytest.raises(ValueError, match="it is no picture that Pillow knows"):
         read_picture(b"no picture")
 
