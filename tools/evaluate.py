@@ -216,7 +216,7 @@ def read_moments(path: str):
         raise EvaluationError(f"REFERENCE={path} is no file with mu and sigma ({error}).") from None
     if found.mean.shape != (FEATURES,) or found.covariance.shape != (FEATURES, FEATURES):
         raise EvaluationError(
-            f"REFERENCE={path} has mu of shape {found.mean.shape} and sigma of {found.covariance.shape}, where those of "
+            f"REFERENCE={path} has mu of shape {found.mean.shape} and sigma of {found.covariance.shape}, where "
             f"{FEATURES} features were expected, as pytorch-fid and clean-fid save them; give such a file."
         )
     return found

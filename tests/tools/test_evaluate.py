@@ -269,7 +269,7 @@ def test_a_pair_that_cannot_be_compared_is_named(folder):
     other.mkdir()
     for path in find_pictures(str(folder / "pictures"), "PICTURES"):
         Image.new("RGB", (32, 32)).save(other / path.name)
-    with pytest.raises(EvaluationError, match=r"01.png and .*01.png: Pictures of 32 x 48 px .* have no difference"):
+    with pytest.raises(EvaluationError, match=r"01.png and .*01.png: Pictures of 48 x 32 px .* have no difference"):
         run(folder, "--metrics", "psnr", "--reference", str(other))
     small = folder / "small"
     small.mkdir()
