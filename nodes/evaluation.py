@@ -76,9 +76,7 @@ class SanaNativePictureDifference(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Float.Output(
-                    display_name="psnr", tooltip="In dB, the mean of the batch; equal images count as 100."
-                ),
+                io.Float.Output(display_name="psnr", tooltip="In dB, the mean of the batch; 100 for equal images."),
                 io.Float.Output(display_name="ssim", tooltip="From 0 to 1, which equal images have."),
                 io.Image.Output(display_name="map", tooltip="Where they differ: black is equal, bright is far."),
                 io.String.Output(display_name="report", tooltip="The figures of each image, one a line."),

@@ -283,7 +283,7 @@ def test_inception_files_that_are_damaged_or_of_another_network_are_named(tmp_pa
     torch.save({"fc.weight": torch.zeros(100, 100)}, whole)
     half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     torch.save({"conv1.weight": torch.zeros(3, 3)}, other)
-    with pytest.raises(ValueError, match=r"half.pth is damaged"):
+    with pytest.raises(ValueError, match=r"half.pth is incomplete, its end is missing"):
         evaluation_files.load_inception(str(half))
     message = r"other.pth cannot be used: it is not FID's Inception v3, as \S+ is missing; download https.*pt_inception"
     with pytest.raises(ValueError, match=message):
