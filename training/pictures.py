@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +17,7 @@ NOTEWORTHY_CROP = 0.05
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")  # modes of Pillow, all gray
 SIXTEEN_TO_EIGHT = 257
 # What Pillow raises for a damaged file; an image of more than 179 million pixels is none that it opens.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass
