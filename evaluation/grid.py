@@ -21,6 +21,7 @@ class Cell:
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own, which holds ASCII alone: other signs are drawn as boxes."""
     return ImageFont.load_default(size)
 
 

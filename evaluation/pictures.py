@@ -65,12 +65,25 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 
 def difference_of(a: Tensor, b: Tensor) -> Difference:
-    """Of pictures (H, W, C) with values in [0, 1].  Raises: ValueError for pictures of two sizes."""
+    """Of pictures (H, W, C) with values in [0, 1].
+
+    Raises: ValueError for pictures of two sizes or numbers of channels, and for values that are not finite.
+    """
     require_equal_sizes(a, b)
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError(
+            "A picture has values that are not finite, so there is no difference; look for the node that made them, "
+            "such as a VAE in float16."
+        )
     return Difference(psnr(a, b), ssim(a, b), (a.double() - b.double()).abs().max().item())
 
 
 def require_equal_sizes(a: Tensor, b: Tensor) -> None:
+    if a.shape[2] != b.shape[2]:
+        raise ValueError(
+            f"Pictures of {a.shape[2]} and of {b.shape[2]} channels have no difference; give both or neither an alpha "
+            "channel, as with Split Image with Alpha."
+        )
     if a.shape != b.shape:
         sizes = [f"{one.shape[1]} x {one.shape[0]} px in {one.shape[2]} channels" for one in (a, b)]
         raise ValueError(

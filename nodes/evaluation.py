@@ -45,6 +45,8 @@ class SanaNativeClipScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, clip_vision, clip, text: str) -> io.NodeOutput:
+        if not text.strip():
+            raise ValueError("There is no text: write the prompt that the images are compared with.")
         texts = texts_for(text, len(images))
         scores = clip_scores(embed_images(clip_vision, images), embed_texts(clip, texts))
         return io.NodeOutput(float(scores.mean()), score_report(scores, texts))
@@ -115,9 +117,9 @@ class SanaNativeGrid(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="A line for each image, in Latin letters; or a list of texts, one for each image.",
+                    tooltip="A line for each image in ASCII, or a list of texts; other signs, such as é, become boxes.",
                 ),
-                io.String.Input("title", default="", optional=True, tooltip="A line above all, in Latin letters."),
+                io.String.Input("title", default="", optional=True, tooltip="A line above all, in ASCII."),
                 io.Int.Input(
                     "side",
                     default=256,
@@ -158,8 +160,9 @@ def pairs_of(image: Tensor, other: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """(H, W, C) of 0 to 1 in 8 bits."""
-    return Image.fromarray((255 * image[..., :3].float().cpu().clamp(0, 1)).round().byte().numpy())
+    """(H, W, C) of 0 to 1 in 8 bits; one channel is gray."""
+    image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
+    return Image.fromarray((255 * image.float().cpu().clamp(0, 1)).round().byte().numpy())
 
 
 def rows_of(pictures: list[Image.Image], labels: list[str] | str, columns: int) -> list[list[Cell]]:

@@ -5,6 +5,7 @@ import os
 import folder_paths
 
 from ..models.dc_ae.tiny_decoder import TINY_DECODER
+from ..models.files.file_errors import printable
 from ..models.files.reader import read_json
 
 FOLDER_MARK = "/"  # ends the name of a folder in a loader's list
@@ -144,7 +145,8 @@ def resolve(name: str, folder: str, component: str) -> str:
         folders = diffusers_folders(component)
         if name not in folders:
             raise FileNotFoundError(
-                f"The diffusers folder {name} is not in models/diffusers any more: refresh the list and pick again."
+                f"The diffusers folder {printable(name)} is not in models/diffusers any more: refresh the list and "
+                "pick again."
             )
         return folders[name]
     if name.startswith(CHECKPOINTS_MARK) and folder_paths.get_full_path(folder, name) is None:
@@ -193,4 +195,4 @@ def file_path(name: str, folder: str) -> str:
         candidate = os.path.join(search_path, os.path.normpath(os.sep + name).lstrip(os.sep))
         if os.path.lexists(candidate):  # a link that leads nowhere, or no file: the reader says which
             return candidate
-    raise FileNotFoundError(f"{name} is not in models/{folder} any more: refresh the list and pick again.")
+    raise FileNotFoundError(f"{printable(name)} is not in models/{folder} any more: refresh the list and pick again.")

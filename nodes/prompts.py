@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
+from ..models.files.file_errors import printable
 from ..models.gemma.text_encoder import encode_prompts, prompt_notices
 from ..models.runtime.prompt_batch import stack_conds
 from ..models.sana.resolution import bin_sides
@@ -174,7 +175,10 @@ def list_files() -> list[str]:
 
 
 def prompt_file(name: str) -> str:
-    """Path of a name from `list_files`. Raises FileNotFoundError when the file is gone."""
+    """Path of a name from `list_files`. Raises FileNotFoundError when the file is gone, and
+    ValueError for a name that messages cannot hold."""
+    if printable(name) != name:
+        raise ValueError(f"{printable(name)} has a name that is not valid UTF-8: rename it.")
     path = os.path.join(folder_paths.get_input_directory(), name)
     if name in BUNDLED and not os.path.isfile(path):
         return BUNDLED[name]
@@ -328,7 +332,7 @@ def read_seeds(given: Sequence[str | int]) -> list[int]:
     texts = [text for value in given for text in str(value).replace(",", " ").split()]
     for text in texts:
         if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEED):
-            raise ValueError(f'"{text}" is no seed: write integers of 0 to {MAX_SEED}, separated by commas.')
+            raise ValueError(f'"{printable(text)}" is no seed: write integers of 0 to {MAX_SEED}, separated by commas.')
     if not texts:
         raise ValueError("There is no seed: write one for each image of the batch.")
     return list(map(int, texts))

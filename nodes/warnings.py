@@ -10,6 +10,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_execution.utils import get_executing_context
 
+from ..models.files.file_errors import printable
 from ..models.lumina import guidance as lumina_guidance
 from ..models.lumina import run_checks as lumina_checks
 from ..models.lumina.model_base import LuminaModel
@@ -75,7 +76,7 @@ def watch_pixart_run(run, noise, latent_image, sampler, sigmas, denoise_mask=Non
             has_image=has_image(latent_image, denoise_mask),
             is_empty=is_new_image(noise, latent_image),
         )
-        show([*pixart_checks.check_run(settings), *check_controls(guider, settings.config)])
+        show([*pixart_checks.check_run(settings), *check_controls(guider, settings.config, latent_image)])
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
@@ -100,7 +101,10 @@ def watch_run(run, noise, latent_image, sampler, sigmas, denoise_mask=None, *arg
         refuse_patches(guider.model_options, is_sprint, latent_image.shape[0])
         require_run(settings)
         options[UNCONDITIONAL_BY] = unconditional_by(guider, settings.sampler)
-        found = [*check_controls(guider, settings.config), *check_guidance(guider, is_sprint, settings.size)]
+        found = [
+            *check_controls(guider, settings.config, latent_image),
+            *check_guidance(guider, is_sprint, settings.size),
+        ]
         watch = PassWatch([*check_run(settings), *found], partial(check_patches, depth=settings.config.depth))
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, watch, options)
     return run(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
@@ -120,10 +124,15 @@ def describe_run(guider, latent_image, sampler, sigmas, denoise_mask) -> Run:
     )
 
 
-def check_controls(guider, config) -> list[str]:
-    """Warnings about the ControlNets of a run."""
+def check_controls(guider, config, latent_image) -> list[str]:
+    """Warnings about the ControlNets of a run, and their control images."""
     prompts = [cond for conds in guider.conds.values() for cond in conds]
-    found = [sentence for control in controlnets_of(prompts) for sentence in control.check(config)]
+    batch, *_, height, width = latent_image.shape
+    found = [
+        sentence
+        for control in controlnets_of(prompts)
+        for sentence in (*control.check(config), *control.check_images(batch, height, width))
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -161,8 +170,8 @@ def show(sentences: list[str], new: list[str] | None = None) -> None:
     any screen.
     """
     for sentence in sentences if new is None else new:
-        logger.warning("SANA: %s", sentence)
-    sentences = [*ANNOUNCED.get(), *sentences]
+        logger.warning("SANA: %s", printable(sentence))
+    sentences = [printable(sentence) for sentence in (*ANNOUNCED.get(), *sentences)]
     server, context = running_server(), get_executing_context()
     if server is None or context is None or server.client_id is None:
         return

@@ -17,6 +17,8 @@ import contextlib
 import os
 import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,7 +59,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", default="", help=words)
     given = parser.parse_args(arguments)
-    given.metrics = [name.strip() for name in (given.metrics or "clip").split(",") if name.strip()]
+    metrics = given.metrics or "clip"
+    given.metrics = [name.strip() for name in metrics.split(",") if name.strip()]
     given.out = given.out or "output/evaluation.json"
     given.counting_threshold = read_counting_threshold(given.counting_threshold)
     for name in PATHS:  # make gives ~ as it was typed
@@ -65,6 +68,10 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     unknown = [name for name in given.metrics if name not in METRICS]
     if unknown:
         raise EvaluationError(f"METRICS={','.join(given.metrics)}: {unknown[0]} is none of {', '.join(METRICS)}.")
+    if not given.metrics:
+        raise EvaluationError(f"METRICS={metrics} names none; give some of {', '.join(METRICS)}, joined by commas.")
+    if not given.out.endswith(".json") or os.path.isdir(given.out):
+        raise EvaluationError(f"OUT={given.out} is no name of a JSON file; give one that ends in .json.")
     if not given.pictures:
         raise EvaluationError("There is nothing to evaluate; give PICTURES= a folder of pictures.")
     without = [name for name in given.metrics if name in NEED_REFERENCE and not given.reference]
@@ -82,7 +89,7 @@ def prompts_of(pictures: Sequence[Path], prompts: str) -> list[str]:
     found = []
     for path in pictures:
         text = by_stem(known, path) if prompts else prompt_beside(path)
-        if text is None:
+        if not (text or "").strip():
             cure = (
                 f"no row of {prompts} has the id {path.stem}"
                 if prompts
@@ -95,11 +102,20 @@ def prompts_of(pictures: Sequence[Path], prompts: str) -> list[str]:
 
 def prompt_beside(path: Path) -> str | None:
     """What a .txt beside a picture says, or the picture itself."""
-    if path.with_suffix(".txt").is_file():
-        return path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
-    with Image.open(path) as file:
-        text = getattr(file, "text", {}).get(DESCRIPTION)
-        return exif_prompt(file) if text is None else text
+    beside = path.with_suffix(".txt")
+    if beside.is_file():
+        try:
+            return beside.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise EvaluationError(f"{beside} is not UTF-8; save it as UTF-8.") from None
+    from sana_native.training.pictures import UNREADABLE
+
+    try:
+        with Image.open(path) as file:
+            text = getattr(file, "text", {}).get(DESCRIPTION)
+            return exif_prompt(file) if text is None else text
+    except UNREADABLE as error:
+        raise EvaluationError(f"{path} cannot be read as a picture ({error}); mend it, or take it away.") from None
 
 
 def exif_prompt(file: Image.Image) -> str | None:
@@ -174,11 +190,14 @@ def compared(metric: str, pictures: Sequence[Path], others: Sequence[Path]):
         if path.stem not in known:
             raise EvaluationError(f"{path.name} has no picture of its name in REFERENCE to be compared with.")
         a, b = (torch.from_numpy(read_picture(one)).float() / 255 for one in (path, known[path.stem]))
-        pair.require_equal_sizes(a, b)
-        if metric == "psnr" and torch.equal(a, b):
-            equal += 1
-        else:
-            values.append(getattr(pair, metric)(a, b))
+        try:
+            pair.require_equal_sizes(a, b)
+            if metric == "psnr" and torch.equal(a, b):
+                equal += 1
+            else:
+                values.append(getattr(pair, metric)(a, b))
+        except ValueError as error:
+            raise EvaluationError(f"{path} and {known[path.stem]}: {error}") from None
     if not values:
         raise EvaluationError(f"All {equal} pictures equal theirs in REFERENCE, bit for bit: there is no PSNR.")
     note = f"without {equal} pictures that are equal" if equal else ""
@@ -187,13 +206,20 @@ def compared(metric: str, pictures: Sequence[Path], others: Sequence[Path]):
 
 def read_moments(path: str):
     """Mean and covariance as pytorch-fid and clean-fid save them.  Raises: EvaluationError."""
+    from sana_native.evaluation.inception import FEATURES
     from sana_native.evaluation.metrics import Moments
 
     try:
         with np.load(path) as file:
-            return Moments(file["mu"], file["sigma"])
-    except (OSError, KeyError, ValueError) as error:
+            found = Moments(file["mu"], file["sigma"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise EvaluationError(f"REFERENCE={path} is no file with mu and sigma ({error}).") from None
+    if found.mean.shape != (FEATURES,) or found.covariance.shape != (FEATURES, FEATURES):
+        raise EvaluationError(
+            f"REFERENCE={path} has mu of shape {found.mean.shape} and sigma of {found.covariance.shape}, where "
+            f"{FEATURES} features were expected, as pytorch-fid and clean-fid save them; give such a file."
+        )
+    return found
 
 
 def require_inputs(given: argparse.Namespace) -> None:
@@ -203,10 +229,7 @@ def require_inputs(given: argparse.Namespace) -> None:
     """
     from sana_native.evaluation.metrics import require_enough_for_fid
 
-    for kind in {METRICS[name] for name in given.metrics}:
-        if kind:
-            require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
-    pictures = find_pictures(given.pictures, "PICTURES")
+    pictures = find_pictures(given.pictures, "PICTURES")  # the user's own files before those to download
     if "clip" in given.metrics:
         prompts_of(pictures, given.prompts)
     if "fid" in given.metrics:
@@ -215,6 +238,11 @@ def require_inputs(given: argparse.Namespace) -> None:
             read_moments(given.reference)
         else:
             require_enough_for_fid("reference pictures", len(find_pictures(given.reference, "REFERENCE")))
+    elif any(name in NEED_REFERENCE for name in given.metrics):
+        find_pictures(given.reference, "REFERENCE")
+    for kind in {METRICS[name] for name in given.metrics}:
+        if kind:
+            require_clip(given.clip) if kind == "clip" else require_inception(given.inception)
 
 
 def evaluate(given: argparse.Namespace) -> None:

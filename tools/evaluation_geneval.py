@@ -13,7 +13,7 @@ import numpy as np
 
 from .evaluation_files import require_clip, require_detector
 from .evaluation_networks import Networks
-from .evaluation_pictures import EvaluationError, by_stem, find_pictures
+from .evaluation_pictures import EvaluationError, by_stem, find_pictures, read_picture
 
 if TYPE_CHECKING:
     from sana_native.evaluation.geneval import Found, Objects, Task, Verdict
@@ -175,10 +175,7 @@ def colors_of(plan: Plan, objects: Sequence[Objects], networks: Networks) -> lis
 
 def pixels_of(path: Path, box: Sequence[float]) -> tuple[int, int, int, int]:
     """A box in whole pixels, one or more, inside its picture."""
-    from PIL import Image
-
-    with Image.open(path) as file:
-        width, height = file.size
+    height, width = read_picture(path).shape[:2]
     left, right = sorted(min(max(round(value), 0), width) for value in (box[0], box[2]))
     top, bottom = sorted(min(max(round(value), 0), height) for value in (box[1], box[3]))
     left, top = min(left, width - 1), min(top, height - 1)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from .command_line import say
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 PART = 64  # pictures between two files
-# What Pillow raises for files that are damaged or none of its formats.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
-WIDE = ("I", "F")  # Pillow's modes
+READING = "upright, alpha on white"  # how pictures are read; a change makes other parts
 
 Value = TypeVar("Value")
 Picked = tuple  # a picture's path, and where only a part of it is meant, left, top, right and bottom in px
@@ -37,15 +33,17 @@ def find_pictures(folder: str, what: str) -> list[Path]:
 
 
 def read_picture(path: Path, *box: int) -> np.ndarray:
-    """(H, W, 3) of 8 bits.  Raises: EvaluationError for a file that is no picture, or one of wider grey values."""
+    """(H, W, 3) of 8 bits, upright, as the training reads it.  Raises: EvaluationError for a file that is no picture.
+
+    box: left, top, right and bottom of the part that is wanted, in px.
+    """
+    from sana_native.training.pictures import read_picture as read_upright
+
     try:
-        with Image.open(path) as file:
-            mode, values = file.mode, np.array((file.crop(box) if box else file).convert("RGB"))
-    except BROKEN as error:
+        image = read_upright(str(path)).image
+    except ValueError as error:
         raise EvaluationError(f"{path} cannot be read as a picture ({error}); mend it, or take it away.") from None
-    if mode.startswith(WIDE):  # Pillow would make all above 255 white
-        raise EvaluationError(f"{path} has grey values of 16 bits or more, where 8 were expected; save it with 8.")
-    return values
+    return np.array(image.crop(box) if box else image)
 
 
 def by_stem(known: Mapping[str, Value], path: Path) -> Value | None:
@@ -64,12 +62,21 @@ def stored(
     for start in range(0, len(picked), PART):
         some = picked[start : start + PART]
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, *box) for path, *box in some]
-        file = parts / f"{hashlib.sha256(repr((network, stats)).encode()).hexdigest()[:24]}.npy"
-        if not file.is_file():
+        file = parts / f"{hashlib.sha256(repr((network, READING, stats)).encode()).hexdigest()[:24]}.npy"
+        values = read_part(file)
+        if values is None:
             values = compute([read_picture(*one) for one in some])
             unfinished = file.with_suffix(".part")
             with open(unfinished, "wb") as stream:
                 np.save(stream, values)
             unfinished.replace(file)
             say(f"{min(start + PART, len(picked))} of {len(picked)} {done}")
-        yield np.load(file)
+        yield values
+
+
+def read_part(file: Path) -> np.ndarray | None:
+    """What a part holds; None for one that is not there or damaged, which is made again."""
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError):
+        return None

@@ -5,24 +5,25 @@ Encoded once, so that a training needs neither the autoencoder nor the text enco
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..models.files.file_errors import printable
 from .buckets import Size
 from .captions import Caption
-from .dataset import Sample, SetOptions, TrainingSet
+from .dataset import Sample, SetOptions, TrainingSet, content_digest
 from .pictures import fit_picture, read_picture
 from .state import save_whole
 
 LATENT, STATES, MASK = "latent", "states", "mask"
-FORMAT = "1"  # of the files; a change makes others of them
+DIGEST = "digest"  # key in a file's header: of its tensors
+FORMAT = "2"  # of the files; a change makes others of them
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,35 @@ def hold_out(samples: Sequence[EncodedSample], count: int) -> tuple[list[Encoded
     return [sample for sample in samples if picture_of[sample] not in held], [first[picture] for picture in held]
 
 
+def save_part(tensors: dict[str, Tensor], path: str, what: str) -> None:
+    """Writes a file of the cache. what: it is of. Raises ValueError for values that are not finite."""
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise ValueError(f"{what} is encoded to values that are not finite: load the encoder in float32.")
+    save_whole(tensors, path, {DIGEST: tensors_digest(tensors)})
+
+
 def load_part(path: str) -> dict[str, Tensor]:
-    """Tensors of a file of the cache. Raises FileNotFoundError when it was removed; a damaged one is removed here, so
-    that it is encoded again."""
+    """Tensors of a file of the cache. Raises FileNotFoundError when it was removed; one that is not as it was written
+    is removed here, so that it is encoded again."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not in the cache any more: run SANA Encode Training Set again.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
+    tensors = read_part(path)
+    if tensors is None:
         os.remove(path)
         raise FileNotFoundError(
             f"{path} was damaged, and is not in the cache any more: run SANA Encode Training Set again."
-        ) from error
+        )
+    return tensors
+
+
+def read_part(path: str) -> dict[str, Tensor] | None:
+    """Tensors of a file of the cache; None where they are not those that were written."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors, digest = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(DIGEST)
+    except SafetensorError:
+        return None
+    return tensors if digest == tensors_digest(tensors) else None
 
 
 def load_caption(path: str) -> Caption:
@@ -95,14 +113,19 @@ def digest_of(*parts: str) -> str:
     return hashlib.sha256("\0".join((FORMAT, *parts)).encode()).hexdigest()[:32]
 
 
-def model_digest(patcher: Any) -> str:
-    """Of a model's weights, to the last bit, and of the patches on it, which are another's in the next session."""
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, formats, shapes and values, to the last bit."""
     digest = hashlib.sha256()
-    for name, value in sorted(patcher.model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest() + (str(patcher.patches_uuid) if patcher.patches else "")
+    return digest.hexdigest()
+
+
+def model_digest(patcher: Any) -> str:
+    """Of a model's weights, and of the patches on it, which are another's in the next session."""
+    return tensors_digest(patcher.model.state_dict()) + (str(patcher.patches_uuid) if patcher.patches else "")
 
 
 @torch.inference_mode()
@@ -145,17 +168,32 @@ def encode_text(clip: Any, text: str, instruction: bool, clip_digest: str, folde
         mask = extra["attention_mask"][0] if "attention_mask" in extra else torch.ones(states.shape[1])
         # Not the rows of the padding, but those of the empty prompt, which a caption's mask may be laid on.
         length = len(mask) if not text else int(mask.nonzero().max()) + 1
-        save_whole({STATES: states[0, :length].float().clone(), MASK: mask[:length].clone()}, path)
+        parts = {STATES: states[0, :length].float().clone(), MASK: mask[:length].clone()}
+        save_part(parts, path, f'The caption "{text}"')
     return path
 
 
 def encode_picture(vae: Any, sample: Sample, vae_digest: str, folder: str) -> str:
-    """Path of a picture's raw latent."""
+    """Path of a picture's raw latent. Raises ValueError for a picture that is another than when the set was read."""
     height, width = sample.size
     key = digest_of(vae_digest, sample.digest, f"{height} {width} {sample.mirrored}")
     path = os.path.join(folder, f"latent_{key}.safetensors")
     if not os.path.isfile(path):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        pixels = fit_picture(read_picture(sample.path).image, sample.size, sample.mirrored)
-        save_whole({LATENT: vae.encode(pixels[None])[0].float().clone()}, path)
+        pixels = fit_picture(read_picture(same_content(sample)).image, sample.size, sample.mirrored)
+        save_part({LATENT: vae.encode(pixels[None])[0].float().clone()}, path, printable(sample.path))
     return path
+
+
+def same_content(sample: Sample) -> bytes:
+    """A picture's file. Raises ValueError for one that was changed or removed since the set was read."""
+    try:
+        with open(sample.path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        found = f"cannot be read any more ({error.strerror or type(error).__name__})"
+    else:
+        if content_digest(content) == sample.digest:
+            return content
+        found = "was changed while its set was encoded"
+    raise ValueError(f"{printable(sample.path)} {found}: let it be, and run SANA Training Set again.")

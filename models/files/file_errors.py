@@ -54,6 +54,14 @@ def shown(path: str) -> str:
     return name if len(name) <= SHOWN_LENGTH else f"{name[: SHOWN_LENGTH // 2]}…{name[-SHOWN_LENGTH // 2 :]}"
 
 
+def printable(text: str) -> str:
+    """A text that any log and browser takes: half characters, as in a name that is not UTF-8, become escapes.
+
+    The host's worker ends when an exception's message has one.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def first_line(error: BaseException) -> str:
     """The gist of another library's message, to be quoted in one of ours."""
     return shown((str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip("."))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 OF_A_RUN = ("base", "exact_timesteps")  # in extra_args while a run lasts
 BRIGHT = 0.5  # mean of a control image above which it is no white drawing on black
+NOTEWORTHY_CROP = 0.1  # of a control image, which the host crops in its middle
 CHANNELS_OF_A_BLOCK = 12  # largest activations of a block at once, in widths of the model: the FFN's and the inputs
 ROWS = 2  # images of a batch that the estimate counts: a prompt with its negative
 
@@ -53,6 +54,23 @@ class BaseControlNet(comfy.controlnet.ControlNet):
     def check(self, base) -> list[str]:
         """Warnings about the base, by its configuration, and the control image of a run."""
         raise NotImplementedError
+
+    def check_images(self, batch: int, height: int, width: int) -> list[str]:
+        """Warnings about control images of another shape or number than a run's images. height, width: in any unit."""
+        if self.cond_hint_original is None:
+            return []
+        count, _, own_height, own_width = self.cond_hint_original.shape
+        found, part = [], own_width * height / (own_height * width)
+        if min(part, 1 / part) < 1 - NOTEWORTHY_CROP:
+            found.append(
+                f"The control image is {own_width} x {own_height} px, another shape than the image: "
+                f"{1 - min(part, 1 / part):.0%} of it is cropped. Bring it to the image's shape."
+            )
+        if count not in (1, batch):
+            found.append(
+                f"There are {count} control images for {batch} images: they are taken in turn. Give one, or as many."
+            )
+        return found
 
     def size_of_run(self) -> tuple[int, int, int]:
         """Tokens at the native size, width, and number of copied blocks."""

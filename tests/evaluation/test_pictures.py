@@ -61,6 +61,14 @@ def test_pictures_of_two_sizes_are_refused():
         difference_of(torch.zeros(48, 40, 3), torch.zeros(40, 48, 3))
 
 
+def test_pictures_with_and_without_alpha_and_values_that_are_not_finite_are_refused():
+    picture = torch.zeros(16, 16, 3)
+    with pytest.raises(ValueError, match="Pictures of 3 and of 4 channels have no difference; give both or neither"):
+        difference_of(picture, torch.zeros(16, 16, 4))
+    with pytest.raises(ValueError, match="A picture has values that are not finite, so there is no difference"):
+        difference_of(picture, picture * math.nan)
+
+
 def test_pictures_smaller_than_the_window_are_refused():
     with pytest.raises(ValueError, match="SSIM needs sides of more than 5 px, and this picture is 20 x 5 px"):
         ssim(torch.zeros(5, 20, 3), torch.zeros(5, 20, 3))

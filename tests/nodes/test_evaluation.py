@@ -30,6 +30,11 @@ def test_clip_score_of_many_images_has_an_interval(halves):
     assert "95 % interval" in report and report.endswith("N = 12")
 
 
+def test_a_score_of_no_text_is_refused(halves):
+    with pytest.raises(ValueError, match="There is no text: write the prompt that the images are compared with"):
+        SanaNativeClipScore.execute(pictures(1), *halves, " \n")
+
+
 def test_each_image_gets_its_line_only_when_there_are_as_many():
     assert texts_for("a\n\nb\n", 2) == ["a", "b"] and texts_for("a\nb", 3) == ["a\nb"] * 3
 
@@ -70,6 +75,11 @@ def test_a_grid_is_about_square_and_its_labels_may_be_a_list():
     assert abs(plain.shape[1] - plain.shape[2]) < 100
     labelled = SanaNativeGrid.execute([pictures(9)], labels=["a"] * 9, side=[64]).args[0]
     assert labelled.shape[1] > plain.shape[1] and labelled.shape[2] == plain.shape[2]
+
+
+def test_a_grid_of_one_channel_is_gray():
+    sheet = SanaNativeGrid.execute([torch.full((1, 32, 32, 1), 0.5)], side=[32]).args[0]
+    assert int(((255 * sheet).round() == 128).all(dim=-1).sum()) == 32 * 32
 
 
 def test_a_grid_of_nothing_is_refused():

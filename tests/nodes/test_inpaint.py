@@ -178,7 +178,8 @@ def test_the_sentence_stands_before_the_warnings_of_the_run(monkeypatch):
     with warnings.announced(["First."]):
         warnings.show(["Second."])
     warnings.show([])
-    assert sent == ["First.\nSecond.", warnings.NOTHING]
+    warnings.show(["\udcff.png: alpha laid on white"])  # a file's name that is not UTF-8
+    assert sent == ["First.\nSecond.", warnings.NOTHING, "\\udcff.png: alpha laid on white"]
 
 
 @pytest.mark.parametrize("family", ["sana", "sprint"])

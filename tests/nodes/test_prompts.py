@@ -152,6 +152,7 @@ def test_images_of_a_list_of_seeds_are_those_of_each_seed_alone():
         ([" , "], "There is no seed: write one for each image of the batch."),
         (["1 -2"], '"-2" is no seed: write integers of 0 to 18446744073709551615'),
         (["18446744073709551616"], "is no seed"),
+        (["\ud83d"], r'^"\\ud83d" is no seed'),
     ],
 )
 def test_what_is_no_seed_is_refused(given, sentence):

@@ -109,9 +109,9 @@ def test_a_tilde_is_the_home_folder_in_every_path(folder, monkeypatch):
     paths = ("--pictures", "~/pictures", "--prompts", "~/p.jsonl", "--reference", "~/pictures", "--out", "~/o/s.json")
     evaluate.evaluate(read_arguments([*paths, "--clip", "~/clip.safetensors", "--metrics", "clip,cmmd"]))
     assert sorted(path.name for path in (folder / "o").iterdir()) == ["s.json", "s.md", "s_parts"]
-    np.savez(folder / "m.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez(folder / "m.npz", mu=np.zeros(2048, np.float16), sigma=np.eye(2048, dtype=np.float16))
     moments = read_arguments(["--pictures", "~", "--metrics", "fid", "--reference", "~/m.npz"]).reference
-    assert evaluate.read_moments(moments).mean.shape == (3,)
+    assert evaluate.read_moments(moments).mean.shape == (2048,)
 
 
 def test_fid_of_a_small_folder_is_refused_before_anything_is_loaded(folder):
@@ -168,6 +168,13 @@ def test_a_picture_without_a_prompt_is_named(tmp_path):
         prompts_of([bare], str(tmp_path / "p.txt"))
 
 
+def test_a_text_beside_a_picture_that_is_not_utf_8_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("Zoë".encode("latin-1"))
+    with pytest.raises(EvaluationError, match=r"a.txt is not UTF-8; save it as UTF-8."):
+        prompts_of([tmp_path / "a.png"], "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,16 +183,23 @@ def test_a_picture_without_a_prompt_is_named(tmp_path):
             "clip-vit-large-patch14.safetensors is not there: clip, cmmd and geneval's colors need .* download https",
         ),
         (
-            ["--pictures", ".", "--metrics", "fid", "--reference", "."],
+            ["--pictures", ".", "--metrics", "kid", "--reference", "."],
             "fid and kid need the Inception v3 of 2015; download",
         ),
         (["--pictures", ".", "--metrics", "cmmd"], "cmmd compares with pictures, and there are none; give REFERENCE="),
         (["--pictures", ".", "--metrics", "lpips"], "METRICS=lpips: lpips is none of clip, .*, ssim, geneval."),
+        (["--pictures", "gone"], "PICTURES=gone is no folder with pictures"),
+        (["--pictures", ".", "--metrics", "cmmd", "--reference", "gone"], "REFERENCE=gone is no folder with pictures"),
+        (["--pictures", ".", "--metrics", ","], "METRICS=, names none; give some of clip, .*, joined by commas"),
+        (["--pictures", ".", "--out", "a.md"], "OUT=a.md is no name of a JSON file; give one that ends in .json"),
+        (["--pictures", ".", "--out", "."], r"OUT=. is no name of a JSON file"),
         ([], "There is nothing to evaluate; give PICTURES="),
     ],
 )
 def test_what_is_missing_is_said_in_one_sentence(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a cat", encoding="utf-8")
     with pytest.raises((ValueError, OSError), match=message):
         evaluate.evaluate(read_arguments(arguments))
 
@@ -227,10 +241,41 @@ def test_grey_pictures_and_others_are_read_as_color(mode, tmp_path):
         assert np.array_equal(found, values[..., None].repeat(3, axis=2))
 
 
-def test_grey_values_of_16_bits_are_refused_as_they_would_turn_white(tmp_path):
-    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(EvaluationError, match="deep.png has grey values of 16 bits or more, where 8 were expected"):
-        evaluate.read_picture(tmp_path / "deep.png")
+def test_pictures_are_read_as_the_training_reads_them(tmp_path):
+    Image.fromarray(np.full((8, 8), 32896, np.uint16)).save(tmp_path / "deep.png")
+    assert (evaluate.read_picture(tmp_path / "deep.png") == 128).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert evaluate.read_picture(tmp_path / "turned.jpg").shape == (8, 4, 3)
+    assert evaluate.read_picture(tmp_path / "turned.jpg", 0, 4, 2, 8).shape == (4, 2, 3)
+    Image.fromarray(np.full((8, 8), 300, np.float32)).save(tmp_path / "wide.tif")
+    with pytest.raises(EvaluationError, match=r"wide.tif cannot be read as a picture \(its values are floats from 300"):
+        evaluate.read_picture(tmp_path / "wide.tif")
+
+
+@pytest.mark.usefixtures("small_clip")
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_damaged_part_is_made_again(folder, left):
+    first = run(folder)
+    (part,) = (folder / "out" / "scores_parts").iterdir()
+    whole = part.read_bytes()
+    part.write_bytes(whole[: int(left * len(whole))])
+    assert run(folder) == first and part.read_bytes() == whole
+
+
+def test_a_pair_that_cannot_be_compared_is_named(folder):
+    other = folder / "other"
+    other.mkdir()
+    for path in find_pictures(str(folder / "pictures"), "PICTURES"):
+        Image.new("RGB", (32, 32)).save(other / path.name)
+    with pytest.raises(EvaluationError, match=r"01.png and .*01.png: Pictures of 48 x 32 px .* have no difference"):
+        run(folder, "--metrics", "psnr", "--reference", str(other))
+    small = folder / "small"
+    small.mkdir()
+    Image.new("RGB", (4, 4)).save(small / "a.png")
+    with pytest.raises(EvaluationError, match=r"a.png and .*a.png: SSIM needs sides of more than 5 px"):
+        run(folder, "--metrics", "ssim", "--pictures", str(small), "--reference", str(small))
 
 
 def test_inception_files_that_are_damaged_or_of_another_network_are_named(tmp_path):
@@ -246,8 +291,15 @@ def test_inception_files_that_are_damaged_or_of_another_network_are_named(tmp_pa
 
 
 def test_moments_are_read_as_pytorch_fid_saves_them(tmp_path):
-    np.savez(tmp_path / "m.npz", mu=np.zeros(3), sigma=np.eye(3))
-    assert evaluate.read_moments(str(tmp_path / "m.npz")).covariance.shape == (3, 3)
+    np.savez(tmp_path / "m.npz", mu=np.zeros(2048, np.float16), sigma=np.eye(2048, dtype=np.float16))
+    assert evaluate.read_moments(str(tmp_path / "m.npz")).covariance.shape == (2048, 2048)
     np.savez(tmp_path / "n.npz", other=np.zeros(3))
-    with pytest.raises(EvaluationError, match="n.npz is no file with mu and sigma"):
-        evaluate.read_moments(str(tmp_path / "n.npz"))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    whole = (tmp_path / "m.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    for name in ("n", "empty", "half"):
+        with pytest.raises(EvaluationError, match=f"{name}.npz is no file with mu and sigma"):
+            evaluate.read_moments(str(tmp_path / f"{name}.npz"))
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(EvaluationError, match=r"narrow.npz has mu of shape \(3,\) .* 2048 features were expected"):
+        evaluate.read_moments(str(tmp_path / "narrow.npz"))

@@ -1,6 +1,7 @@
 """Folders of pictures: which are refused, all in one message, and what is done to the others."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +67,46 @@ def test_numbered_folders_repeat_their_pictures_and_flip_adds_mirrored_ones(tmp_
     assert [(one.repeats, one.mirrored) for one in found.samples] == [(3, False), (1, False), (3, True), (1, True)]
 
 
+@pytest.mark.parametrize("name", ["20240115_paris", "99999999999_x", "0_x"])
+def test_a_number_that_is_none_of_repeats_is_refused(tmp_path, name):
+    write_picture(tmp_path / name / "a.png", 1)
+    number = name.split("_")[0]
+    message = f"{name}: its pictures would come {number} times in an epoch, and 1 to 1000 is possible: put another"
+    with pytest.raises(ValueError, match=message):
+        read_folder(str(tmp_path), SetOptions(size=64))
+
+
+def test_the_report_counts_repeats(tmp_path):
+    write_picture(tmp_path / "100_cats" / "a.png", 1)
+    write_picture(tmp_path / "b.png", 2)
+    report = read_folder(str(tmp_path), SetOptions(size=64)).describe()
+    assert report == "2 pictures, 101 in an epoch, at 64 x 64 px"
+
+
+def test_two_pictures_with_one_caption_are_told(tmp_path):
+    write_picture(tmp_path / "a.png", 1)
+    write_picture(tmp_path / "a.bmp", 2)
+    notices = read_folder(str(tmp_path), SetOptions(size=64)).notices
+    assert notices == ("a.png: has the same .txt as a.bmp, and so the same caption",)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are text there")
+def test_names_that_are_not_utf_8_are_escaped_in_every_message(tmp_path):
+    write_picture(tmp_path / "a.png", 1, (48, 48))
+    for end in ("png", "txt"):
+        os.rename(tmp_path / f"a.{end}", os.fsencode(str(tmp_path)) + b"/\xff\xfe." + end.encode())
+    (notice,) = read_folder(str(tmp_path), SetOptions(size=64)).notices
+    assert notice == "\\udcff\\udcfe.png: 48 x 48 px enlarged to 64 x 64 px"
+    os.remove(os.fsencode(str(tmp_path)) + b"/\xff\xfe.txt")
+    with pytest.raises(
+        ValueError, match=r"\\udcff\\udcfe\.png: no \\udcff\\udcfe\.txt: write a caption there"
+    ) as error:
+        read_folder(str(tmp_path), SetOptions(size=64))
+    assert str(error.value).encode()  # no half character is left
+    with pytest.raises(FileNotFoundError, match=r"\\ud83d is no folder"):
+        read_folder(str(tmp_path / "\ud83d"), SetOptions(size=64))
+
+
 def test_the_report_tells_sizes_and_what_is_cropped_or_enlarged(tmp_path):
     write_picture(tmp_path / "a.png", 1, (64, 128))
     write_picture(tmp_path / "b.png", 2, (48, 48))
@@ -100,6 +141,34 @@ def test_colors_of_every_kind_become_upright_rgb(tmp_path):
     exif[0x0112] = 6
     turned = read(Image.new("RGB", (8, 4), "red"), "d.jpg", exif=exif)
     assert turned.notes == ["turned as its EXIF says"] and turned.image.size == (4, 8)
+
+
+def test_values_of_floats_are_scaled_and_dark_pictures_of_16_bits_stay_dark(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "a.tif")
+    found = read_picture(str(tmp_path / "a.tif"))
+    assert found.notes == ["floats made 8 bits"] and found.image.getpixel((0, 0)) == (128, 128, 128)
+    Image.fromarray(np.full((8, 8), 255, dtype=np.uint16)).save(tmp_path / "b.png")
+    assert read_picture((tmp_path / "b.png").read_bytes()).image.getpixel((0, 0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([[0, 255]]), "floats from 0 to 255, where 0 to 1 was expected: save it with 8 or 16 bits"),
+        (np.float32([[-0.5, 1]]), "floats from -0.5 to 1, where 0 to 1"),
+        (np.float32([[np.nan, 1]]), "floats that are not finite, where 0 to 1"),
+        (np.int32([[70000, -5]]), "integers of 32 bits, whose range is not known: save it with 8 or 16"),
+    ],
+)
+def test_values_of_an_unknown_range_are_refused(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=message):
+        read_picture(str(tmp_path / "a.tif"))
+
+
+def test_a_file_that_is_no_picture_is_refused():
+    with pytest.raises(ValueError, match="it is no picture that Pillow knows"):
+        read_picture(b"no picture")
 
 
 def test_a_picture_covers_its_size_from_the_middle():

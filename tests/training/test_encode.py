@@ -2,15 +2,18 @@
 
 import os
 from dataclasses import replace
+from math import nan
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sana_native.models.dc_ae.loader import load_dc_ae
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.training.conftest import SIDE
+from sana_native.tests.training.conftest import SIDE, write_picture
 from sana_native.training.captions import batch_captions
 from sana_native.training.dataset import SetOptions, read_folder
-from sana_native.training.encode import encode_set
+from sana_native.training.encode import encode_set, save_part
 from sana_native.training.pictures import fit_picture, read_picture
 
 
@@ -59,3 +62,57 @@ def test_a_file_that_is_gone_is_named(encoded):
     gone = replace(encoded.samples[0], latent_path="nowhere.safetensors")
     with pytest.raises(FileNotFoundError, match="is not in the cache any more: run SANA Encode Training Set again"):
         gone.latent()
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 0x40
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped bit": flip_a_bit,
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "not finite": lambda path: save_file({name: value * nan for name, value in load_file(path).items()}, path),
+    "renamed": lambda path: save_file({f"{name}_": value for name, value in load_file(path).items()}, path),
+    "other shape": lambda path: save_file({name: value[1:].clone() for name, value in load_file(path).items()}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_file_that_is_not_as_it_was_written_is_removed_and_encoded_again(pictures, tmp_path, damage):
+    def encode():
+        found = read_folder(str(pictures), SetOptions(size=SIDE))
+        return encode_set(found, bench.vae(), bench.clip(), True, str(tmp_path), lambda *_: None).samples[0]
+
+    sample = encode()
+    latent, states = sample.latent().clone(), sample.caption().states.clone()  # they are maps of the files
+    for path in (sample.latent_path, sample.caption_path):
+        damage(Path(path))
+    for read in (sample.latent, sample.caption):
+        with pytest.raises(FileNotFoundError, match="was damaged, and is not in the cache any more: run SANA Encode"):
+            read()
+        with pytest.raises(FileNotFoundError, match="safetensors is not in the cache any more: run SANA Encode"):
+            read()
+    again = encode()
+    assert torch.equal(again.latent(), latent) and torch.equal(again.caption().states, states)
+
+
+def test_a_picture_that_changes_while_its_set_is_encoded_is_named(tmp_path):
+    write_picture(tmp_path / "a.png", 1)
+    found = read_folder(str(tmp_path), SetOptions(size=SIDE))
+    cache = tmp_path / "cache"
+    write_picture(tmp_path / "a.png", 2)
+    with pytest.raises(ValueError, match="a.png was changed while its set was encoded: let it be, and run SANA Tr"):
+        encode_set(found, bench.vae(), bench.clip(), True, str(cache), lambda *_: None)
+    os.remove(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png cannot be read any more \(No such file or directory\): let it be"):
+        encode_set(found, bench.vae(), bench.clip(), True, str(cache), lambda *_: None)
+    assert not [name for name in os.listdir(cache) if name.startswith("latent_")]
+
+
+def test_values_that_are_not_finite_never_enter_the_cache(tmp_path):
+    with pytest.raises(ValueError, match="a.png is encoded to values that are not finite: load the encoder in float32"):
+        save_part({"latent": torch.tensor([1.0, nan])}, str(tmp_path / "a.safetensors"), "a.png")
+    assert not list(tmp_path.iterdir())

@@ -340,6 +340,19 @@ def test_a_fitting_base_and_drawing_are_not_warned_of(model, controls, caplog):
     assert "ControlNet" not in caplog.text
 
 
+def test_control_images_of_another_shape_or_number_are_told(model, controls, caplog):
+    control = apply(controls["diffusers"])[0][0][1]["control"]
+    control.cond_hint_original = torch.zeros(1, 3, 30, 1000)
+    (sentence,) = control.check_images(8, 8, 8)
+    assert sentence.startswith("The control image is 1000 x 30 px, another shape than the image: 97% of it is cropped.")
+    control.cond_hint_original = torch.zeros(3, 3, 250, 256)
+    assert control.check_images(3, 8, 8) == []
+    (sentence,) = control.check_images(8, 8, 8)
+    assert sentence == "There are 3 control images for 8 images: they are taken in turn. Give one, or as many."
+    euler(watched(model), apply(controls["diffusers"], drawing().repeat(3, 1, 1, 1)))
+    assert "There are 3 control images for 1 images" in caplog.text
+
+
 def test_both_polarities_give_different_latents(model, controls):
     assert bench.relative(*(euler(model, apply(controls["NVlabs"], one)) for one in (drawing(), 1 - drawing()))) > 1e-2
 
