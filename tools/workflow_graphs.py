@@ -800,8 +800,8 @@ def demo_train_lora() -> Graph:
         note(
             "Needs no download: press Run. Ten pictures of a traffic light, which the demo model does not know, become "
             "a LoRA in a minute or two; SANA Train LoRA shows the prompt to watch before, while and after, and Loss "
-            "the curve at the end. Cancel keeps what was learned; with **resume** at latest it goes on. Your own pictures: enter a "
-            "folder. For SANA: sana_train_lora."
+            "the curve at the end. Cancel keeps what was learned; with **resume** at latest it goes on. Your own "
+            "pictures: enter a folder. For SANA: sana_train_lora."
         ),
     )
 
