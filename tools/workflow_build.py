@@ -132,7 +132,7 @@ def build(nodes: Sequence[Node], object_info: dict, *, name: str = "workflow", g
         entries.append(_note(node, ids) if node.type in NOTES else _entry(node, ids, object_info, links))
     _link_outputs(entries, links)
     _place(nodes, entries, groups)
-    frames = [_group(number, group, entries, ids, object_info) for number, group in enumerate(groups, 1)]
+    frames = [_group(number, group, entries, ids) for number, group in enumerate(groups, 1)]
     _place_notes(entries, frames)
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sana-native/{name}")),
@@ -181,7 +181,7 @@ def _entry(node: Node, ids: dict[Node, int], object_info: dict, links: list[list
     texts = multiline * (TEXT_HEIGHT - WIDGET_HEIGHT)
     live_preview = LIVE_PREVIEW_HEIGHT.get(node.type, 0)
     # Samplers end their columns: with a preview and the advanced inputs they grow into the free space below.
-    folded = _advanced(specs) if live_preview else 0
+    folded = sum(bool(options(spec).get("advanced")) for _, spec in specs) if live_preview else 0
     height = sockets * SLOT_HEIGHT + (len(values) - folded) * WIDGET_HEIGHT + texts + preview + live_preview + 14
     return _common(
         node,
@@ -343,22 +343,10 @@ def _depth(node: Node) -> int:
     return 1 + max(map(_depth, sources), default=-1)
 
 
-def _advanced(specs: list[tuple[str, Spec]]) -> int:
-    """How many inputs are folded away; the classic page shows them."""
-    return sum(bool(options(spec).get("advanced")) for _, spec in specs)
-
-
-def _growth(kind: str, object_info: dict) -> int:
-    """What a node grows by: at its first preview, and by its advanced inputs where its preview has not their room."""
-    if kind not in LIVE_PREVIEW_HEIGHT:
-        return 0
-    unfolded = _advanced(input_specs(object_info[kind])) * WIDGET_HEIGHT
-    return PREVIEW_GROWTH + (unfolded if unfolded > LIVE_PREVIEW_HEIGHT[kind] else 0)
-
-
-def _group(number: int, group: Group, entries: list[dict], ids: dict[Node, int], object_info: dict) -> dict:
+def _group(number: int, group: Group, entries: list[dict], ids: dict[Node, int]) -> dict:
     framed = [entry for entry in entries if entry["id"] in {ids[node] for node in group.nodes}]
-    boxes = [(*e["pos"], e["size"][0], e["size"][1] + _growth(e["type"], object_info)) for e in framed]
+    grown = {entry["id"]: PREVIEW_GROWTH for entry in framed if entry["type"] in LIVE_PREVIEW_HEIGHT}
+    boxes = [(*e["pos"], e["size"][0], e["size"][1] + grown.get(e["id"], 0)) for e in framed]
     left, top = min(box[0] for box in boxes) - FRAME_MARGIN, min(box[1] for box in boxes) - TITLE_HEIGHT - FRAME_TITLE
     right, bottom = max(b[0] + b[2] for b in boxes) + FRAME_MARGIN, max(b[1] + b[3] for b in boxes) + FRAME_MARGIN
     return {

@@ -778,6 +778,7 @@ def demo_train_lora() -> Graph:
     pictures = Node(
         "SanaNativeTrainingSet", {"folder": DEMO_PICTURES, "size": DEMO_SIZE, "bins": False}, width=TRAINING_SET
     )
+    found = Node("PreviewAny", {"source": pictures[1]}, title="What was found")
     encoded = Node("SanaNativeEncodeTrainingSet", {"training_set": pictures, "vae": vae, "clip": gemma})
     latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE})
     watched = encode(gemma, "a big traffic light in the center on a pink background", "Prompt to watch", 213)
@@ -788,18 +789,19 @@ def demo_train_lora() -> Graph:
     learned = Node("LoraModelLoader", {"model": transformer, "lora": trained[0]}, width=width)
     drawn = sample(learned, other, watched[1], latent, "fixed", seed=DEMO_SEED, steps=20, cfg=DEMO_CFG, width=width)
     image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=width)
+    curve = Node("PreviewImage", {"images": trained[3]}, title="Loss", width=width)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Pictures and prompts", [pictures, encoded, latent], [watched, other]),
+            ("Pictures and prompts", [pictures, encoded, found], [watched, other, latent]),
             ("Train", [trained]),
-            ("Use the LoRA", [learned, drawn], [image, save(image)]),
+            ("Use the LoRA, and the loss", [learned, drawn], [image, save(image), curve]),
         ),
         note(
             "Needs no download: press Run. Ten pictures of a traffic light, which the demo model does not know, become "
-            "a LoRA in a minute or two; SANA Train LoRA shows the prompt to watch before, while and after, and the "
-            "loss. Cancel keeps what was learned; with **resume** at latest it goes on. Your own pictures: enter a "
-            "folder. For SANA: sana_train_lora."
+            "a LoRA in a minute or two; SANA Train LoRA shows the prompt to watch before, while and after, and Loss "
+            "the curve at the end. Cancel keeps what was learned; with **resume** at latest it goes on. Your own "
+            "pictures: enter a folder. For SANA: sana_train_lora."
         ),
     )
 

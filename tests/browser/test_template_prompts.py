@@ -5,12 +5,12 @@ import json
 import pytest
 from sana_native.tests.browser.places import ROOT
 from sana_native.tools.workflow import to_api
-from sana_native.tools.workflow_build import LIVE_PREVIEW_HEIGHT
 
 pytestmark = pytest.mark.browser
 
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
-# The classic page unfolds their many advanced inputs: no node may lie below them, and their frame has the room.
+# The classic page unfolds their many advanced inputs: no node may lie below them. A frame with all that room would make
+# the page draw the whole graph so small that it leaves out the text.
 UNFOLDED = {"SanaNativeTrainLora", "SanaNativeTrainModel"}
 
 
@@ -36,9 +36,5 @@ def test_browser_queues_what_our_reader_makes_of_a_file_and_no_node_grows(tab, w
                 left, right = place[0], place[0] + width
                 below = [x < right and left < x + across and y > place[1] for (x, y), (across, _) in saved.values()]
                 assert not any(below), f"{path.name}: a node lies below node {number}"
-                frames = [frame["bounding"] for frame in graph["groups"]]
-                ((_, top, _, high),) = [one for one in frames if one[0] <= place[0] < one[0] + one[2]]
-                grown = size[1] + LIVE_PREVIEW_HEIGHT[kinds[int(number)]]
-                assert place[1] + grown <= top + high, f"{path.name}: node {number} leaves its frame"
             else:
                 assert size[1] <= height + 1, f"{path.name}: node {number} has grown"
