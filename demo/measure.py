@@ -10,6 +10,7 @@ import io
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +93,11 @@ class Bench:
             ]
         )
 
+    def mark(self, cases: list[Case], pictures: Tensor) -> list[dict[str, bool]]:
+        return [marks(case.caption, self.judge.look(p)) for case, p in zip(cases, pictures, strict=True)]
+
     def rate(self, cases: list[Case], pictures: Tensor) -> dict[str, float]:
-        return shares(marks(case.caption, self.judge.look(p)) for case, p in zip(cases, pictures, strict=True))
+        return shares(self.mark(cases, pictures))
 
     def score(self, cases: list[Case], **options) -> dict[str, float]:
         return self.rate(cases, self.paint(cases, **options))
@@ -311,6 +315,19 @@ def measure_training(args: argparse.Namespace) -> None:
         draw_sheet(pictures).save(args.plot)
 
 
+def measure_finetune(args: argparse.Namespace) -> None:
+    """Held-out loss and what is right before and after the pack's trainer trains all weights on new renderings."""
+    from .measure_finetune import measure_tuning
+
+    cases = {n: [case for one in LANGUAGES for case in draw_cases(args.count, n, one)] for n in args.things}
+    table = Table(("things", "training", "held-out loss", *MARKS))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, options = args.folder or Path(temporary), {"steps": args.steps, "cfg": args.cfg}
+        changed = measure_tuning(Bench(args.checkpoint), cases, table, folder, **options)
+    for things, (better, worse) in changed.items():
+        say(f"\nOf {len(cases[things])} pictures of {things}, {better} became right and {worse} wrong.")
+
+
 COMMANDS: dict[str, Callable] = {
     "autoencoder": measure_autoencoder,
     "prompts": measure_prompts,
@@ -322,6 +339,7 @@ COMMANDS: dict[str, Callable] = {
     "control": measure_control,
     "server": measure_server,
     "training": measure_training,
+    "finetune": measure_finetune,
 }
 
 
@@ -334,6 +352,7 @@ def main() -> None:
     parser.add_argument("--things", type=int, nargs="+", default=[1, 2], help="of the prompts, for `prompts`")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
+    parser.add_argument("--folder", type=Path, help="where `finetune` keeps its set and its run, which it goes on with")
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()
     if args.plot and args.what not in ("wordings", "control", "training", "solvers", "cfg"):
