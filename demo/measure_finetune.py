@@ -24,8 +24,8 @@ from .train.captions import draw_caption
 from .train.data import SIDE, Scene, draw_facing_scene, draw_scene, load_sprites, render
 
 SETTINGS = Settings(
-    target=MODEL, steps=1400, batch_size=64, learning_rate=4e-4, schedule=COSINE, warmup=50, ema=0.998,
-    weight_decay=0.0, checkpointing=False, save_every=350,
+    target=MODEL, steps=2400, batch_size=32, learning_rate=3e-4, schedule=COSINE, warmup=100, ema=0.998,
+    weight_decay=0.0, checkpointing=False, save_every=400,
 )  # fmt: skip
 PICTURES, SEED = 6400, 2_000_003
 TOLD_EVERY = 50  # steps
@@ -61,15 +61,15 @@ def encode(painter, pictures: Path, cache: Path) -> EncodedSet:
     return encode_set(found, painter.vae, painter.clip, True, str(cache), lambda *_: None)
 
 
-def encode_training_set(painter, folder: Path, count: int = PICTURES) -> EncodedSet:
+def encode_training_set(painter, folder: Path) -> EncodedSet:
     rng = random.Random(SEED)
-    write_pictures(folder / "pictures", draw_scenes(count, rng), rng)
+    write_pictures(folder / "pictures", draw_scenes(PICTURES, rng), rng)
     return encode(painter, folder / "pictures", folder / "cache")
 
 
-def encode_held_out(painter, folder: Path, things: int, count: int = HELD_OUT_PICTURES) -> EncodedSet:
+def encode_held_out(painter, folder: Path, things: int) -> EncodedSet:
     rng, pictures = random.Random(HELD_OUT_SEED + things), folder / f"held_out_{things}"
-    write_pictures(pictures, [draw_scene(rng, True, things) for _ in range(count)], rng, held_out=True)
+    write_pictures(pictures, [draw_scene(rng, True, things) for _ in range(HELD_OUT_PICTURES)], rng, held_out=True)
     return encode(painter, pictures, folder / "cache")
 
 
@@ -79,10 +79,10 @@ def tell(_: Trainer, report: Report) -> None:
         sys.stderr.write(f"step {report.step} of {report.steps}, {report.seconds_left / 60:.0f} min left\n")
 
 
-def finetune(painter, data: EncodedSet, folder: Path, settings: Settings = SETTINGS) -> str:
+def finetune(painter, data: EncodedSet, folder: Path) -> str:
     """Trains all weights, or goes on with a run that was stopped. Returns the file of their average."""
     files = RunFiles(str(folder / "run" / "state.safetensors"), str(folder / "model.safetensors"))
-    train(painter.patcher, data, settings, files, tell, resume=Path(files.state).is_file(), base="demo")
+    train(painter.patcher, data, SETTINGS, files, tell, resume=Path(files.state).is_file(), base="demo")
     return with_ending(files.lora, AVERAGED)
 
 
