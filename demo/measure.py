@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -317,13 +317,15 @@ def measure_training(args: argparse.Namespace) -> None:
 
 def measure_finetune(args: argparse.Namespace) -> None:
     """Held-out loss and what is right before and after the pack's trainer trains all weights on new renderings."""
-    from .measure_finetune import measure_tuning
+    from .measure_finetune import SETTINGS, measure_tuning
 
+    given = {"learning_rate": args.learning_rate, "steps": args.training_steps}
+    settings = replace(SETTINGS, **{name: value for name, value in given.items() if value})
     cases = {n: [case for one in LANGUAGES for case in draw_cases(args.count, n, one)] for n in args.things}
     table = Table(("things", "training", "held-out loss", *MARKS))
     with tempfile.TemporaryDirectory() as temporary:
         folder, options = args.folder or Path(temporary), {"steps": args.steps, "cfg": args.cfg}
-        changed = measure_tuning(Bench(args.checkpoint), cases, table, folder, **options)
+        changed = measure_tuning(Bench(args.checkpoint), cases, table, folder, settings, **options)
     for things, (better, worse) in changed.items():
         say(f"\nOf {len(cases[things])} pictures of {things}, {better} became right and {worse} wrong.")
 
@@ -352,6 +354,8 @@ def main() -> None:
     parser.add_argument("--things", type=int, nargs="+", default=[1, 2], help="of the prompts, for `prompts`")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
+    parser.add_argument("--learning-rate", type=float, help="of `finetune`")
+    parser.add_argument("--training-steps", type=int, help="of `finetune`")
     parser.add_argument("--folder", type=Path, help="where `finetune` keeps its set and its run, which it goes on with")
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()

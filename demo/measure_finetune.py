@@ -79,10 +79,10 @@ def tell(_: Trainer, report: Report) -> None:
         sys.stderr.write(f"step {report.step} of {report.steps}, {report.seconds_left / 60:.0f} min left\n")
 
 
-def finetune(painter, data: EncodedSet, folder: Path) -> str:
+def finetune(painter, data: EncodedSet, folder: Path, settings: Settings) -> str:
     """Trains all weights, or goes on with a run that was stopped. Returns the file of their average."""
     files = RunFiles(str(folder / "run" / "state.safetensors"), str(folder / "model.safetensors"))
-    train(painter.patcher, data, SETTINGS, files, tell, resume=Path(files.state).is_file(), base="demo")
+    train(painter.patcher, data, settings, files, tell, resume=Path(files.state).is_file(), base="demo")
     return with_ending(files.lora, AVERAGED)
 
 
@@ -100,7 +100,7 @@ def fixed_loss(painter, data: EncodedSet) -> float:
     return sum(row) / len(row)
 
 
-def measure_tuning(bench, cases: dict[int, list], table, folder: Path, **options) -> dict:
+def measure_tuning(bench, cases: dict[int, list], table, folder: Path, settings: Settings, **options) -> dict:
     """Rows of a table before and after the training, for prompts by their number of things.
 
     Returns, by the same number, how many pictures became right and how many wrong, of the same noise.
@@ -109,7 +109,7 @@ def measure_tuning(bench, cases: dict[int, list], table, folder: Path, **options
     held_out = {things: encode_held_out(painter, folder, things) for things in cases}
     for model in ("before", "after"):
         if model == "after":
-            apply(painter, finetune(painter, encode_training_set(painter, folder), folder))
+            apply(painter, finetune(painter, encode_training_set(painter, folder), folder, settings))
         for things, own in cases.items():
             rows = bench.mark(own, bench.paint(own, **options))
             right[things, model] = [row["all"] for row in rows]

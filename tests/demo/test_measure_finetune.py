@@ -33,13 +33,12 @@ def test_a_few_steps_change_the_painter_to_the_written_average(demo, tmp_path, m
     """A few pictures, steps and prompts of `python -m demo.measure finetune`."""
     tuning = demo.measure_finetune
     few = dataclasses.replace(tuning.SETTINGS, steps=4, batch_size=4, warmup=0, learning_rate=1e-3, save_every=0)
-    monkeypatch.setattr(tuning, "SETTINGS", few)
     monkeypatch.setattr(tuning, "PICTURES", 8)
     monkeypatch.setattr(tuning, "HELD_OUT_PICTURES", 2)
     bench, rows = demo.measure.Bench(demo.measure.CHECKPOINT), []
     before, cases = bench.painter.network, {2: demo.measure.draw_cases(2, 2)}
-    table = SimpleNamespace(add=lambda things, model, loss, **marks: rows.append((things, model, float(loss))))
-    better, worse = tuning.measure_tuning(bench, cases, table, tmp_path, steps=4, cfg=4.5)[2]
+    table = SimpleNamespace(add=lambda things, model, loss, **_: rows.append((things, model, float(loss))))
+    better, worse = tuning.measure_tuning(bench, cases, table, tmp_path, few, steps=4, cfg=4.5)[2]
     after = bench.painter.network
     assert [row[:2] for row in rows] == [(2, "before"), (2, "after")] and rows[0][2] != rows[1][2]
     assert better + worse <= 2 and (tmp_path / "model_ema.safetensors").is_file()
