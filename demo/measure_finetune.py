@@ -24,8 +24,8 @@ from .train.captions import draw_caption
 from .train.data import SIDE, Scene, draw_facing_scene, draw_scene, load_sprites, render
 
 SETTINGS = Settings(
-    target=MODEL, steps=2400, batch_size=32, learning_rate=3e-4, schedule=COSINE, warmup=100, ema=0.998,
-    weight_decay=0.0, checkpointing=False, save_every=400,
+    target=MODEL, steps=1000, batch_size=32, learning_rate=5e-5, schedule=COSINE, warmup=100, ema=0.998,
+    weight_decay=0.0, checkpointing=False, save_every=250,
 )  # fmt: skip
 PICTURES, SEED = 6400, 2_000_003
 TOLD_EVERY = 50  # steps
