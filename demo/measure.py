@@ -317,7 +317,7 @@ def measure_training(args: argparse.Namespace) -> None:
 
 def measure_finetune(args: argparse.Namespace) -> None:
     """Held-out loss and what is right before and after the pack's trainer trains all weights on new renderings."""
-    from .measure_finetune import SETTINGS, measure_tuning
+    from .measure_finetune import SETTINGS, describe_change, measure_tuning
 
     given = {"learning_rate": args.learning_rate, "steps": args.training_steps}
     settings = replace(SETTINGS, **{name: value for name, value in given.items() if value})
@@ -325,9 +325,9 @@ def measure_finetune(args: argparse.Namespace) -> None:
     table = Table(("things", "training", "held-out loss", *MARKS))
     with tempfile.TemporaryDirectory() as temporary:
         folder, options = args.folder or Path(temporary), {"steps": args.steps, "cfg": args.cfg}
-        changed = measure_tuning(Bench(args.checkpoint), cases, table, folder, settings, **options)
-    for things, (better, worse) in changed.items():
-        say(f"\nOf {len(cases[things])} pictures of {things}, {better} became right and {worse} wrong.")
+        changes = measure_tuning(Bench(args.checkpoint), cases, table, folder, settings, **options)
+    for things, pairs in changes.items():
+        say(f"\nThings {things}: {describe_change(cases[things], pairs)}")
 
 
 COMMANDS: dict[str, Callable] = {

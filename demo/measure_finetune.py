@@ -103,7 +103,7 @@ def fixed_loss(painter, data: EncodedSet) -> float:
 def measure_tuning(bench, cases: dict[int, list], table, folder: Path, settings: Settings, **options) -> dict:
     """Rows of a table before and after the training, for prompts by their number of things.
 
-    Returns, by the same number, how many pictures became right and how many wrong, of the same noise.
+    Returns, by the same number, whether each picture was right before and is after, of the same noise.
     """
     painter, right = bench.painter, {}
     held_out = {things: encode_held_out(painter, folder, things) for things in cases}
@@ -114,5 +114,14 @@ def measure_tuning(bench, cases: dict[int, list], table, folder: Path, settings:
             rows = bench.mark(own, bench.paint(own, **options))
             right[things, model] = [row["all"] for row in rows]
             table.add(things, model, f"{fixed_loss(painter, held_out[things]):.4f}", **shares(rows))
-    pairs = {n: list(zip(right[n, "before"], right[n, "after"], strict=True)) for n in cases}
-    return {n: (own.count((False, True)), own.count((True, False))) for n, own in pairs.items()}
+    return {n: list(zip(right[n, "before"], right[n, "after"], strict=True)) for n in cases}
+
+
+def describe_change(cases: list, pairs: list[tuple[bool, bool]]) -> str:
+    """How many pictures became right and wrong, and how many are right where the prompt tells no place."""
+    free = [pair for case, pair in zip(cases, pairs, strict=True) if not any(place for *_, place in case.caption.items)]
+    before, after = (sum(column) for column in zip(*free, strict=True)) if free else (0, 0)
+    return (
+        f"Of {len(pairs)} pictures {pairs.count((False, True))} became right and {pairs.count((True, False))} wrong; of "
+        f"{len(free)} whose prompt tells no place {before} were right, and {after} are."
+    )

@@ -28,6 +28,18 @@ def test_captions_are_trained_wordings_and_the_same_when_the_folder_is_gone_on_w
     assert write() == first and stopped_at.read_bytes() == content
 
 
+def test_the_change_is_told_with_the_prompts_that_leave_the_places_open(demo):
+    def case(place: str | None):
+        return demo.measure.Case(demo.train.captions.Caption("", None, (("bee", None, place), ("key", None, place))), 0)
+
+    pairs = [(False, True), (True, False), (True, True)]
+    told = demo.measure_finetune.describe_change([case(None), case("left"), case(None)], pairs)
+    assert told == (
+        "Of 3 pictures 1 became right and 1 wrong; of 2 whose prompt tells no place 1 were right, and 2 are."
+    )
+    assert "of 0 whose" in demo.measure_finetune.describe_change([case("left")], pairs[:1])
+
+
 @pytest.mark.heavy
 def test_a_few_steps_change_the_painter_to_the_written_average(demo, tmp_path, monkeypatch):
     """A few pictures, steps and prompts of `python -m demo.measure finetune`."""
@@ -38,10 +50,10 @@ def test_a_few_steps_change_the_painter_to_the_written_average(demo, tmp_path, m
     bench, rows = demo.measure.Bench(demo.measure.CHECKPOINT), []
     before, cases = bench.painter.network, {2: demo.measure.draw_cases(2, 2)}
     table = SimpleNamespace(add=lambda things, model, loss, **_: rows.append((things, model, float(loss))))
-    better, worse = tuning.measure_tuning(bench, cases, table, tmp_path, few, steps=4, cfg=4.5)[2]
+    pairs = tuning.measure_tuning(bench, cases, table, tmp_path, few, steps=4, cfg=4.5)[2]
     after = bench.painter.network
     assert [row[:2] for row in rows] == [(2, "before"), (2, "after")] and rows[0][2] != rows[1][2]
-    assert better + worse <= 2 and (tmp_path / "model_ema.safetensors").is_file()
+    assert len(pairs) == 2 and (tmp_path / "model_ema.safetensors").is_file()
     assert after.config == before.config
     moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
     assert 0 < max(moved) < 0.02  # of four steps of at most 1e-3 in each weight
