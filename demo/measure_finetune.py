@@ -122,6 +122,6 @@ def describe_change(cases: list, pairs: list[tuple[bool, bool]]) -> str:
     free = [pair for case, pair in zip(cases, pairs, strict=True) if not any(place for *_, place in case.caption.items)]
     before, after = (sum(column) for column in zip(*free, strict=True)) if free else (0, 0)
     return (
-        f"Of {len(pairs)} pictures {pairs.count((False, True))} became right and {pairs.count((True, False))} wrong; of "
-        f"{len(free)} whose prompt tells no place {before} were right, and {after} are."
+        f"Of {len(pairs)} pictures {pairs.count((False, True))} became right and {pairs.count((True, False))} wrong; "
+        f"of {len(free)} whose prompt tells no place {before} were right, and {after} are."
     )
