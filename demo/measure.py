@@ -320,7 +320,7 @@ def measure_finetune(args: argparse.Namespace) -> None:
     from .measure_finetune import SETTINGS, describe_change, measure_tuning
 
     given = {"learning_rate": args.learning_rate, "steps": args.training_steps}
-    settings = replace(SETTINGS, **{name: value for name, value in given.items() if value})
+    settings = replace(SETTINGS, **{name: value for name, value in given.items() if value is not None})
     cases = {n: [case for one in LANGUAGES for case in draw_cases(args.count, n, one)] for n in args.things}
     table = Table(("things", "training", "held-out loss", *MARKS))
     with tempfile.TemporaryDirectory() as temporary:
@@ -356,7 +356,9 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
     parser.add_argument("--learning-rate", type=float, help="of `finetune`")
     parser.add_argument("--training-steps", type=int, help="of `finetune`")
-    parser.add_argument("--folder", type=Path, help="where `finetune` keeps its set and its run, which it goes on with")
+    parser.add_argument(
+        "--folder", type=Path, help="where `finetune` keeps its run, to go on with at the same settings"
+    )
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()
     if args.plot and args.what not in ("wordings", "control", "training", "solvers", "cfg"):
