@@ -10,8 +10,9 @@ import io
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,11 @@ class Bench:
             ]
         )
 
+    def mark(self, cases: list[Case], pictures: Tensor) -> list[dict[str, bool]]:
+        return [marks(case.caption, self.judge.look(p)) for case, p in zip(cases, pictures, strict=True)]
+
     def rate(self, cases: list[Case], pictures: Tensor) -> dict[str, float]:
-        return shares(marks(case.caption, self.judge.look(p)) for case, p in zip(cases, pictures, strict=True))
+        return shares(self.mark(cases, pictures))
 
     def score(self, cases: list[Case], **options) -> dict[str, float]:
         return self.rate(cases, self.paint(cases, **options))
@@ -311,6 +315,21 @@ def measure_training(args: argparse.Namespace) -> None:
         draw_sheet(pictures).save(args.plot)
 
 
+def measure_finetune(args: argparse.Namespace) -> None:
+    """Held-out loss and what is right before and after the pack's trainer trains all weights on new renderings."""
+    from .measure_finetune import SETTINGS, describe_change, measure_tuning
+
+    given = {"learning_rate": args.learning_rate, "steps": args.training_steps}
+    settings = replace(SETTINGS, **{name: value for name, value in given.items() if value is not None})
+    cases = {n: [case for one in LANGUAGES for case in draw_cases(args.count, n, one)] for n in args.things}
+    table = Table(("things", "training", "held-out loss", *MARKS))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, options = args.folder or Path(temporary), {"steps": args.steps, "cfg": args.cfg}
+        changes = measure_tuning(Bench(args.checkpoint), cases, table, folder, settings, **options)
+    for things, pairs in changes.items():
+        say(f"\nThings {things}: {describe_change(cases[things], pairs)}")
+
+
 COMMANDS: dict[str, Callable] = {
     "autoencoder": measure_autoencoder,
     "prompts": measure_prompts,
@@ -322,6 +341,7 @@ COMMANDS: dict[str, Callable] = {
     "control": measure_control,
     "server": measure_server,
     "training": measure_training,
+    "finetune": measure_finetune,
 }
 
 
@@ -335,6 +355,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=BEST_CFG)
     parser.add_argument("--algorithm", default="LoRA", help="LoRA, DoRA or LoKr, for `training`")
+    parser.add_argument("--learning-rate", type=float, help="of `finetune`")
+    parser.add_argument("--training-steps", type=int, help="of `finetune`")
+    parser.add_argument(
+        "--folder", type=Path, help="where `finetune` keeps its run, to go on with at the same settings"
+    )
     parser.add_argument("--plot", type=Path, help="where to draw solvers, cfg or the pictures of wordings or control")
     args = parser.parse_args()
     if args.plot and args.what not in ("wordings", "control", "training", "solvers", "cfg"):

@@ -16,6 +16,7 @@ def demo():
         import demo.generate
         import demo.judge
         import demo.measure
+        import demo.measure_finetune
         import demo.measure_training
         import demo.train.captions
         import demo.train.controlnet
