@@ -12,7 +12,7 @@ import time
 
 import pytest
 from sana_native.tools import demo, host
-from sana_native.tools.comfy_server import ComfyServer, ServerError
+from sana_native.tools.comfy_server import ComfyServer, PromptRefused, ServerError
 
 PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 255}},
@@ -272,6 +272,16 @@ def test_cached_nodes_have_no_time(comfy_server):
 def test_refused_prompt_names_node_and_input(comfy_server, prompt, sentence):
     with pytest.raises(ServerError, match=sentence):
         comfy_server().run(prompt, timeout=60)
+
+
+def test_an_output_that_the_host_drops_refuses_the_whole_prompt(comfy_server):
+    """The host takes such a prompt and runs its other outputs alone."""
+    server, good = comfy_server(), prompt_with("1", color=0x00FE02)
+    bad = {"7": PROMPT["1"] | {"inputs": PROMPT["1"]["inputs"] | {"width": -4}}}
+    bad["8"] = PROMPT["2"] | {"inputs": PROMPT["2"]["inputs"] | {"images": ["7", 0]}}
+    with pytest.raises(PromptRefused, match=r"refused Node 7 \(EmptyImage\): Value -4 smaller than min of 1: width"):
+        server.run(good | bad, timeout=60)
+    assert server.run(good, timeout=60).images()
 
 
 def test_failing_node_is_named_by_title_and_class(comfy_server):
