@@ -129,7 +129,7 @@ def test_failed_pip_is_one_sentence_with_a_cure(output, cure):
     assert "\n" not in str(caught.value)
 
 
-def test_requirements_are_installed_once_and_again_when_a_list_changes(monkeypatch, tmp_path):
+def test_requirements_are_installed_once_and_again_when_a_list_changes(monkeypatch, tmp_path, capsys):
     private_folder(monkeypatch, tmp_path)
     monkeypatch.setattr(host, "DISK_NEEDED_GB", 0)
     (tmp_path / "requirements.txt").write_text("aiohttp\n")
@@ -137,7 +137,9 @@ def test_requirements_are_installed_once_and_again_when_a_list_changes(monkeypat
     python.parent.mkdir(parents=True)
     monkeypatch.setattr(host, "_pip", lambda *arguments, **_: calls.append(arguments))
     host._install(python, tmp_path, ["test"])
+    assert "about 7 GB, which takes several minutes. COMFYUI_PYTHON names" in capsys.readouterr().err
     host._install(python, tmp_path, ["test"])
+    assert capsys.readouterr().err == ""
     assert len(calls) == 1 and "pytest==9.2.0" in calls[0]
     host._install(python, tmp_path, ["lint"])
     host._install(python, tmp_path, ["test", "lint"])
