@@ -1,4 +1,5 @@
-# Every target prepares the host first (COMFYUI_PATH, or a private copy under .comfyui/); a prepared host costs no time.
+# Every target prepares the host first (COMFYUI_PATH and COMFYUI_PYTHON, or private copies under .comfyui/); a prepared
+# host costs no time.
 PYTHON ?= python3
 # `exec`: a signal to make reaches the command itself, which has a server to stop.
 RUN = $(PYTHON) -m tools.host
@@ -14,7 +15,8 @@ export $(DEMO) $(JUDGE)
 
 # The targets are those with a remark behind their name, in the order of this file.
 help: ## this list
-	@echo 'make TARGET; the first one that needs ComfyUI fetches it into .comfyui/ (7 GB), unless COMFYUI_PATH names a checkout.'
+	@echo 'make TARGET; the first one that needs ComfyUI fetches it and its packages into .comfyui/ (7 GB, several minutes),'
+	@echo 'unless COMFYUI_PATH= names your ComfyUI and COMFYUI_PYTHON= its Python.'
 	@echo
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
 		printf '%-14s %s\n' "$$name" "$$text"; done

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.sana.resolution import bin_sides
-from ..tools.workflow import WorkflowError, to_api, typed
+from ..tools.workflow import WorkflowError, sole_names, to_api, typed
 from ..tools.workflow_blueprint import unfold
 from .rows import Row
 
@@ -129,7 +129,10 @@ class Template:
         named = [(title, self._nodes(title)) for title in titles]
         title, nodes = next((pair for pair in reversed(named) if pair[1]), named[-1])
         if len(nodes) != 1:
-            raise WorkflowError(f"{len(nodes)} nodes are called {title}, expected one; give a title or class of one.")
+            names = ", ".join(sole_names(self.prompt))
+            raise WorkflowError(
+                f"{len(nodes)} nodes are called {title}, expected one; give a title or class of one: {names}."
+            )
         name, inputs = place[len(title) + 1 :], self.prompt[nodes[0]]["inputs"]
         if name not in inputs:
             raise WorkflowError(f"{title} has no input {name}; it has {', '.join(inputs)}.")

@@ -9,16 +9,32 @@ import re
 import signal
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .engine import Engine, HandOut, known_parts, shard_rows
 from .graph import Options, Template, is_api, read_workflow
-from .manifest import DONE, compare_job, file_digest, join_job, model_files, part_firsts, require_job, shards
+from .manifest import (
+    DONE,
+    FAILED,
+    KILLED,
+    TIMEOUT,
+    compare_job,
+    file_digest,
+    fingerprint,
+    join_job,
+    model_files,
+    part_firsts,
+    read_job,
+    require_job,
+    settled_rows,
+    shards,
+)
 from .parquet import SUFFIX as PARQUET
 from .parquet import read_parquet
-from .progress import Outcome, Progress, say
+from .progress import Outcome, Progress, counted, list_counts, say
 from .rows import BadRow, Row, read_rows
 from .store import LocalStore, Store, open_store
 from .worker import Job
@@ -54,6 +70,10 @@ class Settings:
         """What decides on the pictures, as far as the command alone tells."""
         rows = file_digest(self.prompts) + ("+nvlabs_tags" if self.nvlabs_tags else "")
         return {"rows": rows, "options": asdict(self.options)}
+
+    def command(self, workflow: dict) -> str:
+        """Fingerprint of what the command names; equal ones make an equal job in one ComfyUI."""
+        return fingerprint(self.parts() | {"workflow": workflow, "assignments": self.assignments})
 
     def rows(self) -> Iterator[Row | BadRow]:
         read = read_parquet if self.prompts.suffix.lower() == PARQUET else read_rows
@@ -112,6 +132,10 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
     with locked(store), stop_on_signals() as signals:
         if isinstance(store, LocalStore):
             store.prepare()
+        earlier = None if check else earlier_rows(settings, survey, store)
+        if earlier is not None and earlier.total() >= survey.total and is_joined(settings, workflow, store):
+            tell_finished(settings, earlier)
+            return 0
         engine = engine_of()
         signals.listen()  # again: Ray puts handlers of its own in place
         try:
@@ -122,9 +146,31 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
                 return 0
             require_job(store, own)
             signals.wait_for_rows = True
-            return run_rows(settings, survey, store, engine, job, signals.stop, first)
+            return run_rows(settings, survey, store, engine, job, signals.stop, first, earlier)
         finally:
             engine.close()
+
+
+def earlier_rows(settings: Settings, survey: Survey, store: Store) -> Counter | None:
+    """Status -> rows that earlier runs have recorded and this one leaves; None where it looks for their pictures."""
+    return None if settings.verify else settled_rows(store, survey.total, settings.retry_failed)
+
+
+def is_joined(settings: Settings, workflow: dict, store: Store) -> bool:
+    """Whether the store's job is that of the same command."""
+    job = read_job(store)
+    return job is not None and job["command"] == settings.command(workflow)
+
+
+def tell_finished(settings: Settings, earlier: Counter) -> None:
+    """Says that nothing is left to run, for which no server has to start."""
+    total = earlier.total()
+    if earlier[DONE] == total:
+        say("The only row is done already." if total == 1 else f"All {total} rows are done already.")
+        return
+    retry = not settings.retry_failed and any(earlier[status] for status in (FAILED, TIMEOUT, KILLED))
+    cure = "--retry-failed tries rows again that failed" if retry else "no option runs these rows again"
+    say(f"Nothing is left to run, {list_counts(earlier)}: {cure}.")
 
 
 def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, engine: Engine) -> tuple[Job, str]:
@@ -141,8 +187,8 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
         "models": model_files(template.prompt, settings.models),
         "versions": {"comfyui": engine.describe()["comfyui"], "sana-native": version[1] if version else ""},
     }
-    own = join_job(store, parts, survey.total, settings.force_new_graph)
-    say(f"Job {own}: {survey.total} rows, {engine.workers} workers, into {store.url}")
+    own = join_job(store, parts, survey.total, settings.force_new_graph, settings.command(workflow))
+    say(f"Job {own}: {counted(survey.total, 'row')}, {counted(engine.workers, 'worker')}, into {store.url}")
     options = (settings.options, store.address, settings.timeout, settings.retries, settings.retry_failed)
     return Job(prompt, settings.assignments, *options, settings.verify), own
 
@@ -169,16 +215,20 @@ def run_rows(
     job: Job,
     stop: threading.Event,
     first: Outcome | None,
+    earlier: Counter | None,
 ) -> int:
-    """Runs all rows and returns the command's exit code. first: what became of the canary, which counts too."""
+    """Runs all rows and returns the command's exit code.
+
+    first: what became of the canary, which counts too. earlier: of `earlier_rows`.
+    """
     metrics = store.root if isinstance(store, LocalStore) else work_folder(store)
-    progress = Progress(survey.total, settings.limit, stop, metrics / "metrics.jsonl")
+    progress = Progress(survey.total, settings.limit, stop, metrics / "metrics.jsonl", earlier)
     if first is not None:
         progress.add(first)
     size = shard_rows(survey.total, engine.workers)
     engine.run(job, HandOut(shards(settings.rows(), size), part_firsts(store)), progress, stop)
     progress.close(engine.workers)
-    say(f"This run: {progress.line()}")
+    say(progress.line())
     if progress.too_many:
         errors = " ".join(f"({error})" for error in progress.commonest_errors())
         raise RunError(f"More than {settings.limit_text} of the last rows failed; the commonest errors: {errors}")

@@ -22,6 +22,7 @@ DONE, REFUSED, FAILED, TIMEOUT, KILLED, UNREADABLE = (
     "done", "refused", "failed", "timeout", "killed_worker", "unreadable",
 )  # fmt: skip
 SETTLED = {DONE, REFUSED}  # not run again by the same command
+PART_NAMES = {"workflow": "workflow or --set"}  # of a job, where a message names it
 TROUBLE = (FAILED, TIMEOUT, KILLED, REFUSED)
 
 
@@ -155,6 +156,15 @@ def all_records(store: Store) -> Iterator[Record]:
         yield waiting[index]
 
 
+def settled_rows(store: Store, total: int, retry_failed: bool) -> Counter:
+    """Status -> how many of the first `total` rows a run leaves as they are, since they have a record."""
+    return Counter(
+        record.status
+        for record in all_records(store)
+        if record.index < total and (record.status in {*SETTLED, UNREADABLE} or not retry_failed)
+    )
+
+
 def _counts_more(record: Record, old: Record) -> bool:
     return (record.status == DONE, record.started) > (old.status == DONE, old.started)
 
@@ -226,7 +236,8 @@ def read_job(store: Store) -> dict | None:
         return None
     try:
         job = json.loads(store.get(JOB))
-        return {"fingerprint": job["fingerprint"], "parts": dict(job["parts"]), "rows": job.get("rows")}
+        parts, command = dict(job["parts"]), job.get("command", "")
+        return {"fingerprint": job["fingerprint"], "parts": parts, "rows": job.get("rows"), "command": command}
     except (ValueError, KeyError, TypeError) as error:
         raise JobError(f"{store.url}/{JOB} is no description of a job: choose another folder.") from error
 
@@ -243,21 +254,23 @@ def compare_job(store: Store, parts: dict[str, object]) -> None:
         return
     changed = [part for part in sorted(parts) if parts[part] != job["parts"].get(part)]
     if changed and has_begun(store):
+        told = " and ".join(PART_NAMES.get(part, part) for part in changed)
         raise JobError(
-            f"{store.url} holds the job {job['fingerprint']}, and {' and '.join(changed)} changed since. Choose "
+            f"{store.url} holds the job {job['fingerprint']}, and {told} changed since. Choose "
             "another folder, or go on with --force-new-graph."
         )
 
 
-def join_job(store: Store, parts: dict[str, object], total: int, force: bool = False) -> str:
+def join_job(store: Store, parts: dict[str, object], total: int, force: bool = False, command: str = "") -> str:
     """Writes a job of `total` rows into the store and returns its fingerprint. parts: what decides on the pictures.
 
-    Raises: JobError where another job has begun in the store and `force` is off.
+    command: fingerprint of what the command names. Raises: JobError where another job has begun in the store and
+    `force` is off.
     """
     if not force:
         compare_job(store, parts)
     own = fingerprint(parts)
-    job = {"fingerprint": own, "rows": total, "parts": parts}
+    job = {"fingerprint": own, "rows": total, "parts": parts, "command": command}
     store.put(JOB, json.dumps(job, indent=1, ensure_ascii=False).encode())
     return own
 

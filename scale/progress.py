@@ -46,10 +46,21 @@ def read_limit(text: str) -> int:
 
 
 class Progress:
-    """Counts outcomes of all workers. stop: set when more than `limit` of the last rows failed."""
+    """Counts outcomes of all workers. stop: set when more than `limit` of the last rows failed.
 
-    def __init__(self, total: int, limit: int, stop: threading.Event, metrics: Path | None = None):
+    earlier: status -> rows of earlier runs, which the lines count too; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        limit: int,
+        stop: threading.Event,
+        metrics: Path | None = None,
+        earlier: Counter | None = None,
+    ):
         self.total, self.limit, self.stop, self.metrics = total, limit, stop, metrics
+        self.earlier = earlier
         self.counts, self.errors = Counter(), Counter()
         self.files = self.bytes = 0
         self.recent: deque[bool] = deque(maxlen=WINDOW)
@@ -91,11 +102,16 @@ class Progress:
             self._write_metric(workers)
 
     def line(self) -> str:
+        """How far the job is, and what of that is this run's own."""
         taken = time.monotonic() - self.started
         done = self.counts[DONE]
         rate = f", {done / taken:.2f} pictures/s" if taken > 0 and done else ""
-        counts = ", ".join(f"{count} {status}" for status, count in self.counts.most_common())
-        return f"{sum(self.counts.values())} of {self.total} rows: {counts or 'none yet'}{rate}"
+        own = f"{list_counts(self.counts) or 'none yet'}{rate}"
+        if self.earlier is None:
+            return f"This run: {own}"
+        counts = self.earlier + self.counts
+        told = f"{list_counts(counts)}; this run: {own}" if self.earlier else own
+        return f"{counts.total()} of {counted(self.total, 'row')}: {told}"
 
     def commonest_errors(self) -> list[str]:
         return [f"{count} times: {error}" for error, count in self.errors.most_common(SHOWN_ERRORS)]
@@ -118,6 +134,14 @@ class Progress:
         self._metric, self._reported = now, total
         with contextlib.suppress(OSError), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(metric) + "\n")
+
+
+def list_counts(counts: Counter) -> str:
+    return ", ".join(f"{count} {status}" for status, count in counts.most_common())
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def say(text: str) -> None:

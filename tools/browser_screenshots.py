@@ -5,8 +5,8 @@ make screenshots    (needs Chromium; a minute or two)
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +96,15 @@ SHOTS = {
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.browser_screenshots", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHOTS)}; without one all")
+    names = parser.parse_args(arguments).names
+    if unknown := [name for name in names if name not in SHOTS]:
+        parser.error(f"{unknown[0]} is no screenshot; give one of {', '.join(SHOTS)}.")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with serve_fresh() as server, open_chromium() as browser:
-        for name in sys.argv[1:] or SHOTS:
+        for name in names or SHOTS:
             shot = SHOTS[name]
             tab = Tab(browser, server.url, size=shot.size, scale=SCALE, settings=TIDY)
             shot.prepare(tab)

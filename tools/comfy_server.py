@@ -197,12 +197,21 @@ class ComfyServer:
         return self._request("/view?" + urllib.parse.urlencode(image))
 
     def queue(self, prompt: dict, client_id: str = "") -> str:
-        """Queue an API prompt and return its id.  Raises: ServerError naming the node and input the host refused."""
+        """Queue an API prompt and return its id.
+
+        Raises: PromptRefused naming the node and input the host refused, also where it would run the other outputs.
+        """
         body = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
         try:
-            return json.loads(self._request("/prompt", body))["prompt_id"]
+            answer = json.loads(self._request("/prompt", body))
         except urllib.error.HTTPError as error:
             raise PromptRefused(_refusal(json.loads(error.read()), prompt)) from None
+        if answer.get("node_errors"):
+            # The host has queued the outputs without a fault; the caller would take them for all.
+            self._request("/queue", {"delete": [answer["prompt_id"]]})
+            self._request("/interrupt", {"prompt_id": answer["prompt_id"]})
+            raise PromptRefused(_refusal(answer, prompt))
+        return answer["prompt_id"]
 
     def run(self, prompt: dict, on_progress: OnProgress | None = None, timeout: float | None = None) -> Result:
         """Queue `prompt`, follow it to its end and return its result.

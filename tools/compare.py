@@ -35,7 +35,7 @@ from .compare_plan import (
     Subject,
     best_place,
     demo_graph,
-    put,
+    plan_cells,
     put_subject,
     read_axis,
     read_graph,
@@ -44,7 +44,7 @@ from .compare_plan import (
     subjects_text,
 )
 from .host import PRIVATE, prepare_base
-from .workflow import WorkflowError, to_api
+from .workflow import WorkflowError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,15 +100,16 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def draw(server: ComfyServer, graph: dict, x: Axis, y: Axis | None, subjects: list[Subject]) -> list[list[Drawn]]:
-    """Every cell's pictures, rows of Y and columns of X."""
+def draw(
+    server: ComfyServer, prompts: list[list[dict]], x: Axis, y: Axis | None, subjects: list[Subject]
+) -> list[list[Drawn]]:
+    """Every cell's pictures, rows of Y and columns of X. prompts: of `plan_cells`."""
     rows = []
-    for j, y_value in enumerate(y.values if y else [None]):
+    for j, row in enumerate(prompts):
         rows.append([])
-        for i, x_value in enumerate(x.values):
-            prompt = put(graph, x, x_value)
+        for i, prompt in enumerate(row):
             cell = Drawn(x.names[i], y.names[j] if y else "")
-            draw_cell(server, put(prompt, y, y_value) if y else prompt, subjects, cell)
+            draw_cell(server, prompt, subjects, cell)
             say(f"{cell.x} {cell.y}: {statistics.median(cell.seconds):.2f} s a picture")
             rows[-1].append(cell)
     return rows
@@ -255,6 +256,8 @@ def table_of(rows: list[list[Drawn]], best: tuple[int, int]) -> str:
 
 
 def compare(given: argparse.Namespace) -> None:
+    from sana_native.scale.graph import api_of
+
     demo = given.workflow == "demo"
     given.x, given.y = given.x or STEPS_AXIS, given.y or (SOLVER_AXIS if demo and not given.x else "")
     x, y = read_axis(given.x), read_axis(given.y) if given.y else None
@@ -268,8 +271,10 @@ def compare(given: argparse.Namespace) -> None:
         require_clip(given.clip)
     extra = ["--models-directory", str(Path(given.models).resolve())] if given.models else []
     with ComfyServer(prepare_base(Path(given.base or PRIVATE / "base")), extra) as server:
-        graph = to_api(workflow, server.object_info())
-        rows = draw(server, demo_graph(graph) if demo else graph, x, y, subjects)
+        info = server.object_info()
+        graph = api_of(workflow, info)
+        prompts = plan_cells(demo_graph(graph) if demo else graph, x, y, info)
+        rows = draw(server, prompts, x, y, subjects)
     judge(rows, best, subjects, given.clip)
     reference = rows[best[0]][best[1]]
     title = f"{'SANA demo model' if demo else Path(given.workflow).stem}: {subjects_text(subjects)}"

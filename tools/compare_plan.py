@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .workflow import WorkflowError, set_inputs, typed
+from .workflow import (
+    Spec,
+    WorkflowError,
+    choices,
+    find_node,
+    has_upload,
+    input_specs,
+    options,
+    set_inputs,
+    typed,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_GRAPH, DEMO_FILES, DEMO_SIDE = "sana_txt2img_ksampler.json", "sana-native-demo/", 256
@@ -68,13 +79,45 @@ def read_axis(text: str) -> Axis:
 
 def put(prompt: dict, axis: Axis, value: tuple[str, ...]) -> dict:
     """The API prompt with an axis at one of its values, each in the type that the input has.  Raises: PlanError."""
-    given = dict(zip(axis.inputs, value, strict=True))
     try:
-        before = set_inputs(prompt, axis.node, **given)
+        old = prompt[find_node(prompt, axis.node)]["inputs"]
+        given = zip(axis.inputs, value, strict=True)
+        return set_inputs(prompt, axis.node, **{name: value_of(text, old.get(name, text)) for name, text in given})
     except WorkflowError as error:
         raise PlanError(str(error)) from None
-    old = next(prompt[key]["inputs"] for key in prompt if prompt[key] != before[key]) if before != prompt else {}
-    return set_inputs(prompt, axis.node, **{name: value_of(text, old.get(name, text)) for name, text in given.items()})
+
+
+def plan_cells(prompt: dict, x: Axis, y: Axis | None, object_info: dict) -> list[list[dict]]:
+    """The API prompt of every cell, rows of Y and columns of X.
+
+    Raises: PlanError for a value that does not fit the graph or that the host would refuse, before any cell is drawn.
+    """
+    columns = [put(prompt, x, value) for value in x.values]
+    rows = [[put(cell, y, value) for cell in columns] for value in y.values] if y else [columns]
+    axes = [(axis, find_node(prompt, axis.node)) for axis in (x, y) if axis]
+    if y and axes[0][1] == axes[1][1] and (both := [name for name in x.inputs if name in y.inputs]):
+        raise PlanError(f"X and Y both set {both[0]} of {x.node}; give each an input of its own.")
+    for cell in [cell for row in rows for cell in row]:
+        for axis, key in axes:
+            specs = dict(input_specs(object_info.get(cell[key]["class_type"], {"input": {}})))
+            for name in axis.inputs:
+                value = cell[key]["inputs"][name]
+                if fault := fault_of(value, specs.get(name, ["*"])):
+                    raise PlanError(f"{axis.node}.{name}={value} {fault}.")
+    return rows
+
+
+def fault_of(value: object, spec: Spec) -> str:
+    """Why the host would refuse a value of an input, "" where it would not. spec: as /object_info describes it."""
+    offered, limits = choices(spec), options(spec)
+    if offered and value not in offered and not has_upload(spec):
+        return f"is none of the choices, {', '.join(map(str, offered))}"
+    if not isinstance(value, int | float):
+        return ""
+    if not math.isfinite(value) or (spec[0] == "INT" and value != int(value)):
+        return "is no whole number" if spec[0] == "INT" else "is no finite number"
+    lowest, highest = limits.get("min", -math.inf), limits.get("max", math.inf)
+    return "" if lowest <= value <= highest else f"is out of range; give {lowest} to {highest}"
 
 
 def value_of(text: str, old: object) -> object:
@@ -140,16 +183,24 @@ def demo_graph(prompt: dict) -> dict:
 
 
 def read_graph(workflow: str) -> dict:
-    """The workflow's JSON; `demo` is the graph of stock nodes.  Raises: PlanError with the cure."""
+    """The workflow's JSON, as saved or as exported for the API; `demo` is the graph of stock nodes.
+
+    Raises: PlanError with the cure.
+    """
     path = ROOT / "workflows" / DEMO_GRAPH if workflow == "demo" else Path(workflow).expanduser()
+    from sana_native.scale.graph import is_api
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        workflow = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PlanError(
             f"{path} cannot be read ({error.strerror}); give WORKFLOW= a saved workflow, or demo."
         ) from None
     except ValueError:
         raise PlanError(f"{path} is no JSON; give WORKFLOW= a workflow that ComfyUI has saved, or demo.") from None
+    if isinstance(workflow, dict) and (isinstance(workflow.get("nodes"), list) or is_api(workflow)):
+        return workflow
+    raise PlanError(f"{path} holds no workflow; save one in ComfyUI, or export it for the API.")
 
 
 def read_subjects(prompts: str, seeds: int, demo: bool) -> list[Subject]:
@@ -160,6 +211,8 @@ def read_subjects(prompts: str, seeds: int, demo: bool) -> list[Subject]:
     if prompts.isdecimal():
         if not demo:
             raise PlanError(f"PROMPTS={prompts} is for the demo model; give a prompt file for a workflow of yours.")
+        if not int(prompts):
+            raise PlanError("PROMPTS=0 is no number of prompts; give 1 or more.")
         return [subject for subject in demo_subjects(int(prompts)) for subject in with_seeds(subject, seeds)]
     from sana_native.scale.rows import BadRow, read_rows
 

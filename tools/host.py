@@ -39,7 +39,7 @@ HOST_CARRIER_VERSION = "2.6.0"
 HOST_FOLDER_IN_CARRIER = ("vendor", "ComfyUI")
 # Other mixtures of these three break the host's import.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-DISK_NEEDED_GB = 8
+DISK_NEEDED_GB, ENVIRONMENT_GB = 8, 7
 FRONT_END = "comfyui-frontend-package"
 FRONT_END_PAGES = ("comfyui_frontend_package", "static")  # where its pages lie
 
@@ -243,7 +243,12 @@ def _install(python: Path, host: Path, extras: Sequence[str]) -> None:
             "or set COMFYUI_PYTHON to the Python of an existing ComfyUI environment."
         )
     names = " and ".join(name for name in wanted if wanted[name] != installed.get(name))
-    with _stage(f"Installing the requirements of {names}" + (" (minutes the first time)" if "host" in names else "")):
+    if "host" not in installed:
+        sys.stderr.write(
+            f"ComfyUI's packages come into {PRIVATE}: about {ENVIRONMENT_GB} GB, which takes several minutes. "
+            "COMFYUI_PYTHON names a Python that has them, and installs nothing.\n"
+        )
+    with _stage(f"Installing the requirements of {names}"):
         extra_lines = [line for name in extras for line in groups[name]]
         # The host's list goes along every time, so that an extra can never move what the host needs.
         _pip(

@@ -77,23 +77,36 @@ def set_inputs(prompt: dict, title_or_class: str, /, **values: object) -> dict:
 
     Raises: WorkflowError when no node or several match, or when the node has no such input.
     """
-    found = [
-        node_id
-        for node_id, node in prompt.items()
-        if title_or_class in (node["class_type"], node.get("_meta", {}).get("title"))
-    ]
-    if len(found) != 1:
-        raise WorkflowError(
-            f"{len(found)} nodes are called {title_or_class}, expected one; give a title or class that "
-            "only one node has."
-        )
+    found = find_node(prompt, title_or_class)
     changed = copy.deepcopy(prompt)
-    inputs = changed[found[0]]["inputs"]
+    inputs = changed[found]["inputs"]
     for name, value in values.items():
         if name not in inputs:
             raise WorkflowError(f"{title_or_class} has no input {name}; it has {', '.join(inputs)}.")
         inputs[name] = value
     return changed
+
+
+def find_node(prompt: dict, title_or_class: str) -> str:
+    """Return the id of the one node of that title or class.  Raises: WorkflowError when no node or several match."""
+    found = [key for key, node in prompt.items() if title_or_class in (node["class_type"], title_of(node))]
+    if len(found) != 1:
+        raise WorkflowError(
+            f"{len(found)} nodes are called {title_or_class}, expected one; give a title or class that "
+            f"only one node has: {', '.join(sole_names(prompt))}."
+        )
+    return found[0]
+
+
+def title_of(node: dict) -> str:
+    """Return a node's title in an API prompt, its class where it has none."""
+    return node.get("_meta", {}).get("title") or node["class_type"]
+
+
+def sole_names(prompt: dict) -> list[str]:
+    """List the titles that one node alone has, in the prompt's order."""
+    titles = [title_of(node) for node in prompt.values()]
+    return [title for title in titles if titles.count(title) == 1]
 
 
 def typed(text: str, old: object) -> object:

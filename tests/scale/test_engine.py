@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -55,6 +56,22 @@ def test_a_run_stops_when_more_than_the_limit_of_the_last_rows_failed():
 def test_a_limit_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="neither a share such as 5% nor a number of 0 to 200"):
         read_limit(text)
+
+
+def test_a_line_counts_the_rows_of_earlier_runs_too():
+    def line(total: int, earlier: Counter | None, *statuses: str) -> str:
+        progress = Progress(total, 10, threading.Event(), earlier=earlier)
+        for status in statuses:
+            progress.add(outcome(status))
+        return progress.line()
+
+    assert line(12, Counter(done=3)) == "3 of 12 rows: 3 done; this run: none yet"
+    resumed = line(12, Counter(done=8, refused=1), *["done"] * 3)
+    assert resumed.startswith("12 of 12 rows: 11 done, 1 refused; this run: 3 done, ") and resumed.endswith(
+        "pictures/s"
+    )
+    assert line(1, Counter(), "failed") == "1 of 1 row: 1 failed"
+    assert line(12, None, "failed") == "This run: 1 failed"  # run --verify
 
 
 def test_metrics_are_lines_of_json(tmp_path):

@@ -70,7 +70,7 @@ def test_other_formats_are_saved_by_the_packs_own_node():
     ("assignment", "sentence"),
     [
         ("Text.prompt", r'--set "Text\.prompt" is no assignment'),
-        ("Prompt.prompt={prompt}", "0 nodes are called Prompt, expected one"),
+        ("Prompt.prompt={prompt}", "0 nodes are called Prompt, expected one; give a title or class of one: "),
         ("Text.text={prompt}", "Text has no input text; it has prompt"),
         ("Text.prompt={promt}", r"the unknown field \{promt\}: known are prompt, negative, seed"),
         ("KSampler.steps=many", r'--set "KSampler\.steps=many": "many" is no number, where the graph has 20'),

@@ -78,14 +78,14 @@ def job(tmp_path, monkeypatch):
     graph = {key: {"class_type": kind, "inputs": own} for key, (kind, own) in nodes.items()}
     monkeypatch.setattr(command, "find_host", lambda _: SimpleNamespace(base=str(tmp_path)))
 
-    def run(canary, what: str = "run", steps: int = 1) -> tuple[int, list[str]]:
+    def run(canary, what: str = "run", *more: str, steps: int = 1) -> tuple[int, list[str]]:
         graph["1"]["inputs"]["steps"] = steps
         (tmp_path / "w.json").write_text(json.dumps(graph))
         engine = FakeEngine(canary)
         monkeypatch.setattr(command, "engine_of", lambda *_: engine)
         told = ["--workflow", tmp_path / "w.json", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out"]
         sets = ["--set", "Text.prompt={prompt}", "--set", "Text.seed={seed}"]
-        return command.main([what, *map(str, told), *sets]), engine.calls
+        return command.main([what, *map(str, told), *sets, *more]), engine.calls
 
     return run
 
@@ -107,8 +107,29 @@ def test_a_workflow_mended_after_its_first_row_failed_needs_no_further_option(jo
     assert job(failed, what) == (1, ["close"]) == job(failed, what, steps=2)
     assert job(done, what, steps=3)[0] == 0 and capsys.readouterr().err.count("no such sampler") == 2
     assert job(done, "run", steps=4) == (1, ["close"])  # a row of it is done
-    assert "workflow changed since. Choose another folder" in capsys.readouterr().err
-    assert job(done, "run", steps=3) == (0, ["run", "close"])
+    assert "workflow or --set changed since. Choose another folder" in capsys.readouterr().err
+    assert job(done, "run", steps=3) == (0, [])  # without an engine
+    assert "The only row is done already." in capsys.readouterr().out
+
+
+def test_a_command_that_has_nothing_left_to_run_says_so_without_a_server(job, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a cat\na dog\na fox")
+    assert job(done)[1] == ["run", "close"]
+    part = Part(open_store(str(tmp_path / "out")), Shard(1, []), [])
+    for index, status in ((1, "failed"), (2, "refused")):
+        part.add(Record(index, "", f"line {index + 1}", status))
+    part.save()
+    capsys.readouterr()
+    assert job(done) == (0, [])
+    assert "Nothing is left to run, 1 done, 1 failed, 1 refused: --retry-failed tries" in capsys.readouterr().out
+    assert job(done, "run", "--retry-failed")[1] == ["run", "close"]
+    assert "2 of 3 rows: 1 done, 1 refused; this run: none yet" in capsys.readouterr().out
+    assert job(done, "run", "--verify")[1] == ["run", "close"]  # looks for pictures
+    for index in (1, 2):
+        part.add(Record(index, "", f"line {index + 1}", "done"))
+    part.save()
+    capsys.readouterr()
+    assert job(done) == (0, []) and capsys.readouterr().out == "All 3 rows are done already.\n"
 
 
 def test_a_job_that_another_machine_replaced_meanwhile_runs_no_rows(job, tmp_path, capsys):

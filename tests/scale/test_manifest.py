@@ -118,7 +118,7 @@ def test_a_job_without_a_record_and_a_picture_becomes_another(tmp_path):
     new = join_job(store, {"workflow": "b"}, 4)
     assert old != new and total_rows(store) == 4
     store.put("images/abc/x.png", b"of a run that was killed before its record")
-    with pytest.raises(JobError, match=f"holds the job {new}, and workflow changed since"):
+    with pytest.raises(JobError, match=f"holds the job {new}, and workflow or --set changed since"):
         join_job(store, {"workflow": "a"}, 3)
 
 

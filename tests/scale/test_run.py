@@ -72,11 +72,11 @@ def test_every_failure_is_recorded_and_stops_no_other_row(bench, tmp_path):
     # The same command again finds nothing to do; with --retry-failed the rest, but what the host refuses.
     before = {name: (out / name).stat().st_mtime_ns for name in pictures(out) if name != records[4]["files"][0]}
     code, text = bench.run(prompts, out, *options)
-    assert code == 0 and "0 of 9 rows: none yet" in text, text
+    assert code == 0 and "Nothing is left to run, 5 done" in text and "Job " not in text, text
     gone, data = out / records[4]["files"][0], (out / records[4]["files"][0]).read_bytes()
     gone.unlink()
     code, text = bench.run(prompts, out, *options, "--verify")
-    assert code == 0 and "1 of 9 rows: 1 done" in text and gone.read_bytes() == data, text
+    assert code == 0 and "This run: 1 done" in text and gone.read_bytes() == data, text
     bench.write("bad.jsonl", [*rows, {"prompt": "one more"}])
     code, text = bench.run(prompts, out, *options)
     assert code == 1 and "rows changed since. Choose another folder" in text
@@ -100,7 +100,7 @@ def test_killed_servers_and_drivers_lose_and_double_nothing(bench, tmp_path):
     recorded = {index for index, status in statuses(out).items() if status == "done"}
     before = {name: (out / name).stat().st_mtime_ns for name in pictures(out)}
     code, text = bench.run(prompts, out)
-    assert code == 0 and f"This run: {24 - len(recorded)} of 24 rows" in text, text
+    assert code == 0 and f"24 of 24 rows: 24 done; this run: {24 - len(recorded)} done" in text, text
     assert list(statuses(out).values()) == ["done"] * 24 and len(pictures(out)) == 24
     untouched = [name for name, when in before.items() if (out / name).stat().st_mtime_ns == when]
     assert len(untouched) >= len(recorded) > 0

@@ -66,7 +66,7 @@ def test_its_help_and_its_refusals_need_no_host(tmp_path):
     graph = {"1": {"class_type": "Text", "inputs": {"text": ""}}, "2": {"class_type": "SaveImage", "inputs": {}}}
     (tmp_path / "w.json").write_text(json.dumps(graph))
     wrong = run(*job, "--prompts", "p.txt", "--base", ".", "--set", "Prompt.text={prompt}")
-    assert wrong == (1, "0 nodes are called Prompt, expected one; give a title or class of one.\n")
+    assert wrong == (1, "0 nodes are called Prompt, expected one; give a title or class of one: Text, SaveImage.\n")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from sana_native.nodes import NODES
-from sana_native.tools import browser
+from sana_native.tools import browser, browser_screenshots
 from sana_native.tools.browser_node_pictures import SCENES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,3 +64,11 @@ def test_release_links_of_the_templates_lead_to_sites_the_page_trusts():
     assert models
     for model in models:
         assert model["url"].startswith("https://huggingface.co/") and model["name"].endswith((".safetensors", ".pth"))
+
+
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("nothing", 2)])
+def test_screenshots_are_explained_and_a_wrong_name_is_told(word, code, capsys):
+    with pytest.raises(SystemExit) as ended:
+        browser_screenshots.main([word])
+    told = capsys.readouterr()
+    assert ended.value.code == code and "sprint_and_help" in told.out + told.err

@@ -1,6 +1,7 @@
 """Comparisons: axes are read and put into graphs, cells are measured, and the grid shows what was found."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from sana_native.tools.compare_plan import (
     Subject,
     best_place,
     demo_subjects,
+    plan_cells,
     put,
     put_subject,
     read_axis,
@@ -76,7 +78,7 @@ def test_values_take_the_type_that_the_graph_has(graph):
     ("text", "message"),
     [
         ("KSampler.step=4", "KSampler has no input step; it has seed, steps"),
-        ("Sampler.steps=4", "0 nodes are called Sampler"),
+        ("Sampler.steps=4", "0 nodes are called Sampler, .*: Prompt, KSampler, SanaNativeGemmaEncode"),
         ("KSampler.steps=many", '"many" is no number, where the graph has 20'),
         ("KSampler.positive=4", "is for an input that another node gives"),
         ("SanaNativeGemmaEncode.lower_case=maybe", '"maybe" is neither true nor false'),
@@ -86,6 +88,49 @@ def test_what_does_not_fit_the_graph_is_refused(graph, text, message):
     axis = read_axis(text)
     with pytest.raises(PlanError, match=message):
         put(graph, axis, axis.values[0])
+
+
+INFO = {
+    "KSampler": {
+        "input": {
+            "required": {
+                "steps": ["INT", {"min": 1, "max": 10000}],
+                "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}],
+                "sampler_name": [["euler", "dpm"]],
+                "scheduler": ["COMBO", {"options": ["a", "b"]}],
+            }
+        }
+    }
+}
+
+
+def test_every_cell_is_planned_before_one_is_drawn(graph):
+    x, y = read_axis("KSampler.steps=4,8"), read_axis("KSampler.sampler_name+scheduler=euler+a,dpm+b")
+    cells = plan_cells(graph, x, y, INFO)
+    inputs = [[cell["2"]["inputs"] for cell in row] for row in cells]
+    assert [[(one["steps"], one["sampler_name"]) for one in row] for row in inputs] == [
+        [(4, "euler"), (8, "euler")],
+        [(4, "dpm"), (8, "dpm")],
+    ]
+    assert plan_cells(graph, x, None, {})[0][1]["2"]["inputs"]["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ("KSampler.steps=4,8,x", "", '"x" is no number'),
+        ("KSampler.steps=4,99999999", "", "KSampler.steps=99999999 is out of range; give 1 to 10000."),
+        ("KSampler.steps=4,8.5", "", "KSampler.steps=8.5 is no whole number."),
+        ("KSampler.steps=4,inf", "", "KSampler.steps=inf is no whole number."),
+        ("KSampler.cfg=1,nan", "", "KSampler.cfg=nan is no finite number."),
+        ("KSampler.steps=4", "KSampler.sampler_name=dpm,heun", "sampler_name=heun is none of the choices, euler, dpm."),
+        ("KSampler.steps=4", "KSampler.scheduler=a,c", "scheduler=c is none of the choices, a, b."),
+        ("KSampler.steps=4", "KSampler.cfg+steps=1+1", "X and Y both set steps of KSampler; give each an input of its"),
+    ],
+)
+def test_a_value_that_the_host_would_refuse_is_told_before_a_cell_is_drawn(graph, x, y, message):
+    with pytest.raises(PlanError, match=re.escape(message)):
+        plan_cells(graph, read_axis(x), read_axis(y) if y else None, INFO)
 
 
 def test_prompt_and_seed_go_to_the_nodes_that_hold_them(graph):
@@ -119,6 +164,11 @@ def test_prompts_come_from_a_file_with_seeds_of_their_own(tmp_path):
 def test_prompts_that_cannot_be_read_are_refused(text, message):
     with pytest.raises(PlanError, match=message):
         read_subjects(text, 1, demo=False)
+
+
+def test_no_prompt_is_no_comparison():
+    with pytest.raises(PlanError, match="PROMPTS=0 is no number of prompts; give 1 or more"):
+        read_subjects("0", 1, demo=True)
 
 
 def test_the_cell_that_others_are_compared_with_can_be_chosen():
@@ -159,6 +209,13 @@ def test_a_graph_that_is_none_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
     with pytest.raises(PlanError, match="is no JSON"):
         read_graph(str(tmp_path / "bad.json"))
+    for text in ("[]", "{}", '{"1": {}}'):
+        (tmp_path / "bad.json").write_text(text, encoding="utf-8")
+        with pytest.raises(PlanError, match="bad.json holds no workflow; save one in ComfyUI, or export it"):
+            read_graph(str(tmp_path / "bad.json"))
+    exported = {"1": {"class_type": "KSampler", "inputs": {}}}
+    (tmp_path / "api.json").write_text(json.dumps(exported), encoding="utf-8")
+    assert read_graph(str(tmp_path / "api.json")) == exported
 
 
 def cells() -> list[list[Drawn]]:

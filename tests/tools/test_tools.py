@@ -12,7 +12,7 @@ import time
 
 import pytest
 from sana_native.tools import demo, host
-from sana_native.tools.comfy_server import ComfyServer, ServerError
+from sana_native.tools.comfy_server import ComfyServer, PromptRefused, ServerError
 
 PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 255}},
@@ -129,7 +129,7 @@ def test_failed_pip_is_one_sentence_with_a_cure(output, cure):
     assert "\n" not in str(caught.value)
 
 
-def test_requirements_are_installed_once_and_again_when_a_list_changes(monkeypatch, tmp_path):
+def test_requirements_are_installed_once_and_again_when_a_list_changes(monkeypatch, tmp_path, capsys):
     private_folder(monkeypatch, tmp_path)
     monkeypatch.setattr(host, "DISK_NEEDED_GB", 0)
     (tmp_path / "requirements.txt").write_text("aiohttp\n")
@@ -137,7 +137,9 @@ def test_requirements_are_installed_once_and_again_when_a_list_changes(monkeypat
     python.parent.mkdir(parents=True)
     monkeypatch.setattr(host, "_pip", lambda *arguments, **_: calls.append(arguments))
     host._install(python, tmp_path, ["test"])
+    assert "about 7 GB, which takes several minutes. COMFYUI_PYTHON names" in capsys.readouterr().err
     host._install(python, tmp_path, ["test"])
+    assert capsys.readouterr().err == ""
     assert len(calls) == 1 and "pytest==9.2.0" in calls[0]
     host._install(python, tmp_path, ["lint"])
     host._install(python, tmp_path, ["test", "lint"])
@@ -272,6 +274,16 @@ def test_cached_nodes_have_no_time(comfy_server):
 def test_refused_prompt_names_node_and_input(comfy_server, prompt, sentence):
     with pytest.raises(ServerError, match=sentence):
         comfy_server().run(prompt, timeout=60)
+
+
+def test_an_output_that_the_host_drops_refuses_the_whole_prompt(comfy_server):
+    """The host takes such a prompt and runs its other outputs alone."""
+    server, good = comfy_server(), prompt_with("1", color=0x00FE02)
+    bad = {"7": PROMPT["1"] | {"inputs": PROMPT["1"]["inputs"] | {"width": -4}}}
+    bad["8"] = PROMPT["2"] | {"inputs": PROMPT["2"]["inputs"] | {"images": ["7", 0]}}
+    with pytest.raises(PromptRefused, match=r"refused Node 7 \(EmptyImage\): Value -4 smaller than min of 1: width"):
+        server.run(good | bad, timeout=60)
+    assert server.run(good, timeout=60).images()
 
 
 def test_failing_node_is_named_by_title_and_class(comfy_server):
