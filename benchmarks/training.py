@@ -70,13 +70,12 @@ def of_ours(folder: str, size: int, again: bool) -> tuple[Callable[[], object], 
     """A step, and how many numbers it trains."""
     from sana_native.models.sana.loader import load_sana
     from sana_native.training.dataset import SetOptions
-    from sana_native.training.encode import LATENT, MASK, STATES, EncodedSample, EncodedSet
-    from sana_native.training.state import save_whole
+    from sana_native.training.encode import LATENT, MASK, STATES, EncodedSample, EncodedSet, save_part
     from sana_native.training.trainer import RunFiles, Settings, Trainer
 
     latent, states, mask = inputs(size)
-    save_whole({LATENT: latent[0]}, f"{folder}/latent")
-    save_whole({STATES: states[0], MASK: mask[0]}, f"{folder}/text")
+    save_part({LATENT: latent[0]}, f"{folder}/latent", "the latent")
+    save_part({STATES: states[0], MASK: mask[0]}, f"{folder}/text", "the text")
     sample = EncodedSample(f"{folder}/latent", f"{folder}/text", (size, size))
     data = EncodedSet((sample,), f"{folder}/text", True, SetOptions(size))
     settings = Settings(steps=10_000, rank=RANK, alpha=RANK, learning_rate=RATE, checkpointing=again)

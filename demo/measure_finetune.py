@@ -83,7 +83,7 @@ def finetune(painter, data: EncodedSet, folder: Path, settings: Settings) -> str
     """Trains all weights, or goes on with a run that was stopped. Returns the file of their average."""
     files = RunFiles(str(folder / "run" / "state.safetensors"), str(folder / "model.safetensors"))
     train(painter.patcher, data, settings, files, tell, resume=Path(files.state).is_file(), base="demo")
-    return with_ending(files.lora, AVERAGED)
+    return with_ending(files.result, AVERAGED)
 
 
 def apply(painter, model: str) -> None:

@@ -778,7 +778,6 @@ def demo_train_lora() -> Graph:
     pictures = Node(
         "SanaNativeTrainingSet", {"folder": DEMO_PICTURES, "size": DEMO_SIZE, "bins": False}, width=TRAINING_SET
     )
-    found = Node("PreviewAny", {"source": pictures[1]}, title="What was found")
     encoded = Node("SanaNativeEncodeTrainingSet", {"training_set": pictures, "vae": vae, "clip": gemma})
     latent = Node("EmptyLatentImage", {"width": DEMO_SIZE, "height": DEMO_SIZE})
     watched = encode(gemma, "a big traffic light in the center on a pink background", "Prompt to watch", 213)
@@ -789,19 +788,19 @@ def demo_train_lora() -> Graph:
     learned = Node("LoraModelLoader", {"model": transformer, "lora": trained[0]}, width=width)
     drawn = sample(learned, other, watched[1], latent, "fixed", seed=DEMO_SEED, steps=20, cfg=DEMO_CFG, width=width)
     image = Node("VAEDecode", {"samples": drawn, "vae": vae}, width=width)
-    curve = Node("PreviewImage", {"images": trained[3]}, title="Loss", width=width)
     return Graph(
         frames(
             ("Files", [transformer, gemma, vae]),
-            ("Pictures and prompts", [pictures, encoded, found], [watched, other, latent]),
+            # The set ends its column, for its report grows it.
+            ("Pictures and prompts", [latent, encoded, pictures], [watched, other]),
             ("Train", [trained]),
-            ("Use the LoRA, and the loss", [learned, drawn], [image, save(image), curve]),
+            ("Use the LoRA", [learned, drawn], [image, save(image)]),
         ),
         note(
             "Needs no download: press Run. Ten pictures of a traffic light, which the demo model does not know, become "
-            "a LoRA in a minute or two; SANA Train LoRA shows the prompt to watch before, while and after, and Loss "
-            "the curve at the end. Cancel keeps what was learned; with **resume** at latest it goes on. Your own "
-            "pictures: enter a folder. For SANA: sana_train_lora."
+            "a LoRA in a minute or two; SANA Train LoRA shows the prompt to watch before, while and after, and the "
+            "loss. Cancel keeps what was learned; with **resume** at latest it goes on. Your own pictures: enter a "
+            "folder. For SANA: sana_train_lora."
         ),
     )
 
@@ -823,9 +822,8 @@ def train_model() -> Graph:
     return training(
         "SanaNativeTrainModel",
         "sana_model",
-        "Trains all weights, for hundreds of pictures: enter their **folder**, each with a .txt that says what it "
-        "shows. Takes over 29 GB of GPU memory, over 19 with **optimizer** at AdamW 8-bit, over 10 without a float32 "
-        "copy. For few pictures: sana_train_lora.",
+        "Trains all weights on hundreds of pictures: enter their **folder**, each with a .txt. Takes over 29 GB of GPU "
+        "memory; 19 with **optimizer** AdamW 8-bit, 10 without a float32 copy. For few pictures: sana_train_lora.",
         steps=2000,
         accumulation=8,
         warmup=100,

@@ -24,7 +24,7 @@ from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SETTINGS, SIDE
 from sana_native.training.captions import Caption
 from sana_native.training.dataset import SetOptions, read_folder
-from sana_native.training.encode import LATENT, MASK, STATES, EncodedSample, EncodedSet, encode_set
+from sana_native.training.encode import LATENT, MASK, STATES, EncodedSample, EncodedSet, encode_set, save_part
 from sana_native.training.families import PIXART, PRESETS, family_of
 from sana_native.training.network import Prediction, copy_for_training, training_mode
 from sana_native.training.preview import Preview
@@ -58,7 +58,7 @@ def data(models, tmp_path):
 
         def text(file: str, length: int) -> str:
             states = torch.randn(length, width, generator=generator)
-            save_whole({STATES: states, MASK: torch.ones(length)}, str(tmp_path / file))
+            save_part({STATES: states, MASK: torch.ones(length)}, str(tmp_path / file), file)
             return str(tmp_path / file)
 
         samples = []
@@ -66,7 +66,7 @@ def data(models, tmp_path):
             latent = str(tmp_path / f"latent{index}")
             small = torch.randn(1, 4, 2, 2, generator=generator)
             smooth = torch.nn.functional.interpolate(small, (height, wide), mode="bicubic")[0] / 0.13
-            save_whole({LATENT: smooth}, latent)
+            save_part({LATENT: smooth}, latent, "a latent")
             samples.append(EncodedSample(latent, text(f"text{index}", 4 + index), (8 * height, 8 * wide)))
         return EncodedSet(tuple(samples), text("null", 1), False, SetOptions(SIDE))
 
