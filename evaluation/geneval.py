@@ -124,9 +124,10 @@ def _read_clause(part: object, known: Collection[str]) -> Clause:
     if color is not None and color not in COLORS:
         raise ValueError(f'has the color "{color}", which is none of {", ".join(COLORS)}')
     if position is not None:
-        if not isinstance(position, list | tuple) or len(position) != 2 or position[0] not in RELATIONS:
+        pair = isinstance(position, list | tuple) and len(position) == 2
+        if not pair or position[0] not in RELATIONS or type(position[1]) is not int:
             raise ValueError(f"needs a position such as [{RELATIONS[0]!r}, 0], not {position}")
-        position = (position[0], int(position[1]))
+        position = tuple(position)
     return Clause(name, count, color, position)
 
 

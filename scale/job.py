@@ -21,6 +21,7 @@ from .manifest import (
     FAILED,
     KILLED,
     TIMEOUT,
+    UNREADABLE,
     compare_job,
     file_digest,
     fingerprint,
@@ -133,7 +134,8 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
         if isinstance(store, LocalStore):
             store.prepare()
         earlier = None if check else earlier_rows(settings, survey, store)
-        if earlier is not None and earlier.total() >= survey.total and is_joined(settings, workflow, store):
+        finished = earlier is not None and earlier.total() >= survey.total and not settings.force_new_graph
+        if finished and is_joined(settings, workflow, store):
             tell_finished(settings, earlier)
             return 0
         engine = engine_of()
@@ -153,7 +155,12 @@ def run_job(settings: Settings, engine_of, check: bool = False) -> int:
 
 def earlier_rows(settings: Settings, survey: Survey, store: Store) -> Counter | None:
     """Status -> rows that earlier runs have recorded and this one leaves; None where it looks for their pictures."""
-    return None if settings.verify else settled_rows(store, survey.total, settings.retry_failed)
+    if settings.verify:
+        return None
+    earlier = settled_rows(store, survey.total, settings.retry_failed)
+    # Those that can be read by now run.
+    earlier[UNREADABLE] = min(earlier[UNREADABLE], survey.bad_total)
+    return +earlier
 
 
 def is_joined(settings: Settings, workflow: dict, store: Store) -> bool:

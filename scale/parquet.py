@@ -66,6 +66,8 @@ def _rows(batch) -> list[dict | str]:
 
 def _plain(value: object) -> object:
     """None for what is no number, as pandas writes it; text where a column was written as bytes."""
-    if isinstance(value, float) and math.isnan(value):
-        return None
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return value if value.is_integer() else float(f"{value:.7g}")  # 4.3 of 32 bits is 4.300000190734863
     return value.decode() if isinstance(value, bytes) else value

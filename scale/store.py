@@ -174,6 +174,7 @@ def open_store(target: str) -> Store:
         raise StoreError(
             f"{place_of(target)} needs pyarrow: install it into this environment, or give a folder."
         ) from None
+    more = ""
     try:
         # One request for a small file; else S3 takes three, as for the parts of a large one.
         wants = scheme == "s3" and "allow_delayed_open" not in rest
@@ -183,7 +184,9 @@ def open_store(target: str) -> Store:
     except (ArrowException, OSError, ValueError) as error:
         found = _by_fsspec(scheme, rest)
         if found is None:
-            raise StoreError(f"{place_of(target)} cannot be opened ({_reason(error)}).") from error
+            # pyarrow repeats the address, keys and all.
+            reason = _reason(error).replace(target + more, place_of(target)).replace(target, place_of(target))
+            raise StoreError(f"{place_of(target)} cannot be opened ({reason}).") from error
         return ArrowStore(*found, target)
 
 
@@ -199,7 +202,9 @@ def place_of(address: str) -> str:
     """What an address points at: without keys, passwords and options, but for the server that another option names."""
     scheme, _, rest = address.partition("://")
     path, _, query = rest.partition("?")
-    path = re.sub(r"^[^/@]*@", "", path) if scheme == "s3" else re.sub(r"^([^/@:]*):[^/@]*@", r"\1@", path)
+    path = (
+        re.sub(r"^([^/@:]*:[^@]*|[^/@]*)@", "", path) if scheme == "s3" else re.sub(r"^([^/@:]*):[^/@]*@", r"\1@", path)
+    )
     server = [option for option in query.split("&") if option.startswith("endpoint_override=")]
     return f"{scheme}://{path}" + "".join(f"?{option}" for option in server)
 

@@ -97,6 +97,11 @@ def plan_cells(prompt: dict, x: Axis, y: Axis | None, object_info: dict) -> list
     axes = [(axis, find_node(prompt, axis.node)) for axis in (x, y) if axis]
     if y and axes[0][1] == axes[1][1] and (both := [name for name in x.inputs if name in y.inputs]):
         raise PlanError(f"X and Y both set {both[0]} of {x.node}; give each an input of its own.")
+    for axis, _ in axes:
+        if seeds := [name for name in axis.inputs if name in SEED_INPUTS]:
+            raise PlanError(
+                f"{axis.node}.{seeds[0]} is the same in every cell: give SEEDS= for several images of each."
+            )
     for cell in [cell for row in rows for cell in row]:
         for axis, key in axes:
             specs = dict(input_specs(object_info.get(cell[key]["class_type"], {"input": {}})))

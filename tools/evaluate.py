@@ -238,7 +238,7 @@ def require_inputs(given: argparse.Namespace) -> None:
             read_moments(given.reference)
         else:
             require_enough_for_fid("reference pictures", len(find_pictures(given.reference, "REFERENCE")))
-    elif any(name in NEED_REFERENCE for name in given.metrics):
+    if any(name in NEED_REFERENCE for name in given.metrics if name != "fid"):
         find_pictures(given.reference, "REFERENCE")
     for kind in {METRICS[name] for name in given.metrics}:
         if kind:

@@ -97,5 +97,5 @@ def built(build: Callable, path: Path, source: str):
     state, _ = load_file(str(path))
     try:
         return build(state)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # torch's own for a tensor of another shape
         raise ValueError(f"{path} cannot be used: {error}; download {source}.") from None

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from sana_native.evaluation.geneval import Found, Objects, Task, Verdict
     from sana_native.evaluation.report import Score
 
-METADATA, SAMPLES = (
-    "metadata.jsonl",
-    "samples",
-)  # of GenEval's own folders: 00000/metadata.jsonl, 00000/samples/0000.png
+# Of GenEval's own folders: 00000/metadata.jsonl, 00000/samples/0000.png.
+METADATA, SAMPLES = "metadata.jsonl", "samples"
 SOURCE = "https://github.com/djghosh13/geneval/blob/main/prompts/evaluation_metadata.jsonl"
 
 

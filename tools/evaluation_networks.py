@@ -75,4 +75,4 @@ class Networks:
 
 
 def network_name(kind: str, file: Path) -> str:
-    return f"{kind} {file.resolve()} {file.stat().st_size}"
+    return f"{kind} {file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"

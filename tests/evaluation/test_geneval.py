@@ -144,6 +144,10 @@ def test_names_of_both_lists_mean_one_class():
             {"tag": "position", "include": [clause("cat"), clause("dog", position=["on", 0])]},
             "needs a position such as",
         ),
+        (
+            {"tag": "position", "include": [clause("cat"), clause("dog", position=["left of", None])]},
+            "needs a position such as",
+        ),
         ({"tag": "counting", "include": [clause("dog")], "exclude": [clause("emu")]}, 'the class "emu"'),
     ],
 )

@@ -132,6 +132,17 @@ def test_a_command_that_has_nothing_left_to_run_says_so_without_a_server(job, tm
     assert job(done) == (0, []) and capsys.readouterr().out == "All 3 rows are done already.\n"
 
 
+def test_a_row_that_could_not_be_read_and_now_can_is_left_to_run(job, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a cat\na dog")
+    assert job(done)[1] == ["run", "close"]
+    part = Part(open_store(str(tmp_path / "out")), Shard(1, []), [])
+    part.add(Record(1, "", "line 2", "unreadable"))
+    part.save()
+    capsys.readouterr()
+    assert job(done)[1] == ["run", "close"]
+    assert "1 of 2 rows: 1 done; this run: none yet" in capsys.readouterr().out
+
+
 def test_a_job_that_another_machine_replaced_meanwhile_runs_no_rows(job, tmp_path, capsys):
     def meanwhile(*arguments):
         join_job(LocalStore(tmp_path / "out"), {"workflow": "another"}, 1)

@@ -56,7 +56,8 @@ def test_a_place_has_one_name_however_it_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("ways", "place"),
     [
-        (["s3://b/job", "s3://b/job/", "s3://b//job//", "S3://b/job?region=eu", "s3://key:secret@b/job"], "s3://b/job"),
+        (["s3://b/job", "s3://b/job/", "s3://b//job//", "S3://b/job?region=eu", "s3://key:secret@b/job",
+          "s3://key:sec/ret@b/job"], "s3://b/job"),
         (["s3://b/job?endpoint_override=x:9&region=eu", "s3://b/job/?region=eu&endpoint_override=x:9"],
          "s3://b/job?endpoint_override=x:9"),
         (["abfs://c:secret@a.net/job/", "abfs://c@a.net/job"], "abfs://c@a.net/job"),

@@ -22,13 +22,13 @@ def check_rows(folder: Path) -> None:
         "seed": pyarrow.array([5.0, float("nan"), None, 1.0, 1.0]),
         "width": pyarrow.array([640, None, None, None, None], pyarrow.int16()),
         "height": pyarrow.array([480, None, None, None, None], pyarrow.uint64()),
-        "cfg": pyarrow.array(["4.5", "", None, None, None], pyarrow.large_string()),
+        "cfg": pyarrow.array([4.3, None, None, None, None], pyarrow.float32()),
         "embedding": [[0.0] * 8] * 5,
     })  # fmt: skip
     parquet.write_table(table, folder / "p.parquet", row_group_size=2)
     first, second, third, again, broken = read_parquet(folder / "p.parquet")
     assert (first.id, first.name, first.prompt, first.place) == ("x/y", "x_y", "a cat", "row 1"), first
-    assert (first.seed, first.width, first.height, first.cfg) == (5, 640, 480, 4.5), first
+    assert (first.seed, first.width, first.height, first.cfg) == (5, 640, 480, 4.3), first
     assert (second.name, second.prompt, second.aspect, second.seed) == ("000000001", "a dog", (16, 9), None), second
     assert (third.index, third.name, third.prompt) == (2, "Bär", "ein Bär"), third
     assert str(again) == 'row 4: an earlier row has the id "x/y" already', again

@@ -122,6 +122,7 @@ def test_every_cell_is_planned_before_one_is_drawn(graph):
         ("KSampler.steps=4,99999999", "", "KSampler.steps=99999999 is out of range; give 1 to 10000."),
         ("KSampler.steps=4,8.5", "", "KSampler.steps=8.5 is no whole number."),
         ("KSampler.steps=4,inf", "", "KSampler.steps=inf is no whole number."),
+        ("KSampler.seed=1,2", "", "KSampler.seed is the same in every cell: give SEEDS="),
         ("KSampler.cfg=1,nan", "", "KSampler.cfg=nan is no finite number."),
         ("KSampler.steps=4", "KSampler.sampler_name=dpm,heun", "sampler_name=heun is none of the choices, euler, dpm."),
         ("KSampler.steps=4", "KSampler.scheduler=a,c", "scheduler=c is none of the choices, a, b."),
