@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -292,6 +293,19 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(r
     assert not any(value.any() for name, value in lora.items() if "lora_B" in name)
     with pytest.raises(ValueError, match="No gradient was finite for 21 steps"):
         run(steps=40)
+
+
+def test_a_last_step_without_a_finite_loss_loses_nothing(run, files, monkeypatch):
+    steps = Trainer.batch_loss
+
+    def ruined(self, *args):
+        return steps(self, *args) * (float("nan") if self.record.step == 2 else 1)
+
+    monkeypatch.setattr(Trainer, "batch_loss", ruined)
+    lora, record = run(steps=3)
+    assert math.isnan(record.losses[-1]) and equal(load_file(files.result), lora)
+    monkeypatch.undo()
+    assert equal(lora, run(steps=2)[0])
 
 
 @pytest.mark.parametrize("target", ["LoRA", "model"])
