@@ -104,6 +104,7 @@ class Trainer:
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
         self.record, self.skipped, self.checked = Record(), 0, False
+        self.whole = True  # whether weights, average and record are of the same step
         self.saved: int | None = None  # the step of the state on the disk
 
     def roundings(self) -> torch.Generator:
@@ -129,6 +130,7 @@ class Trainer:
         """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
 
         tell: called after every step. Raises ValueError where the loss is not finite in the end; nothing is saved then.
+        After any other fault what was learned is saved before it is raised.
         """
         finished = True
         with self.trained.attached():
@@ -136,11 +138,29 @@ class Trainer:
                 self.run_steps(tell, preview)
             except comfy.model_management.InterruptProcessingException:
                 finished = False
+            except Exception:
+                self.rescue()
+                raise
             if not self.is_finite():
                 raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
         self.log("The training is finished" if finished else "The training was stopped")
         return finished
+
+    def rescue(self) -> None:
+        """Saves the steps since the last save, as far as the fault that ended the run leaves them whole; raises nothing.
+
+        Not in one of several processes, as the others may wait for it in the middle of a sum.
+        """
+        new = self.record.step > (self.saved or 0) and self.whole and self.skipped <= MOST_SKIPPED
+        if self.processes.count > 1 or not new:
+            return
+        try:
+            self.reload()  # what was decoded may lie in the model's place
+            if self.is_finite():
+                self.save()
+        except Exception as error:  # the fault itself is what the user must read
+            logger.warning("SANA: the steps since the last save could not be saved: %s", error)
 
     def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
         settings, begun, first = self.settings, time.monotonic(), self.record.step
@@ -197,6 +217,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm or math.inf)
+        self.whole = False
         if math.isfinite(float(norm)):
             self.optimizer.step()
             self.trained.publish()
@@ -207,6 +228,7 @@ class Trainer:
         self.record.losses.append(float(total))
         if self.average is not None:
             self.average.update(self.parameters, self.record.step)
+        self.whole = True
         return rate, float(total)
 
     def require_gradients(self, computed: bool) -> None:

@@ -272,6 +272,33 @@ def test_an_interrupt_saves_and_hands_on_the_lora_so_far(run, files):
     assert equal(resumed, run(steps=6)[0])
 
 
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("no memory"), FileNotFoundError("no latent")])
+def test_a_fault_of_another_part_loses_no_step(run, files, fault):
+    def fail(_, report) -> None:
+        if report.step == 3:
+            raise fault
+
+    with pytest.raises(type(fault)) as told:
+        run(steps=6, tell=fail)
+    assert told.value is fault and load_state(files.state)[1]["step"] == 3
+    learned = load_file(files.result)
+    assert equal(learned, run(steps=3)[0])
+
+
+def test_a_fault_in_the_middle_of_a_step_leaves_the_save_before(run, files, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def broken(self):
+        step(self)
+        if len(os.listdir(Path(files.result).parent)) > 1:
+            raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(MemoryError):
+        run(steps=6, save_every=2)
+    assert load_state(files.state)[1]["step"] == 2
+
+
 def test_a_lora_lies_beside_every_save_and_a_sample_before_the_first_step_and_after_every_interval(run, files):
     positive, negative = bench.encoded()
     captions = [Caption(one[0][0][0], one[0][1]["attention_mask"][0]) for one in (positive, negative)]
