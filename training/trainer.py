@@ -426,7 +426,8 @@ def train(
     Not a model, which is read from its file.
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
-    Raises ValueError for a model, a set or settings that cannot be trained with, and OSError for files that cannot be
+    Raises ValueError for a model, a set or settings that cannot be trained with, for a new run in the files of another,
+    and OSError for files that cannot be
     written.
     """
     with training_mode():
@@ -434,6 +435,10 @@ def train(
         with locked_run(os.path.dirname(files.state)) if processes.writes else nullcontext():
             if resume:
                 trainer.resume()
+            elif processes.writes and os.path.exists(files.state):
+                raise ValueError(
+                    f"{files.state} is of a run that was begun already: go on with that, or choose another name."
+                )
             if processes.writes:
                 for path in (files.state, with_ending(files.result_at(settings.steps), AVERAGED), files.result):
                     require_writable(path)

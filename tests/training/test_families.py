@@ -74,7 +74,9 @@ def data(models, tmp_path):
 
 
 def training(models, data, files, name: str, **changes):
+    """A run of its own, for which the state of the one before is removed."""
     model, encoded = models(name)[0], data(name)
+    Path(files.state).unlink(missing_ok=True)
     with torch.inference_mode():
         return train(model, encoded, replace(SETTINGS, **changes), files, lambda *_: None)
 

@@ -33,7 +33,7 @@ from sana_native.training.preview import Preview
 from sana_native.training.resumption import base_digest, compare, origin_of
 from sana_native.training.settings import MODEL
 from sana_native.training.state import load_state, save_state
-from sana_native.training.trainer import Trainer
+from sana_native.training.trainer import Trainer, train
 from safetensors.torch import load_file
 
 
@@ -65,6 +65,14 @@ def test_a_seed_gives_the_same_lora_whatever_was_drawn_before_and_another_gives_
     again, _ = run()
     other, _ = run(seed=4)
     assert equal(first, again) and not equal(first, other)
+
+
+def test_a_new_run_is_not_written_over_another(run, encoded, files):
+    run()
+    before = Path(files.state).read_bytes()
+    with pytest.raises(ValueError, match="state.safetensors is of a run that was begun already: go on with that, or"):
+        train(bench.model("sana"), encoded, SETTINGS, files, lambda *_: None)
+    assert Path(files.state).read_bytes() == before
 
 
 def test_a_run_of_another_rank_is_not_resumed(run):
