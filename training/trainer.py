@@ -202,7 +202,7 @@ class Trainer:
         batches = [self.plan[step * settings.accumulation + part] for part in range(settings.accumulation)]
         sizes = [len(indices) for indices in batches]
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.predict.device, dtype=torch.float64)
+        total = 0.0
         shares = [share for share in self.processes.shares(sizes) if share.places]
         for share in shares:
             generator = generator_of(settings.seed, STEP, step, share.part)
@@ -212,7 +212,7 @@ class Trainer:
         if not self.checked:
             self.require_gradients(computed=bool(shares))
             self.checked = True
-        self.gather(total)
+        total = self.gather(total)
         rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -225,11 +225,11 @@ class Trainer:
         else:
             self.count_skipped()
         self.record.step += 1
-        self.record.losses.append(float(total))
+        self.record.losses.append(total)
         if self.average is not None:
             self.average.update(self.parameters, self.record.step)
         self.whole = True
-        return rate, float(total)
+        return rate, total
 
     def require_gradients(self, computed: bool) -> None:
         """Raises ValueError, in every process, where the gradient of a step reached not all that is trained.
@@ -244,12 +244,15 @@ class Trainer:
                 "Loader, and start ComfyUI without --use-sage-attention and --enable-dynamic-vram."
             )
 
-    def gather(self, total: Tensor) -> None:
-        """Adds up loss and gradients of all processes."""
-        if self.processes.count > 1:
-            for value in self.parameters.values():
-                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-            self.processes.add_up([total, *(value.grad for value in self.parameters.values())])
+    def gather(self, loss: float) -> float:
+        """Adds up the gradients of all processes, and their losses, whose sum it returns."""
+        if self.processes.count == 1:
+            return loss
+        total = torch.tensor(loss, device=self.predict.device)
+        for value in self.parameters.values():
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        self.processes.add_up([total, *(value.grad for value in self.parameters.values())])
+        return float(total)
 
     def count_skipped(self) -> None:
         self.skipped += 1
