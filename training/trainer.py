@@ -120,7 +120,7 @@ class Trainer:
         except ValueError as error:
             raise no_state(self.files.state) from error
         self.trained.load(part_of(tensors, TRAINED))
-        self.record.notices = compare(stored, self.origin)
+        self.record.notices = compare(stored, self.origin, bool(self.patcher.patches))
         load_optimizer(self.optimizer, self.parameters, tensors)
         if self.average is not None:  # a run that had none so far begins it with the weights it has learned
             self.average.load(part_of(tensors, EMA) or self.parameters)
