@@ -1,6 +1,6 @@
 """What a run is compared with before it goes on: the settings, the base and the set it was begun with.
 
-Pure but for reading the weights: it decides, and changes nothing.
+It reads the weights and decides, and changes nothing.
 """
 
 import hashlib

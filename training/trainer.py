@@ -28,6 +28,7 @@ from .network import (
     copy_for_training,
     require_latents,
     require_states,
+    require_trainable,
     require_wholly_trainable,
     training_mode,
 )
@@ -65,7 +66,7 @@ TRAINED = "adapter."
 
 
 class Trainer:
-    """One run of a LoRA on a model's own copy. Use inside `training_mode`."""
+    """One run on a model's own copy, of a LoRA or of all weights. Use inside `training_mode`."""
 
     def __init__(
         self,
@@ -89,9 +90,10 @@ class Trainer:
         if settings.target == MODEL:
             require_wholly_trainable(patcher)
             require_room(patcher, settings)
-        self.patcher = copy_for_training(patcher)
-        require_states(self.patcher.model, self.null.states)
-        require_latents(self.patcher.model, self.samples[0])
+        require_trainable(patcher)
+        require_states(patcher.model, self.null.states)
+        require_latents(patcher.model, self.samples[0])
+        self.patcher = copy_for_training(patcher)  # last, as it reads the whole file again
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
         self.family = self.predict.family
@@ -335,7 +337,7 @@ class Trainer:
         return {ending: self.trained.file_tensors(values) for ending, values in both.items()}
 
     def metadata(self) -> dict[str, str]:
-        """Header of a LoRA's file: PEFT's configuration, and what the training was."""
+        """Header of a result's file: of a LoRA PEFT's configuration, and of either what the training was."""
         options = self.data.options
         told = {"base_model": self.base, "shift": self.predict.shift, "step": self.record.step}
         told |= {"instruction": self.data.instruction, "trigger_word": options.trigger_word, "size": options.size}
