@@ -20,8 +20,8 @@ def locked_run(folder: str) -> Iterator[None]:
     with file:
         if not try_lock(file):
             raise ValueError(
-                f"{folder} is being trained already, here or by tools.train: wait for the end of that, or stop it; where "
-                f"nothing trains, delete {LOCK} in it."
+                f"{folder} is being trained already, here or by tools.train: wait for the end of that, or stop it; "
+                f"where nothing trains, delete {LOCK} in it."
             )
         yield
 

@@ -150,7 +150,7 @@ class Trainer:
         return finished
 
     def rescue(self) -> None:
-        """Saves the steps since the last save, as far as the fault that ended the run leaves them whole; raises nothing.
+        """Saves the steps since the last save, as far as the fault that ended the run leaves them whole.
 
         Not in one of several processes, as the others may wait for it in the middle of a sum.
         """
@@ -161,7 +161,7 @@ class Trainer:
             self.reload()  # what was decoded may lie in the model's place
             if self.is_finite():
                 self.save()
-        except Exception as error:  # the fault itself is what the user must read
+        except (RuntimeError, OSError, ValueError, MemoryError) as error:  # the first fault is what the user must read
             logger.warning("SANA: the steps since the last save could not be saved: %s", error)
 
     def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
