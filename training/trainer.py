@@ -82,7 +82,7 @@ class Trainer:
         for name in ("learning_rate", "alpha"):
             if not getattr(settings, name):
                 raise ValueError(f"Nothing is learned with {name} 0: enter {getattr(Settings, name):g}, as usual.")
-        require_pictures_for(processes, settings)
+        processes.require_pictures(settings.batch_size, settings.accumulation)
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.processes = processes
         self.null = data.null()
@@ -400,15 +400,6 @@ def require_room(patcher: Any, settings: Settings) -> None:
         comfy.model_management.get_total_memory(patcher.load_device),
         MEMORY_CURE,
     )
-
-
-def require_pictures_for(processes: Processes, settings: Settings) -> None:
-    """Raises ValueError where a step has fewer pictures than there are processes."""
-    if settings.batch_size < processes.count and settings.accumulation % processes.count:
-        raise ValueError(
-            f"A step of batch_size {settings.batch_size} and accumulation {settings.accumulation} cannot be shared "
-            f"among {processes.count} processes: set one of them to a multiple of {processes.count}, or start fewer."
-        )
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
