@@ -168,22 +168,23 @@ def output_folder() -> str:
 
 def run_files(name: str, resume: str, target: str = LORA) -> RunFiles:
     """Files of the next run of a name, or of its last. Raises ValueError for a name that no file can have, and where
-    there is no run to go on with, or the last has no state."""
+    there is no run to go on with, or the last that has a result has no state."""
     if not RUN_NAME.fullmatch(name):
         raise ValueError(f"name {name!r} cannot be a file's: use up to 100 letters, digits, spaces, dots, - and _.")
     if len(name.encode()) > NAME_BYTES:
         raise ValueError(f"name {name} takes {len(name.encode())} bytes, and a file's {NAME_BYTES}: use a shorter one.")
     runs, results = output_folder(), result_folder(target)
-    numbers = sorted({*numbers_of(name, runs), *numbers_of(name, results)})
-    states = [one for one in numbers if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE))]
+    begun, written = numbers_of(name, runs), numbers_of(name, results)
+    states = sorted(one for one in begun if os.path.isfile(os.path.join(runs, f"{name}_{one:05}", STATE)))
     if resume == LATEST and not states:
         raise ValueError(f"There is no run of the name {name} to go on with: choose resume new, or its name.")
-    if resume == LATEST and states[-1] != numbers[-1]:
+    # A run that failed before its first save leaves a folder, and nothing to go on with.
+    if resume == LATEST and max(written, default=0) > states[-1]:
         raise ValueError(
-            f"The last run of the name, {name}_{numbers[-1]:05}, has no state in {runs} to go on with: choose resume "
+            f"The last run of the name, {name}_{max(written):05}, has no state in {runs} to go on with: choose resume "
             f"new, or, to go on with {name}_{states[-1]:05}, move away what is left of it there and in {results}."
         )
-    run = f"{name}_{numbers[-1] if resume == LATEST else max(numbers, default=0) + 1:05}"
+    run = f"{name}_{states[-1] if resume == LATEST else max([*begun, *written], default=0) + 1:05}"
     return RunFiles(os.path.join(runs, run, STATE), os.path.join(results, f"{run}.safetensors"))
 
 

@@ -24,6 +24,7 @@ from .state import save_whole
 LATENT, STATES, MASK = "latent", "states", "mask"
 DIGEST = "digest"  # key in a file's header: of its tensors
 FORMAT = "2"  # of the files; a change makes others of them
+VERIFIED: set[tuple[str, int, int]] = set()  # (path, mtime_ns, size) of files whose digest was right, once a process
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,19 @@ def save_part(tensors: dict[str, Tensor], path: str, what: str) -> None:
 
 
 def load_part(path: str) -> dict[str, Tensor]:
-    """Tensors of a file of the cache. Raises FileNotFoundError when it was removed; one that is not as it was written
-    is removed here, so that it is encoded again."""
+    """Tensors of a file of the cache.
+
+    Raises FileNotFoundError when it was removed, or has no digest; one that is not as it was written is removed here,
+    so that it is encoded again.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not in the cache any more: run SANA Encode Training Set again.")
-    tensors = read_part(path)
-    if tensors is None:
+    tensors, is_whole = read_part(path)
+    if is_whole is None:
+        raise FileNotFoundError(
+            f"{path} is of an older version, which wrote no digest: run SANA Encode Training Set again."
+        )
+    if not is_whole:
         os.remove(path)
         raise FileNotFoundError(
             f"{path} was damaged, and is not in the cache any more: run SANA Encode Training Set again."
@@ -94,14 +102,29 @@ def load_part(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_part(path: str) -> dict[str, Tensor] | None:
-    """Tensors of a file of the cache; None where they are not those that were written."""
+def read_part(path: str) -> tuple[dict[str, Tensor], bool | None]:
+    """Tensors of a file of the cache, and whether they are those that were written; None where it has no digest."""
+    about = os.stat(path)
+    version = path, about.st_mtime_ns, about.st_size
     try:
         with safe_open(path, "pt") as file:
             tensors, digest = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(DIGEST)
     except SafetensorError:
-        return None
-    return tensors if digest == tensors_digest(tensors) else None
+        return {}, False
+    if digest is None:
+        return tensors, None
+    if version not in VERIFIED and digest == tensors_digest(tensors):
+        VERIFIED.add(version)
+    return tensors, version in VERIFIED
+
+
+def is_encoded(path: str) -> bool:
+    """Whether the cache has a file with a digest, which is checked where the file is read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return DIGEST in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_caption(path: str) -> Caption:
@@ -160,7 +183,7 @@ def encode_set(
 def encode_text(clip: Any, text: str, instruction: bool, clip_digest: str, folder: str) -> str:
     """Path of a text's states and mask."""
     path = os.path.join(folder, f"text_{digest_of(clip_digest, text, str(instruction))}.safetensors")
-    if not os.path.isfile(path):
+    if not is_encoded(path):
         comfy.model_management.throw_exception_if_processing_interrupted()
         tokens = clip.tokenize(text, **({} if instruction and text else {"instruction": ""}))
         (states, extra), *_ = clip.encode_from_tokens_scheduled(tokens)
@@ -178,7 +201,7 @@ def encode_picture(vae: Any, sample: Sample, vae_digest: str, folder: str) -> st
     height, width = sample.size
     key = digest_of(vae_digest, sample.digest, f"{height} {width} {sample.mirrored}")
     path = os.path.join(folder, f"latent_{key}.safetensors")
-    if not os.path.isfile(path):
+    if not is_encoded(path):
         comfy.model_management.throw_exception_if_processing_interrupted()
         pixels = fit_picture(read_picture(same_content(sample)).image, sample.size, sample.mirrored)
         save_part({LATENT: vae.encode(pixels[None])[0].float().clone()}, path, printable(sample.path))

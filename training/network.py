@@ -79,8 +79,9 @@ def require_states(model: Any, states: Tensor) -> None:
 
 def require_latents(model: Any, sample: EncodedSample) -> None:
     """Raises ValueError for a latent (C, H, W) of another number of channels or another size than the model's."""
-    format, family, latent = model.latent_format, family_of(model), sample.latent()
-    wanted = format.latent_channels, *(side // format.spacial_downscale_ratio for side in sample.size)
+    latent_format, family, latent = model.latent_format, family_of(model), sample.latent()
+    sides = (side // latent_format.spacial_downscale_ratio for side in sample.size)
+    wanted = latent_format.latent_channels, *sides
     if wanted != tuple(latent.shape):
         height, width = sample.size
         raise ValueError(

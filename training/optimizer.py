@@ -93,7 +93,7 @@ def make_optimizer(
         import bitsandbytes  # a package that few have
     except ImportError:
         raise ValueError(
-            f"{ADAMW_8BIT} needs the package bitsandbytes, which is not installed: install it into ComfyUI's Python, "
+            f"{kind} needs the package bitsandbytes, which is not installed: install it into ComfyUI's Python, "
             f"or choose {ADAMW}."
         ) from None
     make = partial(bitsandbytes.optim.AdamW8bit, lr=rate, weight_decay=decay)

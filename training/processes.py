@@ -31,6 +31,14 @@ class Processes:
         """Whether this one writes the run's files."""
         return self.rank == 0
 
+    def require_pictures(self, batch_size: int, accumulation: int) -> None:
+        """Raises ValueError where a step has fewer pictures than there are processes."""
+        if batch_size < self.count and accumulation % self.count:
+            raise ValueError(
+                f"A step of batch_size {batch_size} and accumulation {accumulation} cannot be shared among "
+                f"{self.count} processes: set one of them to a multiple of {self.count}, or start fewer."
+            )
+
     def shares(self, sizes: Sequence[int]) -> list[Share]:
         """Of a step's batches: whole ones where they divide among the processes, or else a part of each."""
         if len(sizes) % self.count == 0:

@@ -1,6 +1,6 @@
 """What a run is compared with before it goes on: the settings, the base and the set it was begun with.
 
-Pure but for reading the weights: it decides, and changes nothing.
+It reads the weights and decides, and changes nothing.
 """
 
 import hashlib
@@ -39,9 +39,10 @@ def set_digest(data: EncodedSet) -> str:
     return hashlib.sha256("\0".join(map(os.path.basename, [data.null_path, *paths])).encode()).hexdigest()
 
 
-def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], patched: bool = False) -> list[str]:
     """Of two origins: sentences on what a run goes on with otherwise than before.
 
+    patched: whether LoRAs are merged into the base now, whose rounding is another on each device and in each format.
     Raises ValueError where what was learned would act otherwise. What an older state does not tell is not compared.
     """
     old, new = before.get(SETTINGS), now[SETTINGS]
@@ -52,12 +53,15 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             f"The run was begun with alpha {old['alpha']:g}, and {new['alpha']:g} would change the strength of what it "
             "has learned: set it as it was, or choose resume new."
         )
-    if before.get(BASE) and before[BASE] != now[BASE]:
+    rebased = bool(before.get(BASE)) and before[BASE] != now[BASE]
+    if rebased and not patched:
         raise ValueError(
             "The run was begun on a model with other weights, on which what it has learned does not fit: connect that "
             "model, or choose resume new."
         )
     told = [f"{name} {new[name]}, which was {old[name]}" for name in changed]
+    if rebased:
+        told.append("other weights of the model, or the same after a merge of its LoRAs on another device or format")
     if before.get(SET) and before[SET] != now[SET]:
         told.append("another training set")
     return [f"The run goes on with {'; '.join(told)}."] if told else []

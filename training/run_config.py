@@ -1,6 +1,6 @@
 """A run as a JSON file: what the node trains, so that a command goes on with it outside of the graph.
 
-Pure: it reads and writes the file, and loads no model.
+It reads and writes the file, and loads no model.
 """
 
 import json

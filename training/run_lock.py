@@ -18,23 +18,24 @@ def locked_run(folder: str) -> Iterator[None]:
         os.makedirs(folder, exist_ok=True)
         file = open(path, "ab")
     with file:
-        if not take(file):
+        if not try_lock(file):
             raise ValueError(
-                f"{folder} is being trained already, here or by tools.train: wait for the end of that, or stop it."
+                f"{folder} is being trained already, here or by tools.train: wait for the end of that, or stop it; "
+                f"where nothing trains, delete {LOCK} in it."
             )
         yield
 
 
-def take(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
     """Whether the file is locked now, or cannot be, as on some network drives; False where another holds it."""
     try:
         if os.name == "nt":
-            import msvcrt  # there alone
+            import msvcrt  # Windows only
 
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl  # not there
+            import fcntl  # POSIX only
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

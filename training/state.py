@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import safetensors
@@ -60,7 +60,8 @@ def whole_file(path: str) -> Iterator[str]:
             yield partial
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
-            os.chmod(partial, access)  # safetensors gives its files to their owner alone
+            with suppress(OSError):  # of a mount without access rights
+                os.chmod(partial, access)  # safetensors gives its files to their owner alone
             os.replace(partial, path)
         finally:
             if os.path.exists(partial):

@@ -28,6 +28,7 @@ from .network import (
     copy_for_training,
     require_latents,
     require_states,
+    require_trainable,
     require_wholly_trainable,
     training_mode,
 )
@@ -65,7 +66,7 @@ TRAINED = "adapter."
 
 
 class Trainer:
-    """One run of a LoRA on a model's own copy. Use inside `training_mode`."""
+    """One run on a model's own copy, of a LoRA or of all weights. Use inside `training_mode`."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Trainer:
         for name in ("learning_rate", "alpha"):
             if not getattr(settings, name):
                 raise ValueError(f"Nothing is learned with {name} 0: enter {getattr(Settings, name):g}, as usual.")
-        require_pictures_for(processes, settings)
+        processes.require_pictures(settings.batch_size, settings.accumulation)
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.processes = processes
         self.null = data.null()
@@ -89,9 +90,10 @@ class Trainer:
         if settings.target == MODEL:
             require_wholly_trainable(patcher)
             require_room(patcher, settings)
-        self.patcher = copy_for_training(patcher)
-        require_states(self.patcher.model, self.null.states)
-        require_latents(self.patcher.model, self.samples[0])
+        require_trainable(patcher)
+        require_states(patcher.model, self.null.states)
+        require_latents(patcher.model, self.samples[0])
+        self.patcher = copy_for_training(patcher)  # last, as it reads the whole file again
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
         self.family = self.predict.family
@@ -104,6 +106,7 @@ class Trainer:
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.plan = BatchPlan([sample.size for sample in self.samples], settings.batch_size, settings.seed)
         self.record, self.skipped, self.checked = Record(), 0, False
+        self.whole = True  # whether weights, average and record are of the same step
         self.saved: int | None = None  # the step of the state on the disk
 
     def roundings(self) -> torch.Generator:
@@ -119,7 +122,7 @@ class Trainer:
         except ValueError as error:
             raise no_state(self.files.state) from error
         self.trained.load(part_of(tensors, TRAINED))
-        self.record.notices = compare(stored, self.origin)
+        self.record.notices = compare(stored, self.origin, bool(self.patcher.patches))
         load_optimizer(self.optimizer, self.parameters, tensors)
         if self.average is not None:  # a run that had none so far begins it with the weights it has learned
             self.average.load(part_of(tensors, EMA) or self.parameters)
@@ -129,6 +132,7 @@ class Trainer:
         """Trains to the last step and saves; when the user interrupts it, saves what there is and returns False.
 
         tell: called after every step. Raises ValueError where the loss is not finite in the end; nothing is saved then.
+        After any other fault what was learned is saved before it is raised.
         """
         finished = True
         with self.trained.attached():
@@ -136,11 +140,29 @@ class Trainer:
                 self.run_steps(tell, preview)
             except comfy.model_management.InterruptProcessingException:
                 finished = False
+            except Exception:
+                self.rescue()
+                raise
             if not self.is_finite():
                 raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
         self.log("The training is finished" if finished else "The training was stopped")
         return finished
+
+    def rescue(self) -> None:
+        """Saves the steps since the last save, as far as the fault that ended the run leaves them whole.
+
+        Not in one of several processes, as the others may wait for it in the middle of a sum.
+        """
+        new = self.record.step > (self.saved or 0) and self.whole and self.skipped <= MOST_SKIPPED
+        if self.processes.count > 1 or not new:
+            return
+        try:
+            self.reload()  # what was decoded may lie in the model's place
+            if self.is_finite():
+                self.save()
+        except (RuntimeError, OSError, ValueError, MemoryError) as error:  # the first fault is what the user must read
+            logger.warning("SANA: the steps since the last save could not be saved: %s", error)
 
     def run_steps(self, tell: Callable[[Report], None], preview: Preview | None) -> None:
         settings, begun, first = self.settings, time.monotonic(), self.record.step
@@ -182,7 +204,7 @@ class Trainer:
         batches = [self.plan[step * settings.accumulation + part] for part in range(settings.accumulation)]
         sizes = [len(indices) for indices in batches]
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.predict.device, dtype=torch.float64)
+        total = 0.0
         shares = [share for share in self.processes.shares(sizes) if share.places]
         for share in shares:
             generator = generator_of(settings.seed, STEP, step, share.part)
@@ -192,11 +214,12 @@ class Trainer:
         if not self.checked:
             self.require_gradients(computed=bool(shares))
             self.checked = True
-        self.gather(total)
+        total = self.gather(total)
         rate = learning_rate(step, settings.learning_rate, settings.schedule, settings.warmup, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm or math.inf)
+        self.whole = False
         if math.isfinite(float(norm)):
             self.optimizer.step()
             self.trained.publish()
@@ -204,10 +227,11 @@ class Trainer:
         else:
             self.count_skipped()
         self.record.step += 1
-        self.record.losses.append(float(total))
+        self.record.losses.append(total)
         if self.average is not None:
             self.average.update(self.parameters, self.record.step)
-        return rate, float(total)
+        self.whole = True
+        return rate, total
 
     def require_gradients(self, computed: bool) -> None:
         """Raises ValueError, in every process, where the gradient of a step reached not all that is trained.
@@ -222,12 +246,15 @@ class Trainer:
                 "Loader, and start ComfyUI without --use-sage-attention and --enable-dynamic-vram."
             )
 
-    def gather(self, total: Tensor) -> None:
-        """Adds up loss and gradients of all processes."""
-        if self.processes.count > 1:
-            for value in self.parameters.values():
-                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-            self.processes.add_up([total, *(value.grad for value in self.parameters.values())])
+    def gather(self, loss: float) -> float:
+        """Adds up the gradients of all processes, and their losses, whose sum it returns."""
+        if self.processes.count == 1:
+            return loss
+        total = torch.tensor(loss, device=self.predict.device)
+        for value in self.parameters.values():
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        self.processes.add_up([total, *(value.grad for value in self.parameters.values())])
+        return float(total)
 
     def count_skipped(self) -> None:
         self.skipped += 1
@@ -283,10 +310,9 @@ class Trainer:
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether the last step's loss is, and one with the weights that this step has made."""
+        """Whether a loss with the weights of now is: a step that was not has left them as they were."""
         sigma = torch.tensor([self.family.level(self.predict.sampling, FIXED_LEVELS[len(FIXED_LEVELS) // 2])])
-        now = float(self.fixed_loss(self.samples[0], sigma, generator_of(0, FIXED)))
-        return all(math.isfinite(loss) for loss in (now, *self.record.losses[-1:]))
+        return math.isfinite(float(self.fixed_loss(self.samples[0], sigma, generator_of(0, FIXED))))
 
     def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(1, *sample.latent().shape, generator=generator)
@@ -311,7 +337,7 @@ class Trainer:
         return {ending: self.trained.file_tensors(values) for ending, values in both.items()}
 
     def metadata(self) -> dict[str, str]:
-        """Header of a LoRA's file: PEFT's configuration, and what the training was."""
+        """Header of a result's file: of a LoRA PEFT's configuration, and of either what the training was."""
         options = self.data.options
         told = {"base_model": self.base, "shift": self.predict.shift, "step": self.record.step}
         told |= {"instruction": self.data.instruction, "trigger_word": options.trigger_word, "size": options.size}
@@ -376,15 +402,6 @@ def require_room(patcher: Any, settings: Settings) -> None:
     )
 
 
-def require_pictures_for(processes: Processes, settings: Settings) -> None:
-    """Raises ValueError where a step has fewer pictures than there are processes."""
-    if settings.batch_size < processes.count and settings.accumulation % processes.count:
-        raise ValueError(
-            f"A step of batch_size {settings.batch_size} and accumulation {settings.accumulation} cannot be shared "
-            f"among {processes.count} processes: set one of them to a multiple of {processes.count}, or start fewer."
-        )
-
-
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -405,7 +422,8 @@ def train(
     Not a model, which is read from its file.
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
-    Raises ValueError for a model, a set or settings that cannot be trained with, and OSError for files that cannot be
+    Raises ValueError for a model, a set or settings that cannot be trained with, for a new run in the files of another,
+    and OSError for files that cannot be
     written.
     """
     with training_mode():
@@ -413,6 +431,10 @@ def train(
         with locked_run(os.path.dirname(files.state)) if processes.writes else nullcontext():
             if resume:
                 trainer.resume()
+            elif processes.writes and os.path.exists(files.state):
+                raise ValueError(
+                    f"{files.state} is of a run that was begun already: go on with that, or choose another name."
+                )
             if processes.writes:
                 for path in (files.state, with_ending(files.result_at(settings.steps), AVERAGED), files.result):
                     require_writable(path)

@@ -110,6 +110,18 @@ class StockPatches:
         fitting = {key: patch for key, patch in (patches | left).items() if key not in weights or key in left}
         super().add_hook_patches(hook, fitting, strength_patch, strength_model)
 
+    def set_injections(self, key: str, injections: list) -> None:
+        """A LoRA of the host's bypass node. Raises ValueError for one that its layers cannot compute."""
+        for manager in bypass_managers(injections):
+            self.check_bypass(manager)
+        super().set_injections(key, injections)
+
+    def check_bypass(self, manager: BypassInjectionManager) -> None:
+        """Raises ValueError for a DoRA, of which half would be applied without a word."""
+        for hook in inference_hooks(manager, self.model).values():
+            if has_magnitude(hook.adapter):
+                raise ValueError(f"This LoRA is a DoRA, whose magnitudes bypass mode leaves out: {OWN_NODE}.")
+
     def set_attachments(self, key: str, attachment) -> None:
         """Raises ValueError for a LoRA whose header names another model, with layers of the same names and width."""
         named = base_model_of(attachment) if key == "lora_metadata" else None
@@ -209,14 +221,9 @@ class StockLora(StockPatches):
         others = {key: patch for key, patch in (patches | adapters).items() if key not in weights} | own
         super(StockPatches, self).add_hook_patches(hook, others, strength_patch, strength_model)
 
-    def set_injections(self, key: str, injections: list) -> None:
-        """A LoRA of the host's bypass node. Raises ValueError for one that its layers cannot compute."""
-        for manager in bypass_managers(injections):
-            self.check_bypass(manager)
-        super().set_injections(key, injections)
-
     def check_bypass(self, manager: BypassInjectionManager) -> None:
         """Takes hooks with adapters of another width out; raises as `set_injections` says."""
+        super().check_bypass(manager)
         hooks = inference_hooks(manager, self.model)
         for hook in hooks.values():
             hook.adapter = in_layer_shape(hook.adapter, hook.module)
@@ -224,8 +231,6 @@ class StockLora(StockPatches):
         require_finite_factors(adapters)
         weights = {key: hooks[key].module.weight for key in adapters}
         for key, adapter in adapters.items():
-            if has_magnitude(adapter):
-                raise ValueError(f"This LoRA is a DoRA, whose magnitudes bypass mode leaves out: {OWN_NODE}.")
             dense = find_depthwise_lora(adapter, weights[key], 1.0) is not None
             if dense or (fits(adapter, weights[key]) and not computes(hooks[key])):
                 raise ValueError(f"Bypass mode cannot compute this LoRA on {layer_of(key)}: {OWN_NODE}.")

@@ -77,7 +77,9 @@ def test_a_result_without_its_run_is_not_written_over(folders):
     with pytest.raises(ValueError, match=told):
         run_files("cat", "latest")
     (loras / "cat_00003_step000250.safetensors").unlink()
+    (runs / "cat_00002").mkdir()  # of a run that failed before its first save
     assert run_files("cat", "latest").result == str(loras / "cat_00001.safetensors")
+    assert run_files("cat", "new").result == str(loras / "cat_00003.safetensors")
 
 
 @pytest.mark.parametrize(("algorithm", "part"), [("DoRA", "dora_scale"), ("LoKr", "lokr_w1")])

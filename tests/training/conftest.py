@@ -52,9 +52,14 @@ SETTINGS = Settings(steps=4, batch_size=2, learning_rate=1e-2, rank=2, alpha=4.0
 
 @pytest.fixture
 def run(encoded, files):
-    """A training in the executor's inference mode: `run(steps=4, resume=True)` -> LoRA and record."""
+    """A training in the executor's inference mode: `run(steps=4, resume=True)` -> LoRA and record.
+
+    Without `resume` a run of its own, for which the state of the one before is removed.
+    """
 
     def start(resume: bool = False, tell=lambda *_: None, model=None, preview=None, **changes):
+        if not resume:
+            Path(files.state).unlink(missing_ok=True)
         with torch.inference_mode():
             settings = replace(SETTINGS, **changes)
             return train(model or bench.model("sana"), encoded, settings, files, tell, resume, preview, "tiny")

@@ -1,19 +1,22 @@
 """The cache of latents and text states: what it holds, and when a file of it is used again."""
 
 import os
+import shutil
 from dataclasses import replace
 from math import nan
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from sana_native.models.dc_ae.loader import load_dc_ae
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SIDE, write_picture
+from sana_native.training import encode as encode_file
 from sana_native.training.captions import batch_captions
 from sana_native.training.dataset import SetOptions, read_folder
-from sana_native.training.encode import encode_set, save_part
+from sana_native.training.encode import encode_set, load_part, save_part, tensors_digest
 from sana_native.training.pictures import fit_picture, read_picture
 
 
@@ -70,13 +73,20 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def change(path, part):
+    """Changes the tensors of a file, not its header."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(dict(part(name, value) for name, value in load_file(path).items()), path, metadata)
+
+
 DAMAGE = {
     "flipped bit": flip_a_bit,
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
-    "not finite": lambda path: save_file({name: value * nan for name, value in load_file(path).items()}, path),
-    "renamed": lambda path: save_file({f"{name}_": value for name, value in load_file(path).items()}, path),
-    "other shape": lambda path: save_file({name: value[1:].clone() for name, value in load_file(path).items()}, path),
+    "not finite": lambda path: change(path, lambda name, value: (name, value * nan)),
+    "renamed": lambda path: change(path, lambda name, value: (f"{name}_", value)),
+    "other shape": lambda path: change(path, lambda name, value: (name, value[1:].clone())),
 }
 
 
@@ -97,6 +107,32 @@ def test_a_file_that_is_not_as_it_was_written_is_removed_and_encoded_again(pictu
             read()
     again = encode()
     assert torch.equal(again.latent(), latent) and torch.equal(again.caption().states, states)
+
+
+def test_a_file_without_a_digest_is_no_damage_and_is_encoded_again(pictures, tmp_path):
+    def encode():
+        found = read_folder(str(pictures), SetOptions(size=SIDE))
+        return encode_set(found, bench.vae(), bench.clip(), True, str(tmp_path), lambda *_: None).samples[0]
+
+    sample = encode()
+    latent = sample.latent().clone()
+    save_file(load_file(sample.latent_path), sample.latent_path)
+    with pytest.raises(FileNotFoundError, match="is of an older version, which wrote no digest: run SANA Encode Tra"):
+        sample.latent()
+    assert os.path.isfile(sample.latent_path) and torch.equal(encode().latent(), latent)
+
+
+def test_a_file_is_verified_once_until_it_changes(encoded, tmp_path, monkeypatch):
+    path = tmp_path / "latent.safetensors"
+    shutil.copy(encoded.samples[0].latent_path, path)
+    digests = []
+    monkeypatch.setattr(encode_file, "tensors_digest", lambda one: digests.append(tensors_digest(one)) or digests[-1])
+    for _ in range(3):
+        load_part(str(path))
+    assert len(digests) == 1
+    flip_a_bit(path)
+    with pytest.raises(FileNotFoundError, match="was damaged"):
+        load_part(str(path))
 
 
 def test_a_picture_that_changes_while_its_set_is_encoded_is_named(tmp_path):

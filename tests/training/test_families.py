@@ -22,6 +22,7 @@ from sana_native.tests.models.lumina.test_parity import expected_velocity
 from sana_native.tests.support import pixart, tiny
 from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SETTINGS, SIDE
+from sana_native.training import trainer as trainer_file
 from sana_native.training.captions import Caption
 from sana_native.training.dataset import SetOptions, read_folder
 from sana_native.training.encode import LATENT, MASK, STATES, EncodedSample, EncodedSet, encode_set, save_part
@@ -74,7 +75,9 @@ def data(models, tmp_path):
 
 
 def training(models, data, files, name: str, **changes):
+    """A run of its own, for which the state of the one before is removed."""
     model, encoded = models(name)[0], data(name)
+    Path(files.state).unlink(missing_ok=True)
     with torch.inference_mode():
         return train(model, encoded, replace(SETTINGS, **changes), files, lambda *_: None)
 
@@ -252,7 +255,9 @@ def test_pictures_and_captions_are_encoded_by_the_familys_own_parts(pictures, tm
     assert encoded.null().mask.tolist() == [1.0] and bool(encoded.samples[3].caption().mask.all())
 
 
-def test_captions_and_latents_of_another_familys_encoders_are_refused(models, data, files):
+def test_captions_and_latents_of_another_familys_encoders_are_refused(models, data, files, monkeypatch):
+    """Before the model is read from its file again."""
+    monkeypatch.setattr(trainer_file, "copy_for_training", lambda _: pytest.fail("the model was read"))
     encoded = data("Sigma 512")
     with pytest.raises(ValueError, match="encoded to states of 64 where Lumina-Next needs 32: connect its own text"):
         with torch.inference_mode():

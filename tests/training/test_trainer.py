@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from sana_native.training.preview import Preview
 from sana_native.training.resumption import base_digest, compare, origin_of
 from sana_native.training.settings import MODEL
 from sana_native.training.state import load_state, save_state
-from sana_native.training.trainer import Trainer
+from sana_native.training.trainer import Trainer, train
 from safetensors.torch import load_file
 
 
@@ -66,6 +67,14 @@ def test_a_seed_gives_the_same_lora_whatever_was_drawn_before_and_another_gives_
     assert equal(first, again) and not equal(first, other)
 
 
+def test_a_new_run_is_not_written_over_another(run, encoded, files):
+    run()
+    before = Path(files.state).read_bytes()
+    with pytest.raises(ValueError, match="state.safetensors is of a run that was begun already: go on with that, or"):
+        train(bench.model("sana"), encoded, SETTINGS, files, lambda *_: None)
+    assert Path(files.state).read_bytes() == before
+
+
 def test_a_run_of_another_rank_is_not_resumed(run):
     run()
     with pytest.raises(ValueError, match="another rank, other layers or another model"):
@@ -97,6 +106,18 @@ def test_what_a_run_goes_on_with_otherwise_is_told(run):
     _, record = run(steps=6, resume=True, save_every=5, seed=4, batch_size=1, validation=1)
     told = "The run goes on with batch_size 1, which was 2; seed 4, which was 3; validation 1, which was 0."
     assert first.notices == [] and record.notices == [told]
+
+
+def test_another_base_is_told_where_loras_are_merged_into_it(run):
+    run()
+    patched = bench.model("sana").clone()
+    key = "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+    patched.add_patches({key: ("diff", (torch.ones(patched.model.get_parameter(key).shape),))}, 0.1)
+    _, record = run(steps=5, resume=True, model=patched)
+    (told,) = record.notices
+    assert told.startswith("The run goes on with other weights of the model, or the same after a merge of its LoRAs")
+    with pytest.raises(ValueError, match="begun on a model with other weights"):
+        run(steps=6, resume=True)
 
 
 def test_another_set_is_told(encoded):
@@ -271,6 +292,33 @@ def test_an_interrupt_saves_and_hands_on_the_lora_so_far(run, files):
     assert equal(resumed, run(steps=6)[0])
 
 
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("no memory"), FileNotFoundError("no latent")])
+def test_a_fault_of_another_part_loses_no_step(run, files, fault):
+    def fail(_, report) -> None:
+        if report.step == 3:
+            raise fault
+
+    with pytest.raises(type(fault)) as told:
+        run(steps=6, tell=fail)
+    assert told.value is fault and load_state(files.state)[1]["step"] == 3
+    learned = load_file(files.result)
+    assert equal(learned, run(steps=3)[0])
+
+
+def test_a_fault_in_the_middle_of_a_step_leaves_the_save_before(run, files, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def broken(self):
+        step(self)
+        if len(os.listdir(Path(files.result).parent)) > 1:
+            raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(MemoryError):
+        run(steps=6, save_every=2)
+    assert load_state(files.state)[1]["step"] == 2
+
+
 def test_a_lora_lies_beside_every_save_and_a_sample_before_the_first_step_and_after_every_interval(run, files):
     positive, negative = bench.encoded()
     captions = [Caption(one[0][0][0], one[0][1]["attention_mask"][0]) for one in (positive, negative)]
@@ -292,6 +340,19 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(r
     assert not any(value.any() for name, value in lora.items() if "lora_B" in name)
     with pytest.raises(ValueError, match="No gradient was finite for 21 steps"):
         run(steps=40)
+
+
+def test_a_last_step_without_a_finite_loss_loses_nothing(run, files, monkeypatch):
+    steps = Trainer.batch_loss
+
+    def ruined(self, *args):
+        return steps(self, *args) * (float("nan") if self.record.step == 2 else 1)
+
+    monkeypatch.setattr(Trainer, "batch_loss", ruined)
+    lora, record = run(steps=3)
+    assert math.isnan(record.losses[-1]) and equal(load_file(files.result), lora)
+    monkeypatch.undo()
+    assert equal(lora, run(steps=2)[0])
 
 
 @pytest.mark.parametrize("target", ["LoRA", "model"])

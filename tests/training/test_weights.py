@@ -200,6 +200,8 @@ def test_without_bitsandbytes_its_optimizer_is_refused_before_the_first_step(run
     for target in (WHOLE, {}):
         with pytest.raises(ValueError, match=f"AdamW 8-bit needs the package bitsandbytes, which is not .+: {cure}."):
             run(optimizer="AdamW 8-bit", **target)
+    with pytest.raises(ValueError, match=f"{ROUNDED} needs the package bitsandbytes"):
+        run(optimizer=ROUNDED, **WHOLE)
     assert not Path(files.config).exists()
 
 

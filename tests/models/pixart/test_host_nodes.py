@@ -107,6 +107,17 @@ def test_the_stock_lora_node_finds_the_fused_layers(model, tmp_path):
     assert_applied(loaded, before, pairs)
 
 
+def test_a_dora_in_the_hosts_bypass_mode_is_refused_because_its_magnitudes_would_not_count(model):
+    layer = next(name for name, one in model.model.named_modules() if name.endswith("mlp.fc1"))
+    rows, columns = model.model.get_submodule(layer).weight.shape
+    down, up = torch.ones(RANK, columns), torch.ones(rows, RANK)
+    lora = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+    assert comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 1.0)[0].injections
+    dora = lora | {f"{layer}.dora_scale": torch.ones(rows, 1)}
+    with pytest.raises(ValueError, match="is a DoRA, whose magnitudes bypass mode leaves out: load it with SANA LoRA"):
+        comfy.sd.load_bypass_lora_for_models(model, None, dora, 1.0, 1.0)
+
+
 def test_loras_of_others_are_refused_in_one_sentence(model, tmp_path):
     of_sana = {"transformer_blocks.0.ff.conv_point": (torch.ones(RANK, 8), torch.ones(8, RANK))}
     with pytest.raises(ValueError, match=r"is a LoRA for SANA, not for PixArt \(it has transformer.*conv_point"):
