@@ -28,7 +28,7 @@ def test_bfloat16_is_computed_in_where_it_is_asked_for_and_the_processor_is_able
     processor(True)
     out = bench.velocity(patcher := bench.fresh_model(family, dtype=torch.bfloat16))
     assert patcher.model.get_dtype_inference() == torch.bfloat16 and torch.isfinite(out).all()
-    assert 0.001 < bench.rms_error(out, bench.velocity(bench.model(family))) < 0.02
+    assert 0.001 < bench.rms_error(out, bench.velocity(bench.fresh_model(family))) < 0.02
     assert bench.fresh_model(family).model.get_dtype_inference() == torch.float32
 
 
@@ -43,7 +43,7 @@ def test_narrow_weights_stay_near_float32(family, dtype, processor):
     } and patcher.model.get_dtype_inference() == torch.float32
     out = bench.velocity(patcher)
     assert out.dtype == torch.float32 and torch.isfinite(out).all()
-    error = bench.rms_error(out, bench.velocity(bench.model(family)))
+    error = bench.rms_error(out, bench.velocity(bench.fresh_model(family)))
     assert BOUNDS[dtype] / 100 < error < BOUNDS[dtype]  # not 0 either: the weights really are narrow
 
 
