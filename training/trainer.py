@@ -22,7 +22,6 @@ from .buckets import BatchPlan
 from .captions import batch_captions, drop_captions
 from .encode import EncodedSample, EncodedSet, hold_out
 from .loss import UNIFORM
-from .seeds import generator_of
 from .network import (
     Prediction,
     copy_for_training,
@@ -49,6 +48,7 @@ from .record import FIXED_LEVELS, Record, Report
 from .resumption import compare, origin_of
 from .run_config import config_of, write_config
 from .run_lock import locked_run
+from .seeds import generator_of
 from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, no_state, require_writable, save_state, save_whole
 from .weights import WeightSet, require_memory
@@ -423,8 +423,7 @@ def train(
 
     resume: go on from the state in `files`. tell: called after every step with the trainer and the report.
     Raises ValueError for a model, a set or settings that cannot be trained with, for a new run in the files of another,
-    and OSError for files that cannot be
-    written.
+    and OSError for files that cannot be written.
     """
     with training_mode():
         trainer = Trainer(patcher, data, settings, files, base, processes)
