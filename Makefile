@@ -46,11 +46,11 @@ train-demo: ## train the demo models from scratch (hours)
 prepare: ## fetch ComfyUI and its environment only
 	@exec $(RUN)
 
-# Each of two processes takes whole files of tests: they share no server, and need 3 GB of memory.
+# Each of two processes takes whole files of tests, in their order: they share no server, and need 3 GB of memory.
 JOBS ?= 2
 
 test: ## the tests, under ten minutes on two cores: JOBS=
-	@exec $(RUN) --extra test -- -m pytest -n $(JOBS) --dist loadfile
+	@exec $(RUN) --extra test -- -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Chromium or Chrome must be installed; every test leaves a screenshot in output/browser. FRONTEND=1.58.1 takes that
 # version of ComfyUI's page in place of the host's own; TESTS=tests/browser/test_templates.py runs that file alone.

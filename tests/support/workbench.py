@@ -183,6 +183,8 @@ def changed(cond: list, **values) -> list:
 
 def velocity(patcher) -> torch.Tensor:
     """One prediction of x0 by the host's model, without its memory management."""
+    if patcher.model.current_weight_patches_uuid not in (None, patcher.patches_uuid):
+        patcher.unpatch_model()  # an earlier test left the LoRA of another patcher in weights that both share
     generator = torch.Generator().manual_seed(2)
     positive, _ = encoded()
     conds = {
