@@ -96,7 +96,7 @@ def apply(painter, model: str) -> None:
 def fixed_loss(painter, data: EncodedSet) -> float:
     """Mean loss of all pictures of a set at the trainer's fixed levels and noises."""
     with training_mode():
-        row = Trainer(painter.patcher, data, SETTINGS, RunFiles("", "")).fixed_losses(data.samples)
+        row = Trainer(painter.patcher, data, SETTINGS, RunFiles("", "")).losses.at_fixed_noises(data.samples)
     return sum(row) / len(row)
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -19,9 +19,7 @@ from torch import Tensor
 
 from .adapters import AdapterSet
 from .buckets import BatchPlan
-from .captions import batch_captions, drop_captions
-from .encode import EncodedSample, EncodedSet, hold_out
-from .loss import UNIFORM
+from .encode import EncodedSet, hold_out
 from .network import (
     Prediction,
     copy_for_training,
@@ -44,18 +42,19 @@ from .optimizer import (
 )
 from .preview import Preview, generate
 from .processes import ALONE, Processes
-from .record import FIXED_LEVELS, Record, Report
+from .record import Record, Report
 from .resumption import compare, origin_of
 from .run_config import config_of, write_config
 from .run_lock import locked_run
 from .seeds import generator_of
+from .set_loss import SetLoss
 from .settings import AVERAGED, LORA, MODEL, RunFiles, Settings, with_ending
 from .state import RECORD, load_state, no_state, require_writable, save_state, save_whole
 from .weights import WeightSet, require_memory
 
 logger = logging.getLogger(__name__)
 
-STEP, FIXED, ROUNDING = 4, 5, 6  # places of a step's numbers, the fixed noises and a step's roundings in a run
+STEP, ROUNDING = 4, 6  # places of a step's random numbers and of its roundings among those of a run
 FIXED_SAMPLES = 4
 MEMORY_CURE = (
     f"choose {ADAMW_8BIT}, ema 0, or for a bfloat16 model {ROUNDED} where that is enough, or train a LoRA with SANA "
@@ -85,18 +84,18 @@ class Trainer:
         processes.require_pictures(settings.batch_size, settings.accumulation)
         self.data, self.settings, self.files, self.base = data, settings, files, base
         self.processes = processes
-        self.null = data.null()
+        null = data.null()
         self.samples, self.held_out = hold_out(data.samples, settings.validation)
         if settings.target == MODEL:
             require_wholly_trainable(patcher)
             require_room(patcher, settings)
         require_trainable(patcher)
-        require_states(patcher.model, self.null.states)
+        require_states(patcher.model, null.states)
         require_latents(patcher.model, self.samples[0])
         self.patcher = copy_for_training(patcher)  # last, as it reads the whole file again
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, settings.checkpointing)
-        self.family = self.predict.family
+        self.family, self.losses = self.predict.family, SetLoss(self.predict, null, settings)
         self.origin = origin_of(settings, self.predict.network, data)
         self.trained = what_is_trained(self.patcher, self.predict, settings)
         self.parameters = self.trained.parameters()
@@ -143,7 +142,7 @@ class Trainer:
             except Exception:
                 self.rescue()
                 raise
-            if not self.is_finite():
+            if not self.losses.is_finite(self.samples[0]):
                 raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
         self.log("The training is finished" if finished else "The training was stopped")
@@ -159,7 +158,7 @@ class Trainer:
             return
         try:
             self.reload()  # what was decoded may lie in the model's place
-            if self.is_finite():
+            if self.losses.is_finite(self.samples[0]):
                 self.save()
         except (RuntimeError, OSError, ValueError, MemoryError) as error:  # the first fault is what the user must read
             logger.warning("SANA: the steps since the last save could not be saved: %s", error)
@@ -179,7 +178,7 @@ class Trainer:
             saved = settings.save_every and step % settings.save_every == 0 and step < settings.steps
             if due or saved:
                 self.measure_fixed()
-            if saved and self.is_finite():
+            if saved and self.losses.is_finite(self.samples[0]):
                 self.save()
                 self.write(self.files.result_at(step))
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
@@ -208,7 +207,8 @@ class Trainer:
         shares = [share for share in self.processes.shares(sizes) if share.places]
         for share in shares:
             generator = generator_of(settings.seed, STEP, step, share.part)
-            loss = self.batch_loss(batches[share.part], generator, share.places).sum() / sum(sizes)
+            samples = [self.samples[index] for index in batches[share.part]]
+            loss = self.losses.of_batch(samples, generator, share.places).sum() / sum(sizes)
             loss.backward()
             total += float(loss.detach())
         if not self.checked:
@@ -267,56 +267,12 @@ class Trainer:
             return "lower learning_rate, and begin a new run, as no state of this one was saved"
         return f"lower learning_rate, and go on from step {self.saved}, the last one saved, in {self.files.state}"
 
-    def batch_loss(self, indices: list[int], generator: torch.Generator, places: Sequence[int] | None = None) -> Tensor:
-        """Losses (B,) of samples of one size, with noise levels, noise and left-out captions of a generator.
-
-        places: those of the batch that are computed, with the numbers they have in the whole; None for all.
-        """
-        settings, samples = self.settings, [self.samples[index] for index in indices]
-        places = range(len(samples)) if places is None else places
-        captions = drop_captions(
-            [sample.caption() for sample in samples], self.null, settings.caption_dropout, settings.null_mask, generator
-        )
-        sigma = self.family.levels(self.predict.sampling, generator, len(samples), self.time_sampling)
-        noise = torch.randn(len(samples), *samples[0].latent().shape, generator=generator)
-        own = list(places)
-        return self.loss_of([samples[i] for i in own], [captions[i] for i in own], sigma[own], noise[own])
-
-    @property
-    def time_sampling(self) -> str:
-        return UNIFORM if self.family.uniform else self.settings.time_sampling
-
-    def loss_of(self, samples, captions, sigma: Tensor, noise: Tensor) -> Tensor:
-        x0 = self.predict.scaled(torch.stack([sample.latent() for sample in samples]))
-        inputs = (x0, *batch_captions(captions), sigma, noise)
-        return self.predict.loss(*(part.to(self.predict.device) for part in inputs))
-
     def measure_fixed(self) -> None:
         """Records the loss of the first pictures, and of those held out, at fixed noises: comparable from step to
         step."""
-        self.record.fixed.append((self.record.step, self.fixed_losses(self.samples[:FIXED_SAMPLES])))
+        self.record.fixed.append((self.record.step, self.losses.at_fixed_noises(self.samples[:FIXED_SAMPLES])))
         if self.held_out:
-            self.record.held_out.append((self.record.step, self.fixed_losses(self.held_out)))
-
-    @torch.no_grad()
-    def fixed_losses(self, samples: Sequence[EncodedSample]) -> list[float]:
-        """Mean loss of samples at each of FIXED_LEVELS."""
-        row = []
-        for place, level in enumerate(FIXED_LEVELS):
-            sigma = torch.tensor([self.family.level(self.predict.sampling, level)])
-            losses = [self.fixed_loss(one, sigma, generator_of(0, FIXED, place, i)) for i, one in enumerate(samples)]
-            row.append(float(torch.cat(losses).mean()))
-        return row
-
-    @torch.no_grad()
-    def is_finite(self) -> bool:
-        """Whether a loss with the weights of now is: a step that was not has left them as they were."""
-        sigma = torch.tensor([self.family.level(self.predict.sampling, FIXED_LEVELS[len(FIXED_LEVELS) // 2])])
-        return math.isfinite(float(self.fixed_loss(self.samples[0], sigma, generator_of(0, FIXED))))
-
-    def fixed_loss(self, sample, sigma: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(1, *sample.latent().shape, generator=generator)
-        return self.loss_of([sample], [sample.caption()], sigma, noise)
+            self.record.held_out.append((self.record.step, self.losses.at_fixed_noises(self.held_out)))
 
     def sample(self, preview: Preview) -> Tensor:
         """Raw latents of the preview's prompts. Decoding may take the model's place on the device: see `reload`."""
@@ -344,7 +300,7 @@ class Trainer:
         told |= {
             name: value for name, value in asdict(self.settings).items() if name not in ("save_every", "sample_every")
         }
-        told["time_sampling"] = self.time_sampling
+        told["time_sampling"] = self.losses.time_sampling
         architecture = self.family.architecture if self.settings.target == LORA else self.family.name
         own = {"modelspec.architecture": architecture, RECORD: json.dumps(told)}
         return self.trained.file_metadata() | own

@@ -46,7 +46,7 @@ def test_losses_of_the_shares_are_those_of_the_batch_and_so_are_their_gradients(
                 value.add_(torch.randn(value.shape, generator=generator_of(1)) * 0.1)
 
         def part(places):
-            losses = trainer.batch_loss([0, 1, 3], generator_of(9), places)
+            losses = trainer.losses.of_batch([trainer.samples[i] for i in (0, 1, 3)], generator_of(9), places)
             return losses.detach(), torch.autograd.grad(losses.sum(), values)
 
         with trainer.trained.attached():

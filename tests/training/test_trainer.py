@@ -31,6 +31,7 @@ from sana_native.training.seeds import generator_of
 from sana_native.training.network import training_mode
 from sana_native.training.preview import Preview
 from sana_native.training.resumption import base_digest, compare, origin_of
+from sana_native.training.set_loss import SetLoss
 from sana_native.training.settings import MODEL
 from sana_native.training.state import load_state, save_state
 from sana_native.training.trainer import Trainer, train
@@ -219,7 +220,7 @@ def stored_bytes(patcher, data, files, **changes) -> int:
             return tensor
 
         with trainer.trained.attached(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            trainer.batch_loss([0, 1], generator_of(0))
+            trainer.losses.of_batch(trainer.samples[:2], generator_of(0))
         return sum(sizes.values())
 
 
@@ -343,12 +344,13 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_many_end_the_run(r
 
 
 def test_a_last_step_without_a_finite_loss_loses_nothing(run, files, monkeypatch):
-    steps = Trainer.batch_loss
+    loss, calls = SetLoss.of_batch, []
 
     def ruined(self, *args):
-        return steps(self, *args) * (float("nan") if self.record.step == 2 else 1)
+        calls.append(args)
+        return loss(self, *args) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(Trainer, "batch_loss", ruined)
+    monkeypatch.setattr(SetLoss, "of_batch", ruined)
     lora, record = run(steps=3)
     assert math.isnan(record.losses[-1]) and equal(load_file(files.result), lora)
     monkeypatch.undo()
