@@ -16,34 +16,26 @@ DETECTOR_NAME = "rt_detr_v4-x-hgnet_fp16.safetensors"
 
 def require_clip(clip: str) -> Path:
     """The file, which holds both halves.  Raises: FileNotFoundError with the cure."""
-    path = Path(clip or CLIP_NAME).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: clip, cmmd and geneval's colors need CLIP ViT-L/14 with both its halves; download "
-            f"{CLIP} (1.7 GB), save it as {CLIP_NAME}, and give its path as CLIP=."
-        )
-    return path
+    needs = f"clip, cmmd and geneval's colors need CLIP ViT-L/14 with both its halves; download {CLIP} (1.7 GB)"
+    return _required(clip or CLIP_NAME, f"{needs}, save it as {CLIP_NAME}, and give its path as CLIP=.")
 
 
 def require_inception(inception: str) -> Path:
     """Raises: FileNotFoundError with the cure."""
-    path = Path(inception or INCEPTION_NAME).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: fid and kid need the Inception v3 of 2015; download {INCEPTION} (95 MB), and give "
-            "its path as INCEPTION=."
-        )
-    return path
+    needs = f"fid and kid need the Inception v3 of 2015; download {INCEPTION} (95 MB)"
+    return _required(inception or INCEPTION_NAME, f"{needs}, and give its path as INCEPTION=.")
 
 
 def require_detector(detector: str) -> Path:
     """Raises: FileNotFoundError with the cure."""
-    path = Path(detector or DETECTOR_NAME).expanduser()
+    needs = f"geneval needs the detector RT-DETR v4; download {DETECTOR} (124 MB)"
+    return _required(detector or DETECTOR_NAME, f"{needs}, and give its path as DETECTOR=.")
+
+
+def _required(file: str, cure: str) -> Path:
+    path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: geneval needs the detector RT-DETR v4; download {DETECTOR} (124 MB), and give its "
-            "path as DETECTOR=."
-        )
+        raise FileNotFoundError(f"{path} is not there: {cure}")
     return path
 
 

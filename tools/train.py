@@ -77,7 +77,7 @@ def train_run(given: argparse.Namespace) -> int:
     files = new_files(config.files) if given.new else config.files
     resume = os.path.isfile(files.state)
     if processes.writes:
-        say(f"{'Goes on with' if resume else 'Begins'} {files.state}, {processes.count} process(es)")
+        say(f"{'Goes on with' if resume else 'Begins'} {files.state}, processes: {processes.count}")
     model = load_model("transformer", config.model, config.options)
     stopped = stop_on_signals()
     watch = Watch() if processes.writes else lambda *_: None
