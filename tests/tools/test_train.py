@@ -90,7 +90,7 @@ def test_it_goes_on_with_the_nodes_run_and_the_node_with_its_own_to_the_bit(run,
     whole, _ = run(steps=6, **options)
     run(steps=2, **options)
     told = finished(files, "--steps", "4")
-    assert told.startswith(f"Goes on with {files.state}, 1 process(es)\n") and "step 4 of 4, loss " in told
+    assert told.startswith(f"Goes on with {files.state}, processes: 1\n") and "step 4 of 4, loss " in told
     assert told.endswith(f"4 of 4 steps are done: {files.result}\n") and step_of(files) == 4
     resumed, record = run(steps=6, resume=True, **options)
     assert equal(resumed, whole) and len(record.losses) == 6
@@ -121,7 +121,7 @@ def test_two_processes_equal_one_with_twice_the_batch(run, files):
     state, _ = load_state(files.state)
     run(steps=1, **options)
     told = finished(files, "--steps", "6", launcher=TWO)
-    assert "2 process(es)" in told and told.count("6 of 6 steps are done") == 1
+    assert "processes: 2" in told and told.count("6 of 6 steps are done") == 1
     tensors, found = load_state(files.state)
     assert found["losses"] == pytest.approx(record.losses, rel=1e-5)
     assert tensors.keys() == state.keys()
