@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".comfyui" / "ComfyUI")
+# Tiny tensors: a second thread only waits for the first. Servers and programs that tests start take it from here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # With the repository root on sys.path the host's `import nodes` would find the pack's folder of that name.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
@@ -22,7 +24,7 @@ if (HOST / "comfy").is_dir():
     import torch
     from comfy.cli_args import args
 
-    torch.set_num_threads(1)  # tiny tensors: a second thread only waits for the first
+    torch.set_num_threads(1)  # whatever the environment says
     # Before anything else of comfy is imported: without it the host looks for a GPU and fails where there is none.
     args.cpu = not torch.cuda.is_available()
 
