@@ -234,6 +234,8 @@ def run_rows(
         progress.add(first)
     size = shard_rows(survey.total, engine.workers)
     engine.run(job, HandOut(shards(settings.rows(), size), part_firsts(store)), progress, stop)
+    if not (progress.is_complete or stop.is_set() or earlier is None):
+        progress.correct(settled_rows(store, survey.total, retry_failed=False))  # all rows have a record now
     progress.close(engine.workers)
     say(progress.line())
     if progress.too_many:

@@ -264,6 +264,7 @@ class _Run:
     def _lose(self, number: int, shard: Shard, was_running: bool, reason: str) -> None:
         """Puts a shard back; one that ended several workers in halves, until the row is found that does."""
         self.last_error = reason
+        self.progress.is_complete = False
         for other in self.queues.pop(number, ()):
             self.hand_out.give_back(self.flying.pop(other)[1])
         shard.losses += was_running

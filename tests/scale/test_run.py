@@ -154,6 +154,7 @@ def test_ray_draws_the_same_bytes_and_replaces_killed_actors(bench, tmp_path):
     code, text = bench.run(prompts, out, *options, python=python)
     assert code == 1, text
     assert statuses(out) == {index: "killed_worker" if index == 16 else "done" for index in range(18)}, text
+    assert "18 of 18 rows: 17 done, 1 killed_worker" in text
     assert not any(is_alive(bench.server_of(f"ray-{number}")) for number in range(2))
     local = tmp_path / "local"
     calm = bench.write("calm.jsonl", [row for row in rows if row.get("id") != "kills"])
