@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..training.algorithms import ALGORITHMS
 from ..training.captions import NULL_MASKS
-from ..training.families import PRESETS
+from ..training.family import PRESETS
 from ..training.loss import TIME_SAMPLINGS
 from ..training.optimizer import LORA_OPTIMIZERS, OPTIMIZERS, SCHEDULES
 from ..training.recipes import CUSTOM, LORA_RECIPES, MODEL_RECIPES

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import ALGORITHMS, KERNEL_PARTS, LORA, algorithm_of
-from .families import PRESETS, SANA, Family
+from .families import SANA
+from .family import PRESETS, Family
 from .seeds import generator_of
 
 INITIAL = 2  # place of the initial values among the generators of a run

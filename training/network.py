@@ -1,4 +1,4 @@
-"""The model that a training works on: a copy of its own, checked, and called as a sampler calls it."""
+"""The model that a training works on: checked, and a copy of its own."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,12 +8,11 @@ import comfy.model_management
 import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..models.pixart.model_sampling import require_noise_prediction
 from ..models.runtime.precision import FLOAT16
-from .encode import EncodedSample
 from .families import PIXART, SANA, family_of
+from .pictures import Size
 
 
 def require_trainable(patcher: Any) -> None:
@@ -77,13 +76,14 @@ def require_states(model: Any, states: Tensor) -> None:
         )
 
 
-def require_latents(model: Any, sample: EncodedSample) -> None:
-    """Raises ValueError for a latent (C, H, W) of another number of channels or another size than the model's."""
-    latent_format, family, latent = model.latent_format, family_of(model), sample.latent()
-    sides = (side // latent_format.spacial_downscale_ratio for side in sample.size)
+def require_latents(model: Any, latent: Tensor, size: Size) -> None:
+    """Raises ValueError for a latent (C, H, W) of another number of channels or cells than a picture of this size,
+    (height, width) px, has for the model."""
+    latent_format, family = model.latent_format, family_of(model)
+    sides = (side // latent_format.spacial_downscale_ratio for side in size)
     wanted = latent_format.latent_channels, *sides
     if wanted != tuple(latent.shape):
-        height, width = sample.size
+        height, width = size
         raise ValueError(
             f"A picture of {width} x {height} px was encoded to a latent of {shape_text(latent.shape)} where "
             f"{family.name} needs {shape_text(wanted)}: connect {family.vae(model)} to SANA Encode Training Set."
@@ -128,43 +128,3 @@ def training_mode() -> Iterator[None]:
             yield
         finally:
             comfy.model_management.in_training = before
-
-
-class Prediction:
-    """A model as `loss.Predict`. checkpointing: activations of a block are computed again instead of stored."""
-
-    def __init__(self, patcher: Any, checkpointing: bool = False):
-        self.model, self.sampling = patcher.model, patcher.get_model_object("model_sampling")
-        self.network, self.family = self.model.diffusion_model, family_of(self.model)
-        self.dtype, self.device = self.model.get_dtype_inference(), patcher.load_device
-        blocks = range(len(getattr(self.network, self.family.blocks))) if checkpointing else ()
-        replace = {("double_block", index): recomputed for index in blocks}
-        self.options = {"patches_replace": {"dit": replace}} if replace else {}
-
-    @property
-    def shift(self) -> float | None:
-        """Of a flow; None for a model that predicts noise."""
-        shift = getattr(self.sampling, "shift", None)
-        return None if shift is None else float(shift)
-
-    def loss(self, x0: Tensor, states: Tensor, mask: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Losses (B,), as `loss.flow_loss` takes them."""
-        return self.family.loss(self, x0, states, mask, sigma, noise)
-
-    def scaled(self, latent: Tensor) -> Tensor:
-        """A raw latent (B, C, H, W) at the variance that the model was trained on."""
-        return self.model.process_latent_in(latent)
-
-    def __call__(self, noisy: Tensor, sigma: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        timesteps = self.model.process_timestep(self.sampling.timestep(sigma).float())
-        x, context = self.sampling.calculate_input(sigma, noisy).to(self.dtype), states.to(self.dtype)
-        return self.network(x, timesteps, context, mask, transformer_options=dict(self.options)).float()
-
-
-def recomputed(args: dict, extra: dict) -> dict:
-    """A block, in the host's form of a replacement, whose activations are recomputed for its gradient."""
-    block = extra["original_block"]
-    if not torch.is_grad_enabled():
-        return block(args)
-    image = checkpoint(lambda img: block(args | {"img": img})["img"], args["img"], use_reentrant=False)
-    return {"img": image, "txt": args["txt"]}

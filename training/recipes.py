@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from .captions import CAPTION_MASK
-from .families import FEED_FORWARD, QKV
+from .family import FEED_FORWARD, QKV
 from .loss import LOGIT_NORMAL
 from .optimizer import CONSTANT, COSINE
 from .settings import Settings

@@ -14,7 +14,7 @@ from .algorithms import ALGORITHMS
 from .captions import NULL_MASKS
 from .dataset import SetOptions
 from .encode import EncodedSample, EncodedSet
-from .families import PRESETS
+from .family import PRESETS
 from .loss import TIME_SAMPLINGS
 from .optimizer import OPTIMIZERS, SCHEDULES
 from .settings import LORA, MODEL, RunFiles, Settings

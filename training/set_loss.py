@@ -9,7 +9,7 @@ from torch import Tensor
 from .captions import Caption, batch_captions, drop_captions
 from .encode import EncodedSample
 from .loss import UNIFORM
-from .network import Prediction
+from .prediction import Prediction
 from .record import FIXED_LEVELS
 from .seeds import generator_of
 from .settings import Settings

@@ -20,8 +20,8 @@ from torch import Tensor
 from .adapters import AdapterSet
 from .buckets import BatchPlan
 from .encode import EncodedSet, hold_out
+from .families import family_of
 from .network import (
-    Prediction,
     copy_for_training,
     require_latents,
     require_states,
@@ -40,6 +40,7 @@ from .optimizer import (
     make_optimizer,
     optimizer_tensors,
 )
+from .prediction import Prediction
 from .preview import Preview, generate
 from .processes import ALONE, Processes
 from .record import Record, Report
@@ -91,10 +92,10 @@ class Trainer:
             require_room(patcher, settings)
         require_trainable(patcher)
         require_states(patcher.model, null.states)
-        require_latents(patcher.model, self.samples[0])
+        require_latents(patcher.model, self.samples[0].latent(), self.samples[0].size)
         self.patcher = copy_for_training(patcher)  # last, as it reads the whole file again
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        self.predict = Prediction(self.patcher, settings.checkpointing)
+        self.predict = Prediction(self.patcher, family_of(patcher.model), settings.checkpointing)
         self.family, self.losses = self.predict.family, SetLoss(self.predict, null, settings)
         self.origin = origin_of(settings, self.predict.network, data)
         self.trained = what_is_trained(self.patcher, self.predict, settings)

@@ -26,8 +26,10 @@ from sana_native.training import trainer as trainer_file
 from sana_native.training.captions import Caption
 from sana_native.training.dataset import SetOptions, read_folder
 from sana_native.training.encode import LATENT, MASK, STATES, EncodedSample, EncodedSet, encode_set, save_part
-from sana_native.training.families import PIXART, PRESETS, family_of
-from sana_native.training.network import Prediction, copy_for_training, training_mode
+from sana_native.training.families import PIXART, family_of
+from sana_native.training.family import PRESETS
+from sana_native.training.network import copy_for_training, training_mode
+from sana_native.training.prediction import Prediction
 from sana_native.training.preview import Preview
 from sana_native.training.state import save_whole
 from sana_native.training.trainer import Trainer, train
@@ -88,6 +90,10 @@ def loss_inputs(width: int):
     return x0, torch.randn(3, 6, width, generator=generator), torch.ones(3, 6), noise
 
 
+def predict_of(patcher) -> Prediction:
+    return Prediction(patcher, family_of(patcher.model))
+
+
 def mean_squared(predicted, target):
     return (predicted.float() - target.float()).square().flatten(1).mean(dim=1)
 
@@ -96,7 +102,7 @@ def mean_squared(predicted, target):
 @torch.no_grad()
 def test_pixarts_loss_is_that_of_the_noise_as_diffusers_scheduler_adds_it(models, name):
     model, width = models(name)
-    predict = Prediction(model)
+    predict = predict_of(model)
     x0, states, mask, noise = loss_inputs(width)
     timesteps = torch.tensor([3, 347, 990])
     loss = predict.loss(x0, states, mask, predict.sampling.sigmas[timesteps], noise)
@@ -118,7 +124,7 @@ def test_luminas_loss_is_its_authors_who_count_from_noise_to_image(models):
     x0, states, mask, noise = loss_inputs(width)
     time = 0.4
     sigma = torch.full((3,), 1 - time)
-    loss = Prediction(model).loss(x0, states, mask, sigma, noise)
+    loss = predict_of(model).loss(x0, states, mask, sigma, noise)
     between = time * x0 + (1 - time) * noise
     network = model.model.diffusion_model
     velocity = -network(between, sigma, states, mask)  # the authors' direction
@@ -158,7 +164,7 @@ def prediction_of(patcher, width: int) -> torch.Tensor:
     comfy.model_management.load_models_gpu([patcher])
     x0, states, mask, noise = loss_inputs(width)
     with torch.inference_mode():
-        return Prediction(patcher)(x0 + noise, torch.full((3,), 0.7), states, mask)
+        return predict_of(patcher)(x0 + noise, torch.full((3,), 0.7), states, mask)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +216,7 @@ def test_a_pixart_lora_acts_on_diffusers_network_through_peft(models, data, file
     peft.set_peft_model_state_dict(changed, tensors)
     x0, states, mask, noise = loss_inputs(width)
     ours = load_lora(model, files.result, 1.0)
-    predict, sigma = Prediction(ours), torch.full((3,), 0.7)
+    predict, sigma = predict_of(ours), torch.full((3,), 0.7)
     noisy = predict.sampling.calculate_input(sigma, x0 + noise)
     timesteps, sizes = predict.sampling.timestep(sigma), {"resolution": None, "aspect_ratio": None}
     with torch.no_grad():

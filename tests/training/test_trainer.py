@@ -26,7 +26,7 @@ from sana_native.tests.support import workbench as bench
 from sana_native.tests.training.conftest import SETTINGS, SIDE
 from sana_native.training import trainer as trainer_file
 from sana_native.training.captions import Caption, batch_captions
-from sana_native.training.families import PRESETS
+from sana_native.training.family import PRESETS
 from sana_native.training.seeds import generator_of
 from sana_native.training.network import training_mode
 from sana_native.training.preview import Preview
