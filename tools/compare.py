@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .comfy_server import ComfyServer, ServerError
+from .comfy_server import ComfyServer, ServerEnded, ServerError
 from .command_line import run_command, say
 from .compare_plan import (
     LATENT_NODE,
@@ -55,13 +55,15 @@ TIMED = ("Sampler", "Decode")  # in the class of a node whose seconds count: loa
 PATHS = ("workflow", "prompts", "clip", "models", "out", "base")  # among the arguments
 EQUAL = 100.0  # dB that stand for equal pictures in a mean, whose own are infinite
 SHOWN = 256  # px of a picture in the grid
+ERROR_LINES = 4  # below a cell
 
 
 @dataclass
 class Drawn:
     """A cell's pictures, one a subject, the seconds of each, and what was found of them.
 
-    latents: what was decoded into the pictures, (C, H, W) each; none for a graph without a decoding node.
+    latents: what was decoded into the pictures, (C, H, W) each; none for a graph without a decoding node. error: why
+    the cell has no pictures.
     """
 
     x: str
@@ -70,6 +72,7 @@ class Drawn:
     seconds: list[float] = field(default_factory=list)
     numbers: dict = field(default_factory=dict)
     latents: list[Tensor] = field(default_factory=list)
+    error: str = ""
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -103,16 +106,28 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def draw(
     server: ComfyServer, prompts: list[list[dict]], x: Axis, y: Axis | None, subjects: list[Subject]
 ) -> list[list[Drawn]]:
-    """Every cell's pictures, rows of Y and columns of X. prompts: of `plan_cells`."""
+    """Every cell's pictures, rows of Y and columns of X; a cell that fails has none. prompts: of `plan_cells`."""
     rows = []
     for j, row in enumerate(prompts):
         rows.append([])
         for i, prompt in enumerate(row):
             cell = Drawn(x.names[i], y.names[j] if y else "")
-            draw_cell(server, prompt, subjects, cell)
-            say(f"{cell.x} {cell.y}: {statistics.median(cell.seconds):.2f} s a picture")
+            try:
+                draw_cell(server, prompt, subjects, cell)
+                told = f"{statistics.median(cell.seconds):.2f} s a picture"
+            except ServerError as error:
+                cell = Drawn(cell.x, cell.y, error=str(error).splitlines()[0])
+                told = f"failed: {cell.error}"
+                if isinstance(error, ServerEnded):
+                    server.stop()
+                    server.start()
+            say(f"{cell.x} {cell.y}: {told}")
             rows[-1].append(cell)
     return rows
+
+
+def cells_of(rows: list[list[Drawn]]) -> list[Drawn]:
+    return [cell for row in rows for cell in row]
 
 
 def draw_cell(server: ComfyServer, prompt: dict, subjects: list[Subject], cell: Drawn) -> None:
@@ -148,10 +163,12 @@ def judge(rows: list[list[Drawn]], best: tuple[int, int], subjects: list[Subject
     reference = rows[best[0]][best[1]]
     others = [as_tensor(picture) for picture in reference.pictures]
     scorers = [scorer for scorer in (demo_scorer(subjects), clip_scorer(clip, subjects)) if scorer]
-    for cell in (cell for row in rows for cell in row):
+    for cell in cells_of(rows):
+        if cell.error:
+            continue
         tensors = [as_tensor(picture) for picture in cell.pictures]
         cell.numbers["seconds"] = statistics.median(cell.seconds)
-        if cell is not reference and tensors[0].shape == others[0].shape:
+        if cell is not reference and others and tensors[0].shape == others[0].shape:
             found = [difference_of(a, b) for a, b in zip(tensors, others, strict=True)]
             cell.numbers["equal"] = all(one.largest == 0 for one in found)
             cell.numbers["psnr"] = asdict(mean_of([min(one.psnr, EQUAL) for one in found]))
@@ -208,6 +225,8 @@ def clip_scorer(clip: str, subjects: list[Subject]):
 
 def lines_of(cell: Drawn) -> list[str]:
     """What stands under a cell; last what the best cell has not, so that equal lines are level."""
+    if cell.error:
+        return ["failed:", *error_lines(cell.error)]
     found = cell.numbers
     lines = [f"{found['seconds']:.2f} s"]
     if "right" in found:
@@ -222,6 +241,13 @@ def lines_of(cell: Drawn) -> list[str]:
     return lines
 
 
+def error_lines(error: str) -> list[str]:
+    """As much of an error as the cell has room for; the table has it whole."""
+    from sana_native.evaluation.grid import SIZE_OF_TEXT, font_of, wrapped
+
+    return wrapped(error, SHOWN, font_of(SIZE_OF_TEXT))[:ERROR_LINES]
+
+
 def interval(found: dict, form: str) -> str:
     return "" if found["low"] is None else f" ({found['low']:{form}} to {found['high']:{form}})"
 
@@ -230,7 +256,10 @@ def picture_of(rows: list[list[Drawn]], best: tuple[int, int], title: str, notes
     from sana_native.evaluation.grid import Cell, draw_grid
 
     cells = [
-        [Cell(cell.pictures[0], tuple(lines_of(cell)), (j, i) == best) for i, cell in enumerate(row)]
+        [
+            Cell(None if cell.error else cell.pictures[0], tuple(lines_of(cell)), (j, i) == best)
+            for i, cell in enumerate(row)
+        ]
         for j, row in enumerate(rows)
     ]
     names = [row[0].y for row in rows] if rows[0][0].y else []
@@ -240,22 +269,23 @@ def picture_of(rows: list[list[Drawn]], best: tuple[int, int], title: str, notes
 def table_of(rows: list[list[Drawn]], best: tuple[int, int]) -> str:
     """The cells as a Markdown table, each number with its 95 % interval; - for what cells of other sizes have not."""
     reference = rows[best[0]][best[1]]
-    cells = [cell for row in rows for cell in row]
+    cells = cells_of(rows)
     forms = {"psnr": ".1f", "ssim": ".4f", "latent": ".3f", "right": ".0%", "clip": ".2f"}
     heads = {"psnr": "PSNR, dB", "ssim": "SSIM", "latent": "latent distance", "right": "right", "clip": "CLIP score"}
     columns = [name for name in heads if any(name in cell.numbers for cell in cells)]
     lines = ["| " + " | ".join(["X", "Y", "s a picture", *(heads[name] for name in columns), "N"]) + " |"]
     lines.append("|" + "---|" * (len(columns) + 4))
     for cell in cells:
-        told = [cell.x, cell.y or "-", f"{cell.numbers['seconds']:.2f}"]
+        told = [cell.x, cell.y or "-", f"failed: {cell.error}" if cell.error else f"{cell.numbers['seconds']:.2f}"]
         for name in columns:
-            found, none = cell.numbers.get(name), "the reference" if cell is reference else "-"
+            found, none = cell.numbers.get(name), "the reference" if cell is reference and not cell.error else "-"
             told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else none)
         lines.append("| " + " | ".join([*told, str(len(cell.pictures))]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def compare(given: argparse.Namespace) -> None:
+def compare(given: argparse.Namespace) -> int:
+    """Writes the comparison and returns how many cells failed. Raises: ServerError where all did."""
     from sana_native.scale.graph import api_of
 
     demo = given.workflow == "demo"
@@ -275,20 +305,31 @@ def compare(given: argparse.Namespace) -> None:
         graph = api_of(workflow, info)
         prompts = plan_cells(demo_graph(graph) if demo else graph, x, y, info)
         rows = draw(server, prompts, x, y, subjects)
+    failed = [cell for cell in cells_of(rows) if cell.error]
+    if len(failed) == len(cells_of(rows)):
+        raise ServerError(failed[0].error)
     judge(rows, best, subjects, given.clip)
     reference = rows[best[0]][best[1]]
     title = f"{'SANA demo model' if demo else Path(given.workflow).stem}: {subjects_text(subjects)}"
     notes = [
         f'Shown: "{subjects[0].prompt}", seed {subjects[0].seed}. Seconds: sampling and decoding, median.',
-        f"Framed: {reference.x} {reference.y}, the reference of dB, SSIM and latent distance."
+        f"Framed: {reference.x} {reference.y}, the reference of dB, SSIM and latent distance"
+        + (", which failed: no cell has these." if reference.error else ".")
         + (" In brackets: 95 % intervals." if len(subjects) >= 10 else " Too few pictures for intervals."),
     ]
     picture_of(rows, best, title, notes).save(out)
-    cells = [{"x": cell.x, "y": cell.y} | cell.numbers | {"count": len(cell.pictures)} for row in rows for cell in row]
+    cells = [
+        {"x": cell.x, "y": cell.y}
+        | cell.numbers
+        | {"count": len(cell.pictures)}
+        | ({"error": cell.error} if cell.error else {})
+        for cell in cells_of(rows)
+    ]
     told = {"x": given.x, "y": given.y, "best": [reference.x, reference.y], "cells": cells}
     out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(table_of(rows, best), encoding="utf-8")
     say(f"{table_of(rows, best)}\n{out}, with the numbers in {out.stem}.json and {out.stem}.md")
+    return len(failed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -297,11 +338,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given = read_arguments(arguments)
         prepare_imports()
-        compare(given)
+        failed = compare(given)
     except (PlanError, ServerError, WorkflowError, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return 0
+    if failed:
+        sys.stderr.write(f"{failed} cell{'s' if failed > 1 else ''} failed; the table says why.\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Comparisons: axes are read and put into graphs, cells are measured, and the grid shows what was found."""
 
+import io
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sana_native.tools import compare
+from sana_native.tools.comfy_server import NodeFailed, Result, ServerEnded
 from sana_native.tools.compare import Drawn, judge, lines_of, picture_of, read_arguments, table_of
 from sana_native.tools.compare_plan import (
     LATENT_NODE,
@@ -279,6 +281,52 @@ def test_a_cell_of_another_size_is_not_called_the_reference():
         ["-", "-", "-"],
         ["100.0", "1.0000", "0.000"],
     ]
+
+
+class FailingServer:
+    """Fails in the runs with these numbers of steps: at 4 it ends, and runs again when it is started."""
+
+    def __init__(self, *failing: int):
+        self.failing, self.calls = failing, []
+
+    def run(self, prompt: dict) -> Result:
+        steps = prompt["2"]["inputs"]["steps"]
+        self.calls.append(steps)
+        if steps in self.failing:
+            raise ServerEnded("ComfyUI ended.\nits log") if steps == 4 else NodeFailed("KSampler", "out of memory")
+        return Result("id", {"7": {"images": [{}]}}, {"2": 0.5})
+
+    def fetch_image(self, _: dict) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), "red").save(file, "png")
+        return file.getvalue()
+
+    def stop(self):
+        self.calls.append("stop")
+
+    def start(self):
+        self.calls.append("start")
+
+
+@pytest.mark.parametrize("best", [(0, 0), (0, 2)])
+def test_a_cell_that_fails_says_why_and_loses_no_other_one(graph, capsys, best):
+    x = read_axis("KSampler.steps=2,4,8")
+    server, subjects = FailingServer(4, 8), [Subject("a", 1)]
+    rows = compare.draw(server, plan_cells(graph, x, None, {}), x, None, subjects)
+    assert server.calls == [2, 2, 4, "stop", "start", 8]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "steps 4 : failed: ComfyUI ended.",
+        "steps 8 : failed: KSampler failed: out of memory",
+    ]
+    judge(rows, best, subjects, "")
+    table = table_of(rows, best).splitlines()
+    assert table[2:] == [
+        "| steps 2 | - | 0.50 | 1 |",
+        "| steps 4 | - | failed: ComfyUI ended. | 0 |",
+        "| steps 8 | - | failed: KSampler failed: out of memory | 0 |",
+    ]
+    assert lines_of(rows[0][2]) == ["failed:", "KSampler failed: out of memory"]
+    assert picture_of(rows, best, "", []).width > 3 * compare.SHOWN
 
 
 @pytest.mark.parametrize(
