@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sana_native.models.dc_ae.inplace import CudaAutoencoderDC
-from sana_native.models.runtime import cuda_graph
 from sana_native.models.sana.cuda import CudaSana
-from sana_native.tests.support.fake_cuda_graph import FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import record_on_the_cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("gpu", "gpu_clock", "gpu_parts", "gpu_pictures", "gpu_report", "gpu_stages", "networks")
@@ -275,7 +274,7 @@ def test_the_option_of_the_loaders_has_a_row_that_a_cpu_skips(benchmarks, report
 def test_the_row_of_the_option_is_measured_on_what_it_captured(benchmarks, report, monkeypatch, stage, half):
     """On a stand-in of a card."""
     stages, networks = benchmarks.gpu_stages, benchmarks.networks
-    monkeypatch.setattr(cuda_graph, "CudaRecorder", FakeRecorder)
+    record_on_the_cpu(monkeypatch)
     monkeypatch.setattr("sana_native.models.sana.loader.choose_network", lambda _: (CudaSana, 1.0))
     monkeypatch.setattr("sana_native.models.dc_ae.inplace.choose_network", lambda _: CudaAutoencoderDC)
     monkeypatch.setattr(report, "device", "cuda")

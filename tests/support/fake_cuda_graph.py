@@ -1,5 +1,9 @@
 """A stand-in of a GPU for CUDA graphs: a replay computes again from the buffers of its capture, to the same tensor."""
 
+import weakref
+
+from sana_native.models.runtime import cuda_graph
+
 POOL = 1000  # bytes that a capture takes of the stand-in
 
 
@@ -30,3 +34,9 @@ class FakeRecorder:
 
     def release(self):
         self.released += 1
+
+
+def record_on_the_cpu(monkeypatch) -> None:
+    """Graphs are recorded by a stand-in, and those of other tests, which may not be collected yet, do not count."""
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", FakeRecorder)
+    monkeypatch.setattr(cuda_graph, "CACHES", weakref.WeakSet())

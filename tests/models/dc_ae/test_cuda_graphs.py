@@ -8,16 +8,15 @@ from sana_native.models.dc_ae import loader
 from sana_native.models.dc_ae.inplace import CudaAutoencoderDC, InplaceAutoencoderDC
 from sana_native.models.dc_ae.loader import load_dc_ae
 from sana_native.models.dc_ae.vae import decoding
-from sana_native.models.runtime import cuda_graph
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.fake_cuda_graph import POOL, FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import POOL, FakeRecorder, record_on_the_cpu
 
 
 @pytest.fixture
 def on_a_card(monkeypatch):
     """DC-AE's network for a CUDA device, on the CPU."""
     monkeypatch.setattr(loader, "choose_network", lambda _: CudaAutoencoderDC)
-    monkeypatch.setattr(cuda_graph, "CudaRecorder", FakeRecorder)
+    record_on_the_cpu(monkeypatch)
 
 
 def loaded(cuda_graphs: bool = True):

@@ -1,6 +1,6 @@
 """Passes replayed as CUDA graphs: what is captured, what runs as usual, and when a graph is no longer valid.
 
-A recorder stands for the GPU (`tests/support/graphs.py`).
+A recorder stands for the GPU (`tests/support/fake_cuda_graph.py`).
 """
 
 import copy
@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import LowVramPatch, ModelPatcher
 from sana_native.models.runtime import cuda_graph
 from sana_native.models.runtime.cuda_graph import MOST, GraphCache, held_memory, release_graphs, use_graphs
-from sana_native.tests.support.fake_cuda_graph import POOL, FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import POOL, FakeRecorder, record_on_the_cpu
 
 
 class Network(torch.nn.Module):
@@ -48,7 +48,8 @@ def network(recorder) -> Network:
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_run():
+def _as_in_a_run(monkeypatch):
+    record_on_the_cpu(monkeypatch)
     with torch.inference_mode():
         yield
 
@@ -302,13 +303,13 @@ def test_a_copied_network_has_graphs_of_its_own(network, recorder):
 
 
 def test_the_memory_of_all_graphs_is_told_until_they_are_dropped(network, recorder):
-    device, before = torch.device("cpu"), held_memory(torch.device("cpu"))
+    device = torch.device("cpu")
     for rows in (2, 3):
         for _ in range(3):
             check(network, torch.randn(rows, 4))
-    assert held_memory(device) == before + 2 * POOL
+    assert held_memory(device) == 2 * POOL
     network.graphs.clear()
-    assert held_memory(device) == before and recorder.released == 1
+    assert held_memory(device) == 0 and recorder.released == 1
 
 
 def patcher_of(network: Network, monkeypatch) -> ModelPatcher:

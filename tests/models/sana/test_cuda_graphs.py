@@ -12,7 +12,7 @@ from sana_native.models.sana.cpu import CpuSana
 from sana_native.models.sana.cuda import CudaSana
 from sana_native.tests.support import tiny
 from sana_native.tests.support import workbench as bench
-from sana_native.tests.support.fake_cuda_graph import FakeRecorder
+from sana_native.tests.support.fake_cuda_graph import FakeRecorder, record_on_the_cpu
 
 STEPS = 4
 LAYER = "diffusion_model.transformer_blocks.0.attn1.to_v.weight"
@@ -22,7 +22,7 @@ LAYER = "diffusion_model.transformer_blocks.0.attn1.to_v.weight"
 def on_a_card(monkeypatch):
     """SANA's network for a CUDA device, on the CPU."""
     monkeypatch.setattr(loader, "choose_network", lambda _: (CudaSana, 1.0))
-    monkeypatch.setattr(cuda_graph, "CudaRecorder", FakeRecorder)
+    record_on_the_cpu(monkeypatch)
 
 
 def loaded(family: str = "sana", cuda_graphs: bool = True):
