@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     state = PartialState(cpu=args.cpu)  # before the host asks for its device
     logging.getLogger().setLevel(logging.ERROR)  # the host's own messages on kernels and devices
+    logging.getLogger("sana_native").setLevel(logging.WARNING)
     try:
         return train_run(given)
     except (ValueError, OSError) as error:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .buckets import Size
 from .captions import Caption, batch_captions
+from .prediction import Prediction
 from .seeds import generator_of
 
 NOISE = 3  # place of the noises among the generators of a run
@@ -26,11 +26,8 @@ class Preview:
 
 
 @torch.no_grad()
-def generate(predict: Any, preview: Preview, seed: int) -> Tensor:
-    """Raw latents (B, C, H, W) of the prompts, by Euler steps on the family's own noise levels.
-
-    predict: the model, `network.Prediction`.
-    """
+def generate(predict: Prediction, preview: Preview, seed: int) -> Tensor:
+    """Raw latents (B, C, H, W) of the prompts, by Euler steps on the family's own noise levels."""
     count, channels = len(preview.prompts), predict.network.in_channels
     noise = torch.randn(count, channels, *preview.size, generator=generator_of(seed, NOISE))
     sigmas = predict.family.grid(predict.sampling, preview.steps)

@@ -18,11 +18,15 @@ FIXED = 5  # place of the fixed noises among the random numbers of a run
 
 
 class SetLoss:
-    """predict: the model. null: the empty prompt's states, for captions that are left out."""
+    """predict: the model. null: the empty prompt's states, for captions that are left out.
 
-    def __init__(self, predict: Prediction, null: Caption, settings: Settings):
+    first: a sample that is kept in memory, to tell whether the loss is finite when no file can be read any more.
+    """
+
+    def __init__(self, predict: Prediction, null: Caption, settings: Settings, first: EncodedSample):
         self.predict, self.null, self.settings = predict, null, settings
         self.family = predict.family
+        self.kept = first.latent(), first.caption()
 
     @property
     def time_sampling(self) -> str:
@@ -42,11 +46,12 @@ class SetLoss:
         )
         sigma = self.family.levels(self.predict.sampling, generator, len(samples), self.time_sampling)
         noise = torch.randn(len(samples), *samples[0].latent().shape, generator=generator)
-        return self.of([samples[i] for i in own], [captions[i] for i in own], sigma[own], noise[own])
+        latents = [samples[i].latent() for i in own]
+        return self.of(latents, [captions[i] for i in own], sigma[own], noise[own])
 
-    def of(self, samples: Sequence[EncodedSample], captions: Sequence[Caption], sigma: Tensor, noise: Tensor) -> Tensor:
-        """Losses (B,). sigma (B,), noise (B, C, H, W) as the latents."""
-        x0 = self.predict.scaled(torch.stack([sample.latent() for sample in samples]))
+    def of(self, latents: Sequence[Tensor], captions: Sequence[Caption], sigma: Tensor, noise: Tensor) -> Tensor:
+        """Losses (B,). latents: raw, (C, H, W) each. sigma (B,), noise (B, C, H, W)."""
+        x0 = self.predict.scaled(torch.stack(list(latents)))
         inputs = (x0, *batch_captions(captions), sigma, noise)
         return self.predict.loss(*(part.to(self.predict.device) for part in inputs))
 
@@ -55,17 +60,20 @@ class SetLoss:
         """Mean loss of samples at each of FIXED_LEVELS, with the same noises each time."""
         row = []
         for place, level in enumerate(FIXED_LEVELS):
-            losses = [self.at_level(one, level, generator_of(0, FIXED, place, i)) for i, one in enumerate(samples)]
+            losses = [
+                self.at_level(one.latent(), one.caption(), level, generator_of(0, FIXED, place, i))
+                for i, one in enumerate(samples)
+            ]
             row.append(float(torch.cat(losses).mean()))
         return row
 
     @torch.no_grad()
-    def is_finite(self, sample: EncodedSample) -> bool:
-        """Whether the loss of a sample with the weights of now is: a step that was not has left them as they were."""
+    def is_finite(self) -> bool:
+        """Whether the loss with the weights of now is: a step that was not has left them as they were."""
         level = FIXED_LEVELS[len(FIXED_LEVELS) // 2]
-        return math.isfinite(float(self.at_level(sample, level, generator_of(0, FIXED))))
+        return math.isfinite(float(self.at_level(*self.kept, level, generator_of(0, FIXED))))
 
-    def at_level(self, sample: EncodedSample, level: float, generator: torch.Generator) -> Tensor:
+    def at_level(self, latent: Tensor, caption: Caption, level: float, generator: torch.Generator) -> Tensor:
         sigma = torch.tensor([self.family.level(self.predict.sampling, level)])
-        noise = torch.randn(1, *sample.latent().shape, generator=generator)
-        return self.of([sample], [sample.caption()], sigma, noise)
+        noise = torch.randn(1, *latent.shape, generator=generator)
+        return self.of([latent], [caption], sigma, noise)

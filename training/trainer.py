@@ -96,7 +96,7 @@ class Trainer:
         self.patcher = copy_for_training(patcher)  # last, as it reads the whole file again
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         self.predict = Prediction(self.patcher, family_of(patcher.model), settings.checkpointing)
-        self.family, self.losses = self.predict.family, SetLoss(self.predict, null, settings)
+        self.family, self.losses = self.predict.family, SetLoss(self.predict, null, settings, self.samples[0])
         self.origin = origin_of(settings, self.predict.network, data)
         self.trained = what_is_trained(self.patcher, self.predict, settings)
         self.parameters = self.trained.parameters()
@@ -140,10 +140,11 @@ class Trainer:
                 self.run_steps(tell, preview)
             except comfy.model_management.InterruptProcessingException:
                 finished = False
+                self.reload()
             except Exception:
                 self.rescue()
                 raise
-            if not self.losses.is_finite(self.samples[0]):
+            if not self.losses.is_finite():
                 raise ValueError(f"The loss is not finite after step {self.record.step}: {self.way_back()}.")
         self.save()
         self.log("The training is finished" if finished else "The training was stopped")
@@ -158,8 +159,8 @@ class Trainer:
         if self.processes.count > 1 or not new:
             return
         try:
-            self.reload()  # what was decoded may lie in the model's place
-            if self.losses.is_finite(self.samples[0]):
+            self.reload()
+            if self.losses.is_finite():
                 self.save()
         except (RuntimeError, OSError, ValueError, MemoryError) as error:  # the first fault is what the user must read
             logger.warning("SANA: the steps since the last save could not be saved: %s", error)
@@ -179,7 +180,7 @@ class Trainer:
             saved = settings.save_every and step % settings.save_every == 0 and step < settings.steps
             if due or saved:
                 self.measure_fixed()
-            if saved and self.losses.is_finite(self.samples[0]):
+            if saved and self.losses.is_finite():
                 self.save()
                 self.write(self.files.result_at(step))
             sample = self.sample(preview) if preview and (due or step == settings.steps) else None
@@ -280,7 +281,7 @@ class Trainer:
         return generate(self.predict, preview, self.settings.seed)
 
     def reload(self) -> None:
-        """Brings the model back onto the device after other models were there."""
+        """Brings the model back onto the device, where a decode may have taken its place."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
 
     def results(self) -> dict[str, dict[str, Tensor]]:

@@ -306,6 +306,34 @@ def test_a_fault_of_another_part_loses_no_step(run, files, fault):
     assert equal(learned, run(steps=3)[0])
 
 
+def test_a_cached_part_that_is_gone_loses_no_step(run, encoded, files, tmp_path):
+    """Of the first picture, by which a save is checked too."""
+    part = Path(encoded.samples[0].latent_path)
+
+    def take_away(_, report) -> None:
+        if report.step == 3:
+            part.rename(tmp_path / part.name)
+
+    try:
+        with pytest.raises(OSError, match=part.name):
+            run(steps=9, tell=take_away)
+    finally:
+        (tmp_path / part.name).rename(part)
+    assert 3 <= load_state(files.state)[1]["step"] < 9 and Path(files.result).is_file()
+
+
+def test_a_run_stopped_while_a_sample_is_decoded_has_its_model_back_before_it_saves(run, files, monkeypatch):
+    reload, back = Trainer.reload, []
+    monkeypatch.setattr(Trainer, "reload", lambda self: (back.append(self.saved), reload(self)))
+
+    def stop(_, report) -> None:
+        if report.step == 2:
+            raise comfy.model_management.InterruptProcessingException
+
+    run(steps=4, tell=stop)
+    assert back == [None] and load_state(files.state)[1]["step"] == 2
+
+
 def test_a_fault_in_the_middle_of_a_step_leaves_the_save_before(run, files, monkeypatch):
     step = torch.optim.AdamW.step
 
