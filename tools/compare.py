@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aiohttp
 import numpy as np
 from PIL import Image
 
-from .comfy_server import ComfyServer, ServerEnded, ServerError
+from .comfy_server import ComfyServer, NodeFailed, PromptRefused, ServerError
 from .command_line import run_command, say
 from .compare_plan import (
     LATENT_NODE,
@@ -113,17 +114,24 @@ def draw(
         for i, prompt in enumerate(row):
             cell = Drawn(x.names[i], y.names[j] if y else "")
             try:
+                if server.pid is None:
+                    server.start()
                 draw_cell(server, prompt, subjects, cell)
                 told = f"{statistics.median(cell.seconds):.2f} s a picture"
-            except ServerError as error:
-                cell = Drawn(cell.x, cell.y, error=str(error).splitlines()[0])
+            except (ServerError, aiohttp.ClientError, OSError) as error:
+                cell = Drawn(cell.x, cell.y, error=reason_of(error))
                 told = f"failed: {cell.error}"
-                if isinstance(error, ServerEnded):
-                    server.stop()
-                    server.start()
+                if not isinstance(error, NodeFailed | PromptRefused):
+                    server.stop()  # it has ended, or is about to; the next cell starts it
             say(f"{cell.x} {cell.y}: {told}")
             rows[-1].append(cell)
     return rows
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line; where a log's end follows, with the last line of that."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def cells_of(rows: list[list[Drawn]]) -> list[Drawn]:
@@ -276,7 +284,8 @@ def table_of(rows: list[list[Drawn]], best: tuple[int, int]) -> str:
     lines = ["| " + " | ".join(["X", "Y", "s a picture", *(heads[name] for name in columns), "N"]) + " |"]
     lines.append("|" + "---|" * (len(columns) + 4))
     for cell in cells:
-        told = [cell.x, cell.y or "-", f"failed: {cell.error}" if cell.error else f"{cell.numbers['seconds']:.2f}"]
+        failed = "failed: " + cell.error.replace("|", r"\|")
+        told = [cell.x, cell.y or "-", failed if cell.error else f"{cell.numbers['seconds']:.2f}"]
         for name in columns:
             found, none = cell.numbers.get(name), "the reference" if cell is reference and not cell.error else "-"
             told.append(f"{found['value']:{forms[name]}}{interval(found, forms[name])}" if found else none)

@@ -1,5 +1,6 @@
 """Comparisons: axes are read and put into graphs, cells are measured, and the grid shows what was found."""
 
+import contextlib
 import io
 import json
 import re
@@ -7,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 import torch
 from PIL import Image
 from sana_native.tools import compare
-from sana_native.tools.comfy_server import NodeFailed, Result, ServerEnded
+from sana_native.tools.comfy_server import NodeFailed, Result, ServerEnded, ServerError
 from sana_native.tools.compare import Drawn, judge, lines_of, picture_of, read_arguments, table_of
 from sana_native.tools.compare_plan import (
     LATENT_NODE,
@@ -284,16 +286,20 @@ def test_a_cell_of_another_size_is_not_called_the_reference():
 
 
 class FailingServer:
-    """Fails in the runs with these numbers of steps: at 4 it ends, and runs again when it is started."""
+    """Takes 2 steps; fails at the second picture with 4, where it ends, and with 8. It does not start a third time."""
 
-    def __init__(self, *failing: int):
-        self.failing, self.calls = failing, []
+    def __init__(self):
+        self.pid, self.calls, self.starts = 1, [], 0
 
     def run(self, prompt: dict) -> Result:
         steps = prompt["2"]["inputs"]["steps"]
         self.calls.append(steps)
-        if steps in self.failing:
-            raise ServerEnded("ComfyUI ended.\nits log") if steps == 4 else NodeFailed("KSampler", "out of memory")
+        if self.calls.count(steps) > 2 and steps == 4:
+            raise ServerEnded("The server ended during the prompt; its log ends with:\nloaded\nKilled\n")
+        if self.calls.count(steps) > 2 and steps == 8:
+            raise NodeFailed("KSampler", "expected int | None")
+        if steps == 16:
+            raise aiohttp.ServerDisconnectedError
         return Result("id", {"7": {"images": [{}]}}, {"2": 0.5})
 
     def fetch_image(self, _: dict) -> bytes:
@@ -303,30 +309,68 @@ class FailingServer:
 
     def stop(self):
         self.calls.append("stop")
+        self.pid = None
 
     def start(self):
         self.calls.append("start")
+        self.starts += 1
+        if self.starts > 1:
+            raise ServerError("ComfyUI gave no answer in 180 s; its log ends with:\nloading")
+        self.pid = 2
 
 
 @pytest.mark.parametrize("best", [(0, 0), (0, 2)])
 def test_a_cell_that_fails_says_why_and_loses_no_other_one(graph, capsys, best):
-    x = read_axis("KSampler.steps=2,4,8")
-    server, subjects = FailingServer(4, 8), [Subject("a", 1)]
+    x = read_axis("KSampler.steps=2,4,8,16,20")
+    server, subjects = FailingServer(), [Subject("a", 1), Subject("b", 1)]
     rows = compare.draw(server, plan_cells(graph, x, None, {}), x, None, subjects)
-    assert server.calls == [2, 2, 4, "stop", "start", 8]
+    assert server.calls == [2, 2, 2, 4, 4, 4, "stop", "start", 8, 8, 8, 16, "stop", "start", "stop"]
+    reasons = [
+        "The server ended during the prompt; its log ends with: Killed",
+        "KSampler failed: expected int | None",
+        "Server disconnected",
+        "ComfyUI gave no answer in 180 s; its log ends with: loading",
+    ]
+    assert [cell.error for cell in rows[0]] == ["", *reasons]
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "steps 4 : failed: ComfyUI ended.",
-        "steps 8 : failed: KSampler failed: out of memory",
+        f"steps {steps} : failed: {reason}" for steps, reason in zip((4, 8, 16, 20), reasons, strict=True)
     ]
     judge(rows, best, subjects, "")
     table = table_of(rows, best).splitlines()
-    assert table[2:] == [
-        "| steps 2 | - | 0.50 | 1 |",
-        "| steps 4 | - | failed: ComfyUI ended. | 0 |",
-        "| steps 8 | - | failed: KSampler failed: out of memory | 0 |",
-    ]
-    assert lines_of(rows[0][2]) == ["failed:", "KSampler failed: out of memory"]
-    assert picture_of(rows, best, "", []).width > 3 * compare.SHOWN
+    assert table[2:4] == ["| steps 2 | - | 0.50 | 2 |", f"| steps 4 | - | failed: {reasons[0]} | 0 |"]
+    assert table[4] == r"| steps 8 | - | failed: KSampler failed: expected int \| None | 0 |"
+    assert lines_of(rows[0][2]) == ["failed:", "KSampler failed: expected int | None"]
+    assert picture_of(rows, best, "", []).width > 5 * compare.SHOWN
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, graph):
+    """Compares a graph along an axis with a server that fails, and returns how many cells did."""
+    nodes = {key: graph[key] for key in ("1", "2")} | {"7": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}}}
+    (tmp_path / "w.json").write_text(json.dumps(nodes))
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    server = FailingServer()
+    server.object_info = dict
+    monkeypatch.setattr(compare, "ComfyServer", lambda *_: contextlib.nullcontext(server))
+    monkeypatch.setattr(compare, "prepare_base", lambda base: base)
+    told = {"--workflow": tmp_path / "w.json", "--prompts": tmp_path / "p.txt", "--out": tmp_path / "grid.png"}
+    given = [str(one) for pair in told.items() for one in pair]
+    return lambda axis: compare.compare(read_arguments(["--x", axis, *given]))
+
+
+def test_a_comparison_writes_what_there_is_and_counts_what_failed(command, tmp_path):
+    assert command("KSampler.steps=2,8") == 1
+    told = json.loads((tmp_path / "grid.json").read_text())
+    assert [(cell["count"], cell.get("error")) for cell in told["cells"]] == [
+        (2, None), (0, "KSampler failed: expected int | None"),
+    ]  # fmt: skip
+    assert (tmp_path / "grid.png").is_file() and (tmp_path / "grid.md").is_file()
+
+
+def test_a_comparison_of_which_every_cell_fails_writes_nothing(command, tmp_path):
+    with pytest.raises(ServerError, match="^Server disconnected$"):
+        command("KSampler.steps=16,16")
+    assert not (tmp_path / "grid.png").exists()
 
 
 @pytest.mark.parametrize(
