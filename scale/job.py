@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from .engine import Engine, HandOut, known_parts, shard_rows
 from .graph import Options, Template, is_api, read_workflow
@@ -197,7 +198,7 @@ def make_job(settings: Settings, workflow: dict, survey: Survey, store: Store, e
     own = join_job(store, parts, survey.total, settings.force_new_graph, settings.command(workflow))
     say(f"Job {own}: {counted(survey.total, 'row')}, {counted(engine.workers, 'worker')}, into {store.url}")
     options = (settings.options, store.address, settings.timeout, settings.retries, settings.retry_failed)
-    return Job(prompt, settings.assignments, *options, settings.verify), own
+    return Job(prompt, settings.assignments, *options, settings.verify, uuid4().hex[:8]), own
 
 
 def run_canary(engine: Engine, job: Job, row: Row, parts: list[int]) -> Outcome | None:
@@ -234,8 +235,6 @@ def run_rows(
         progress.add(first)
     size = shard_rows(survey.total, engine.workers)
     engine.run(job, HandOut(shards(settings.rows(), size), part_firsts(store)), progress, stop)
-    if not (progress.is_complete or stop.is_set() or earlier is None):
-        progress.correct(settled_rows(store, survey.total, retry_failed=False))  # all rows have a record now
     progress.close(engine.workers)
     say(progress.line())
     if progress.too_many:

@@ -32,7 +32,7 @@ class Record:
 
     name: of its pictures, without a number and an ending. id: as the prompt file has it. node: that failed. files,
     bytes, sha256, width and height (px) go together. batch: rows of the run. batch_index: place in it. node_seconds: of
-    the whole run.
+    the whole run. job_run: of the command that wrote it, so that a lost shard's rows are told from earlier ones.
     """
 
     index: int
@@ -58,6 +58,7 @@ class Record:
     host: str = ""
     device: str = ""
     started: float = 0.0
+    job_run: str = ""
 
     def line(self) -> str:
         return json.dumps(vars(self), ensure_ascii=False)
@@ -119,6 +120,11 @@ class Part:
     def add(self, record: Record) -> None:
         self.records[record.index] = record
         self.unsaved += 1
+
+    def of_run(self, shard: Shard, run: str) -> list[Record]:
+        """Records of the shard's rows that a run of the command wrote; none for a run without a name."""
+        found = [self.records[row.index] for row in shard.rows if row.index in self.records]
+        return [record for record in found if run and record.job_run == run]
 
     def save(self) -> None:
         if self.unsaved:

@@ -48,8 +48,7 @@ def read_limit(text: str) -> int:
 class Progress:
     """Counts outcomes of all workers. stop: set when more than `limit` of the last rows failed.
 
-    earlier: status -> rows of earlier runs, which the lines count too; None where that is not known. is_complete: off
-    once a worker ended that may have recorded rows and told of none.
+    earlier: status -> rows of earlier runs, which the lines count too; None where that is not known.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Progress:
         self.files = self.bytes = 0
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         self.seconds: deque[float] = deque(maxlen=1000)
-        self.too_many, self.is_complete = False, True
+        self.too_many = False
         self.started = time.monotonic()
         self._lock = threading.Lock()
         self._line = self._metric = self.started
@@ -87,11 +86,6 @@ class Progress:
             if sum(self.recent) > self.limit:
                 self.too_many = True
                 self.stop.set()
-
-    def correct(self, recorded: Counter) -> None:
-        """Takes the counts of this run from what is recorded, status -> rows, where `earlier` is known."""
-        with self._lock:
-            self.counts = recorded - self.earlier
 
     def tick(self, workers: int) -> None:
         """Writes a line and a metric where it is time."""

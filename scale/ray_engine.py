@@ -22,7 +22,7 @@ from .progress import Outcome, Progress, say
 from .ray_metrics import RowMetrics
 from .rows import BadRow, Row
 from .store import open_store
-from .worker import HostSettings, Job, Worker, WorkerError
+from .worker import HostSettings, Job, Worker, WorkerError, is_open
 
 IN_FLIGHT = 2  # shards of an actor: one runs, the next is there already
 WAVE, WAVE_SECONDS = 50, 1.0  # actors that start at once, to spare the models' disk
@@ -51,15 +51,18 @@ class Actor:
         return record and self._count(record)
 
     def run_shard(self, job: Job, shard: Shard, known: list[int]) -> list[Outcome]:
-        """Outcomes of the rows that ran; counts alone travel, never pictures. Ends between rows when it is canceled."""
+        """Outcomes of the rows that ran, here or in an actor that ended; counts alone travel, never pictures.
+
+        Ends between rows when it is canceled.
+        """
         import ray
 
         canceled = ray.get_runtime_context().is_canceled
         if self.worker.job != job:
             self.worker.take_job(job)
         outcomes: list[Outcome] = []
-        self.worker.run_shard(shard, known, lambda record: outcomes.append(self._count(record)), canceled)
-        return outcomes
+        before = self.worker.run_shard(shard, known, lambda record: outcomes.append(self._count(record)), canceled)
+        return [*map(Outcome.of, before), *outcomes]
 
     def _count(self, record: Record) -> Outcome:
         outcome = Outcome.of(record)
@@ -264,7 +267,6 @@ class _Run:
     def _lose(self, number: int, shard: Shard, was_running: bool, reason: str) -> None:
         """Puts a shard back; one that ended several workers in halves, until the row is found that does."""
         self.last_error = reason
-        self.progress.is_complete = False
         for other in self.queues.pop(number, ()):
             self.hand_out.give_back(self.flying.pop(other)[1])
         shard.losses += was_running
@@ -278,13 +280,16 @@ class _Run:
             self._record_death(shard)
 
     def _record_death(self, shard: Shard) -> None:
-        """Records a row that ended its worker each time, unless it was done before that ended."""
+        """Records a row that ended its worker each time, unless it was recorded before that ended."""
         store, row = open_store(self.job.store), shard.rows[0]
         part = Part(store, shard, self.hand_out.known(shard) or part_firsts(store))
-        if row.index in part.records or isinstance(row, BadRow):
+        for record in part.of_run(shard, self.job.run):
+            self.progress.add(Outcome.of(record))
+        if isinstance(row, BadRow) or not is_open(row, part.records.get(row.index), self.job, store):
             return
         record = Record(row.index, row.name, row.place, KILLED, row.prompt, row.id, attempts=shard.losses)
         record.error, record.started = "The worker ended each time it ran this row.", time.time()
+        record.job_run = self.job.run
         record.seed = Template(self.job.prompt, self.job.assignments, self.job.options).seed_of(row)
         part.add(record)
         part.save()

@@ -33,7 +33,7 @@ from .graph import Options, Template, api_of
 from .manifest import DONE, FAILED, KILLED, REFUSED, SETTLED, TIMEOUT, UNREADABLE, Part, Record, Shard
 from .pictures import picture_name, picture_size
 from .rows import BadRow, Row
-from .store import StoreError, open_store
+from .store import Store, StoreError, open_store
 
 T = TypeVar("T")
 SAVE_ROWS, SAVE_SECONDS = 64, 30.0  # after which a shard's records are written
@@ -62,6 +62,7 @@ class Job:
     """What a worker has to know of a job beside its rows.
 
     timeout: seconds of a run. retries: deaths of a server. verify: whether a row is done only while its pictures exist.
+    run: a name of this run of the command, "" for none.
     """
 
     prompt: dict
@@ -72,6 +73,7 @@ class Job:
     retries: int = 2
     retry_failed: bool = False
     verify: bool = False
+    run: str = ""
 
 
 class WorkerError(RuntimeError):
@@ -80,6 +82,19 @@ class WorkerError(RuntimeError):
 
 class Ending(Exception):
     """The worker was told to end while a row ran; that row has no record."""
+
+
+def is_open(row: Row | BadRow, record: Record | None, job: Job, store: Store) -> bool:
+    """Whether a row is left to run. record: its own so far."""
+    if record is None:
+        return True
+    if job.run and record.job_run == job.run:
+        return False
+    if record.status == UNREADABLE:
+        return not isinstance(row, BadRow)
+    if record.status == DONE and job.verify:
+        return not all(store.exists(name) for name in record.files)
+    return record.status not in SETTLED and job.retry_failed
 
 
 class Worker:
@@ -159,27 +174,31 @@ class Worker:
         known: Sequence[int],
         on_record: Callable[[Record], None],
         stopping: Callable[[], bool] = lambda: False,
-    ) -> None:
+    ) -> list[Record]:
         """Runs the rows of a shard that have no settled record, and saves their records.
 
-        known: first indexes of parts that may hold records of its rows. stopping: asked between rows. Raises:
-        WorkerError.
+        known: first indexes of parts that may hold records of its rows. stopping: asked between rows. Returns what
+        another worker recorded of it in this run before that ended. Raises: WorkerError.
         """
         part = _persist(lambda: Part(self.store, shard, known))
-        open_rows = [row for row in shard.rows if self._is_open(row, part)]
+        before = part.of_run(shard, self.job.run)
+        open_rows = [row for row in shard.rows if is_open(row, part.records.get(row.index), self.job, self.store)]
+
+        def note(record: Record) -> None:
+            record.job_run = self.job.run
+            part.add(record)
+            on_record(record)
+
         for row in open_rows:
             if isinstance(row, BadRow):
-                record = Record(row.index, "", row.place, UNREADABLE, error=row.reason, worker=self.name)
-                part.add(record)
-                on_record(record)
+                note(Record(row.index, "", row.place, UNREADABLE, error=row.reason, worker=self.name))
         saved = time.monotonic()
         try:
             for group in self.template.groups(row for row in open_rows if isinstance(row, Row)):
                 if stopping():
                     break
                 for record in self._run_rows(group):
-                    part.add(record)
-                    on_record(record)
+                    note(record)
                 if part.unsaved >= SAVE_ROWS or time.monotonic() - saved > SAVE_SECONDS:
                     self._save(part)
                     saved = time.monotonic()
@@ -188,18 +207,11 @@ class Worker:
         finally:
             self._save(part)
         self._forget()
+        return before
 
     def _forget(self) -> None:
         with contextlib.suppress(OSError, aiohttp.ClientError):
             self.server.forget()  # else the host's memory grows with every prompt
-
-    def _is_open(self, row: Row | BadRow, part: Part) -> bool:
-        record = part.records.get(row.index)
-        if record is None or record.status == UNREADABLE:
-            return not (record is not None and isinstance(row, BadRow))
-        if record.status == DONE and self.job.verify:
-            return not all(self.store.exists(name) for name in record.files)
-        return record.status not in SETTLED and self.job.retry_failed
 
     def _save(self, part: Part) -> None:
         _persist(part.save)

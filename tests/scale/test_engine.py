@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from sana_native.scale import ray_engine
 from sana_native.scale.engine import HandOut, known_parts, server_environment, shard_rows
 from sana_native.scale.graph import Options
 from sana_native.scale.manifest import Part, Record, Shard, all_records, part_firsts, shards
@@ -14,7 +15,7 @@ from sana_native.scale.progress import Outcome, Progress, read_limit
 from sana_native.scale.ray_engine import share_out
 from sana_native.scale.rows import BadRow, Row
 from sana_native.scale.store import LocalStore
-from sana_native.scale.worker import HostSettings, Job, Worker, WorkerError
+from sana_native.scale.worker import HostSettings, Job, Worker, WorkerError, is_open
 
 
 def rows(count: int) -> list[Row]:
@@ -104,28 +105,30 @@ def test_a_cluster_shares_out_its_gpus_whatever_the_drivers_machine_has():
             share_out(one, 0, each, gpus)
 
 
+def open_rows(job: Job, shard: Shard, part: Part) -> list[int]:
+    return [row.index for row in shard.rows if is_open(row, part.records.get(row.index), job, part.store)]
+
+
 @pytest.mark.parametrize(("retry_failed", "expected"), [(False, [5]), (True, [2, 3, 4, 5])])
 def test_settled_rows_never_run_again_and_failed_ones_when_asked(tmp_path, retry_failed, expected):
-    worker = object.__new__(Worker)  # without a server
-    worker.job = Job({}, (), Options(), str(tmp_path), retry_failed=retry_failed)
+    job = Job({}, (), Options(), str(tmp_path), retry_failed=retry_failed)
     (shard,) = shards(rows(6), 256)
     part = Part(LocalStore(tmp_path), shard, [])
     for index, status in enumerate(("done", "refused", "failed", "timeout", "killed_worker")):
         part.add(Record(index, f"{index}", f"line {index}", status))
-    assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
+    assert open_rows(job, shard, part) == expected
 
 
 @pytest.mark.parametrize(("verify", "expected"), [(False, []), (True, [1])])
 def test_a_row_whose_picture_is_gone_runs_again_when_asked(tmp_path, verify, expected):
-    worker, store = object.__new__(Worker), LocalStore(tmp_path)
-    worker.job, worker.store = Job({}, (), Options(), str(tmp_path), verify=verify), store
+    job, store = Job({}, (), Options(), str(tmp_path), verify=verify), LocalStore(tmp_path)
     (shard,) = shards(rows(2), 256)
     part = Part(store, shard, [])
     for index in range(2):
         part.add(Record(index, f"{index}", f"line {index}", "done", files=[f"{index}.png", "shared.png"]))
     for name in ("0.png", "shared.png"):
         store.put(name, b"picture")
-    assert [row.index for row in shard.rows if worker._is_open(row, part)] == expected
+    assert open_rows(job, shard, part) == expected
 
 
 def worker_that_ends_rows_as(status: str, folder) -> Worker:
@@ -157,11 +160,61 @@ def test_the_first_row_is_looked_for_in_the_part_of_a_shard_that_begins_before_i
 
 
 def test_an_unreadable_row_is_recorded_once_and_runs_when_it_is_mended(tmp_path):
-    worker = object.__new__(Worker)
-    worker.job = Job({}, (), Options(), str(tmp_path))
+    job, store = Job({}, (), Options(), str(tmp_path)), LocalStore(tmp_path)
     bad, mended = BadRow(0, "line 1", "has no prompt"), rows(1)[0]
-    (shard,) = shards([bad], 256)
-    part = Part(LocalStore(tmp_path), shard, [])
-    assert worker._is_open(bad, part)
-    part.add(Record(0, "", "line 1", "unreadable"))
-    assert not worker._is_open(bad, part) and worker._is_open(mended, part)
+    assert is_open(bad, None, job, store)
+    record = Record(0, "", "line 1", "unreadable")
+    assert not is_open(bad, record, job, store) and is_open(mended, record, job, store)
+
+
+def recorded(folder, **statuses: tuple[str, str]) -> None:
+    """Records in the first part of a store: row_0=("done", "the run's name")."""
+    part = Part(LocalStore(folder), Shard(0, []), [])
+    for name, (status, run) in statuses.items():
+        index = int(name.removeprefix("row_"))
+        part.add(Record(index, f"{index}", f"line {index}", status, files=["gone.png"], job_run=run))
+    part.save()
+
+
+@pytest.mark.parametrize("options", [{}, {"retry_failed": True}, {"verify": True}])
+def test_a_shard_of_an_ended_worker_goes_on_after_the_rows_it_recorded_and_tells_of_them(tmp_path, options):
+    recorded(tmp_path, row_0=("done", "earlier"), row_1=("done", "now"), row_2=("failed", "now"))
+    worker, told = worker_that_ends_rows_as("done", tmp_path), []
+    worker.name, worker.job = "ray-0", Job({}, (), Options(), str(tmp_path), run="now", **options)
+    worker.template = SimpleNamespace(groups=lambda found: [[row] for row in found])
+    before = worker.run_shard(Shard(0, rows(4)), [], told.append)
+    assert [(one.index, one.status) for one in before] == [(1, "done"), (2, "failed")]
+    assert [one.index for one in told] == ([0, 3] if options.get("verify") else [3])
+    again = worker.run_shard(Shard(0, rows(4)), [0], told.append)
+    assert {one.index for one in again} == {one.index for one in before} | {one.index for one in told}
+    worker.job = replace(worker.job, run="")
+    assert worker.run_shard(Shard(0, rows(4)), [0], told.append) == [], "a run without a name has none"
+
+
+@pytest.mark.parametrize(
+    ("status", "run", "options", "counted", "kept"),
+    [
+        ("done", "earlier", {}, {}, "done"),  # the actor ended for another reason
+        ("done", "earlier", {"verify": True}, {"killed_worker": 1}, "killed_worker"),
+        ("failed", "earlier", {}, {}, "failed"),
+        ("failed", "earlier", {"retry_failed": True}, {"killed_worker": 1}, "killed_worker"),
+        ("done", "now", {}, {"done": 1}, "done"),
+        ("failed", "now", {"retry_failed": True}, {"failed": 1}, "failed"),
+    ],
+)
+def test_a_row_that_ends_each_actor_is_recorded_and_counted_once(
+    tmp_path, monkeypatch, status, run, options, counted, kept
+):
+    monkeypatch.setattr(ray_engine, "RowMetrics", lambda: SimpleNamespace(add=lambda _: None))  # Ray is not here
+    recorded(tmp_path, row_0=(status, run))
+    nodes = {"1": ("Text", {"prompt": ""}), "2": ("SaveImage", {"images": ["1", 0]})}
+    prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    job = Job(prompt, ("Text.prompt={prompt}",), Options(), str(tmp_path), retries=1, run="now", **options)
+    progress, hand_out = Progress(1, 10, threading.Event()), HandOut(iter(()), [0])
+    engine = SimpleNamespace(ray=SimpleNamespace(put=lambda one: one), actors={}, workers=1)
+    flight = ray_engine._Run(engine, job, hand_out, progress, threading.Event())
+    shard = Shard(0, rows(1))
+    for _ in range(2):
+        flight._lose(0, shard, True, "killed")
+    assert progress.counts == counted
+    assert [one.status for one in all_records(LocalStore(tmp_path))] == [kept]

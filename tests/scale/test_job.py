@@ -132,21 +132,6 @@ def test_a_command_that_has_nothing_left_to_run_says_so_without_a_server(job, tm
     assert job(done) == (0, []) and capsys.readouterr().out == "All 3 rows are done already.\n"
 
 
-def test_rows_of_a_worker_that_ended_before_it_told_of_them_are_counted(job, tmp_path, capsys, monkeypatch):
-    (tmp_path / "p.txt").write_text("a cat\na dog\na fox")
-
-    def end_untold(_engine, job, _hand_out, progress, _stop):
-        part = Part(open_store(job.store), Shard(1, []), [])
-        for index, status in ((1, "done"), (2, "failed")):
-            part.add(Record(index, "", f"line {index + 1}", status))
-        part.save()
-        progress.is_complete = False
-
-    monkeypatch.setattr(FakeEngine, "run", end_untold)
-    assert job(done)[0] == 1  # as a row failed
-    assert "3 of 3 rows: 2 done, 1 failed" in capsys.readouterr().out
-
-
 def test_a_row_that_could_not_be_read_and_now_can_is_left_to_run(job, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a cat\na dog")
     assert job(done)[1] == ["run", "close"]
