@@ -116,7 +116,7 @@ def later_inputs(target: str) -> list[io.Input]:
     optimizers, without_copy = LORA_OPTIMIZERS, ""
     if target == MODEL:
         described = "full, NVIDIA: as SANA was trained, for thousands of pictures."
-        optimizers, without_copy = OPTIMIZERS, " no float32 copy: half of all memory again, noisier steps."
+        optimizers, without_copy = OPTIMIZERS, " no float32 copy: halves all memory once more, noisier steps."
     inputs = [
         io.Combo.Input("preset", options=list(recipes), default=CUSTOM, optional=True,
                        tooltip=f"custom: the values above. {described} Its values take the place of those above; "
