@@ -49,7 +49,7 @@ prepare: ## fetch ComfyUI and its environment only
 # Each of two processes takes whole files of tests, in their order: they share no server, and need 3 GB of memory.
 JOBS ?= 2
 
-test: ## the tests, under ten minutes on two cores: JOBS=
+test: ## the tests, seven to ten minutes on two cores: JOBS=
 	@exec $(RUN) --extra test -- -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Chromium or Chrome must be installed; every test leaves a screenshot in output/browser. FRONTEND=1.58.1 takes that

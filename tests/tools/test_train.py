@@ -195,7 +195,8 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_files_before(run, files, cal
 
 def test_a_fault_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))  # where the command is started
-    monkeypatch.setattr(logging.root, "level", logging.root.level)  # which the command sets
+    for logger in (logging.root, logging.getLogger("sana_native")):
+        monkeypatch.setattr(logger, "level", logger.level)  # which the command sets
     assert main(["--config", str(tmp_path / "gone.json")]) == 1
     out, err = capsys.readouterr()
     assert not out and err.splitlines()[-1].endswith("give the run.json in a folder of output/sana_training.")
