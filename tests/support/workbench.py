@@ -26,6 +26,11 @@ OURS = {node.__name__.removeprefix("SanaNative"): node for node in NODES}
 register()  # as the pack's entry point does; a second time changes nothing
 
 
+def shared(load):
+    """Loads once a process, to plain tensors whoever asks first: those of inference mode take no edit, no gradient."""
+    return cache(torch.inference_mode(False)(load))
+
+
 @cache
 def folder() -> Path:
     path = Path(tempfile.mkdtemp(prefix="sana_native_tests_"))
@@ -40,17 +45,17 @@ def fresh_model(family: str, **options):
     return load_sana(str(folder() / family), options)
 
 
-@cache
+@shared
 def model(family: str):
     return fresh_model(family)
 
 
-@cache
+@shared
 def clip():
     return load_gemma(str(folder() / "sana"))
 
 
-@cache
+@shared
 def vae():
     return load_dc_ae(str(folder() / "sana"))
 
@@ -66,12 +71,12 @@ def fresh_lumina():
     return load_model("transformer", str(lumina_folder()))
 
 
-@cache
+@shared
 def lumina():
     return fresh_lumina()
 
 
-@cache
+@shared
 def lumina_clip():
     return load_model("text_encoder", str(lumina_folder()))
 
