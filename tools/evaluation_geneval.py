@@ -155,9 +155,10 @@ def colors_of(plan: Plan, objects: Sequence[Objects], networks: Networks) -> lis
     from sana_native.evaluation.geneval import color_texts, nearest_colors, objects_to_color
 
     asked = [objects_to_color(task, found) for task, found in zip(plan.tasks, objects, strict=True)]
-    picked = [
-        (path, *pixels_of(path, one.box)) for path, some in zip(plan.pictures, asked, strict=True) for one in some
-    ]
+    picked = []
+    for path, some in zip(plan.pictures, asked, strict=True):
+        height, width = read_picture(path).shape[:2] if some else (0, 0)
+        picked += [(path, *pixels_of(one.box, height, width)) for one in some]
     colors: list[dict[Found, str]] = [{} for _ in plan.pictures]
     if not picked:
         return colors
@@ -171,9 +172,8 @@ def colors_of(plan: Plan, objects: Sequence[Objects], networks: Networks) -> lis
     return colors
 
 
-def pixels_of(path: Path, box: Sequence[float]) -> tuple[int, int, int, int]:
-    """A box in whole pixels, one or more, inside its picture."""
-    height, width = read_picture(path).shape[:2]
+def pixels_of(box: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """A box in whole pixels, one or more, inside a picture of height and width (px)."""
     left, right = sorted(min(max(round(value), 0), width) for value in (box[0], box[2]))
     top, bottom = sorted(min(max(round(value), 0), height) for value in (box[1], box[3]))
     left, top = min(left, width - 1), min(top, height - 1)
