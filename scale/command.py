@@ -201,7 +201,7 @@ def show_status(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns 0 when all rows that ran are done, 1 when some are not, 130 when it was stopped."""
+    """Returns 0 when all rows of this run are done, 1 when one is not, 130 when it was stopped."""
     args = parser().parse_args(arguments)
     try:
         if args.command == "status":

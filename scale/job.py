@@ -177,7 +177,10 @@ def tell_finished(settings: Settings, earlier: Counter) -> None:
         say("The only row is done already." if total == 1 else f"All {total} rows are done already.")
         return
     retry = not settings.retry_failed and any(earlier[status] for status in (FAILED, TIMEOUT, KILLED))
-    cure = "--retry-failed tries rows again that failed" if retry else "no option runs these rows again"
+    cure = "no option runs refused rows again"
+    if earlier[UNREADABLE]:
+        cure = "correct the lines that cannot be read, and go on with --force-new-graph"
+    cure = "--retry-failed tries rows again that failed" if retry else cure
     say(f"Nothing is left to run, {list_counts(earlier)}: {cure}.")
 
 
@@ -232,7 +235,7 @@ def run_rows(
     metrics = store.root if isinstance(store, LocalStore) else work_folder(store)
     progress = Progress(survey.total, settings.limit, stop, metrics / "metrics.jsonl", earlier)
     if first is not None:
-        progress.add(first)
+        progress.add_first(first)
     size = shard_rows(survey.total, engine.workers)
     engine.run(job, HandOut(shards(settings.rows(), size), part_firsts(store)), progress, stop)
     progress.close(engine.workers)

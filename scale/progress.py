@@ -71,6 +71,12 @@ class Progress:
         self._line = self._metric = self.started
         self._reported = 0
 
+    def add_first(self, outcome: Outcome) -> None:
+        """A row that ran before the others: its seconds count as this run's."""
+        self.started -= outcome.seconds
+        self._metric = self.started
+        self.add(outcome)
+
     def add(self, outcome: Outcome) -> None:
         with self._lock:
             self.counts[outcome.status] += 1

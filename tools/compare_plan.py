@@ -223,7 +223,9 @@ def read_subjects(prompts: str, seeds: int, demo: bool) -> list[Subject]:
 
     try:
         rows = list(read_rows(prompts))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PlanError(f"PROMPTS={prompts} cannot be read ({error.strerror}); give a prompt file.") from None
+    except ValueError as error:
         raise PlanError(f"PROMPTS={prompts}: {error}") from None
     bad = [row for row in rows if isinstance(row, BadRow)]
     if bad or not rows:

@@ -140,7 +140,7 @@ def read_prompts(prompts: str) -> Iterator[tuple[str, str]]:
                 raise EvaluationError(f"PROMPTS={prompts}: {row}; correct it.")
             yield row.name, row.prompt
     except OSError as error:
-        raise EvaluationError(f"PROMPTS={prompts}: {error}") from None
+        raise EvaluationError(f"PROMPTS={prompts} cannot be read ({error.strerror}); give a prompt file.") from None
 
 
 def measure(metric: str, given: argparse.Namespace, networks: Networks):

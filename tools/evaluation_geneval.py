@@ -110,7 +110,7 @@ def read_metadata(prompts: str) -> Iterator[tuple[str, Task]]:
                 except ValueError as error:
                     raise EvaluationError(f"PROMPTS={prompts}: {row.place}: {error}; correct it.") from None
     except OSError as error:
-        raise EvaluationError(f"PROMPTS={prompts}: {error}") from None
+        raise EvaluationError(f"PROMPTS={prompts} cannot be read ({error.strerror}); give a prompt file.") from None
 
 
 def require_networks(plan: Plan, given: argparse.Namespace) -> None:

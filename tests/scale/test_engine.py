@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from sana_native.scale import progress as progress_file
 from sana_native.scale import ray_engine
 from sana_native.scale.engine import HandOut, known_parts, server_environment, shard_rows
 from sana_native.scale.graph import Options
@@ -73,6 +74,18 @@ def test_a_line_counts_the_rows_of_earlier_runs_too():
     )
     assert line(1, Counter(), "failed") == "1 of 1 row: 1 failed"
     assert line(12, None, "failed") == "This run: 1 failed"  # run --verify
+
+
+def test_the_seconds_of_the_first_row_count_in_the_rate(tmp_path, monkeypatch):
+    clock = iter([100.0, 102.0, 102.0])  # at the start, for the line, for the metric
+    monkeypatch.setattr(progress_file.time, "monotonic", lambda: next(clock))
+    progress = Progress(3, 10, threading.Event(), tmp_path / "metrics.jsonl")
+    progress.add_first(replace(outcome("done"), seconds=8.0))
+    progress.add(outcome("done"))
+    assert progress.line().endswith("0.20 pictures/s")
+    progress.close(1)
+    metric = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (metric["seconds"], metric["rows_per_second"]) == (10.0, 0.2)
 
 
 def test_metrics_are_lines_of_json(tmp_path):

@@ -132,6 +132,24 @@ def test_a_command_that_has_nothing_left_to_run_says_so_without_a_server(job, tm
     assert job(done) == (0, []) and capsys.readouterr().out == "All 3 rows are done already.\n"
 
 
+@pytest.mark.parametrize(
+    ("status", "cure"),
+    [
+        ("refused", "no option runs refused rows again."),
+        ("unreadable", "correct the lines that cannot be read, and go on with --force-new-graph."),
+    ],
+)
+def test_what_is_left_of_a_finished_job_is_told_with_its_cure(job, tmp_path, capsys, status, cure):
+    (tmp_path / "p.txt").write_text("a cat\n--seed 1" if status == "unreadable" else "a cat\na dog")
+    job(done)
+    part = Part(open_store(str(tmp_path / "out")), Shard(1, []), [])
+    part.add(Record(1, "", "line 2", status))
+    part.save()
+    capsys.readouterr()
+    assert job(done) == (0, [])
+    assert f"Nothing is left to run, 1 done, 1 {status}: {cure}" in capsys.readouterr().out
+
+
 def test_a_row_that_could_not_be_read_and_now_can_is_left_to_run(job, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a cat\na dog")
     assert job(done)[1] == ["run", "close"]

@@ -162,7 +162,7 @@ def test_prompts_come_from_a_file_with_seeds_of_their_own(tmp_path):
     ("text", "message"),
     [
         ("4", "PROMPTS=4 is for the demo model"),
-        ("none.txt", "PROMPTS=none.txt: .*No such file"),
+        ("none.txt", r"PROMPTS=none.txt cannot be read \(No such file or directory\); give a prompt file"),
         ("a.exe", "no prompt"),
     ],
 )
